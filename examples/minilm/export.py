@@ -97,8 +97,15 @@ def export(path: Path) -> None:
             dynamo=True,
             dynamic_shapes=({0: batch, 1: sequence}, {0: batch, 1: sequence}),
             input_names=["input_ids", "attention_mask"],
-            output_names=["embedding"],
         )
+    # Naming the output through export() would clash: the exporter already calls an inner value "embedding", and does
+    # not notice.
+    graph = program.model.graph
+    for node in graph:
+        for value in node.outputs:
+            if value.name == "embedding":
+                value.name = "token_embedding"
+    graph.outputs[0].name = "embedding"
     program.save(str(path), external_data=False)
 
 
