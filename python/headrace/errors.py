@@ -10,7 +10,9 @@
     |   |-- UnknownInput
     |   |-- ShapeMismatch
     |   |-- DtypeMismatch
-    |   `-- MalformedRequest       the body could not be decoded at all
+    |   |-- MalformedRequest       the body could not be decoded at all
+    |   `-- RequestTooLarge        the body is longer than the server accepts
+    |-- ConfigError                a configuration file or folder cannot be used
     |-- NotFound                   no such model or version
     |-- Overloaded                 refused at admission; carries retry_after_s
     |-- DeadlineExceeded           it expired before it was computed
@@ -79,6 +81,14 @@ class DtypeMismatch(RequestError):
 
 class MalformedRequest(RequestError):
     """The body of a Request could not be decoded."""
+
+
+class RequestTooLarge(RequestError):
+    """The body of a Request is longer than the server accepts."""
+
+
+class ConfigError(HeadraceError):
+    """A configuration file or a model repository cannot be used. The message names the file and the key."""
 
 
 class NotFound(HeadraceError):

@@ -1,0 +1,297 @@
+"""Configuration: model repositories, ``headrace.toml``, and the YAML that ``headrace deploy`` reads.
+
+A model repository is a folder of models, laid out as Triton Inference Server lays out its own::
+
+    models/
+      tickets/
+        headrace.toml        optional: the keys of `ModelSettings`
+        1/model.onnx         one folder per version, named by a positive integer
+        2/model.onnx
+
+A deploy file names models and says how each scales::
+
+    http: {host: 127.0.0.1, port: 8000}
+    models:
+      - name: tickets
+        path: models/tickets            # a model folder as above, or one .onnx file
+        settings: {backend: auto, slo_ms: 50}
+        autoscaling: {min_replicas: 0, max_replicas: 4, cpus_per_replica: 1}
+
+Every error is a `ConfigError` that names the file, the key, what was got and what was expected.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from headrace.errors import ConfigError
+
+MODEL_FILE = "model.onnx"
+SETTINGS_FILE = "headrace.toml"
+# Names go into URLs, metric labels and file paths; this keeps them safe in all three.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+NonFinitePolicy = Literal["allow", "count", "error"]
+
+
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a model is compiled and scheduled: the keys of ``headrace.toml``.
+
+    Attributes:
+        backend: A Backend's name, or ``"auto"``.
+        precision: ``"fp32"``, ``"bf16"``, ``"int8"`` or ``"auto"``.
+        threads: Threads of the Engine; None for every core this process may use.
+        slo_ms: Deadline of a Request that brings none, in milliseconds; None for no deadline.
+        max_queue: Requests that may wait; one more is refused with `Overloaded`.
+        max_batch: Requests that may run together.
+        versions: ``"latest"``, ``"all"`` or the list of versions to load.
+        nonfinite: What happens to a Result with NaN or Inf in it: ``"count"`` it, ``"allow"`` it
+            unchecked, or answer with an ``"error"``.
+    """
+
+    backend: str = "auto"
+    precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    threads: Positive | None = None
+    slo_ms: PositiveFloat | None = None
+    max_queue: Positive = 1024
+    max_batch: Positive = 64
+    versions: Literal["latest", "all"] | list[Positive] = "latest"
+    nonfinite: NonFinitePolicy = "count"
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """One model to serve: its name, the file of each version to load, and its settings."""
+
+    name: str
+    files: dict[int, Path]
+    settings: ModelSettings
+
+
+class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How one model scales on Ray Serve.
+
+    Attributes:
+        min_replicas: Replicas kept with no traffic; 0 lets the model scale to zero.
+        max_replicas: Most replicas at any load.
+        cpus_per_replica: CPUs Ray reserves for each replica; may be a fraction.
+        target_utilisation: Share of the measured capacity that a replica is planned to carry.
+        idle_s: Seconds without a Request after which a model with ``min_replicas = 0`` has none.
+    """
+
+    min_replicas: Annotated[int, msgspec.Meta(ge=0)] = 1
+    max_replicas: Positive = 1
+    cpus_per_replica: PositiveFloat = 1.0
+    target_utilisation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.7
+    idle_s: PositiveFloat = 60.0
+
+
+class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a deployment listens. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+
+
+class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of a deployment: what to serve and how it scales."""
+
+    model: ModelConfig
+    autoscaling: AutoscalingConfig
+
+
+class DeployConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole deployment."""
+
+    http: HttpConfig
+    models: list[DeployedModel]
+
+
+class _DeployEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    path: str
+    settings: dict[str, Any] = {}
+    autoscaling: AutoscalingConfig = AutoscalingConfig()
+
+
+class _DeployFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    models: Annotated[list[_DeployEntry], msgspec.Meta(min_length=1)]
+    http: HttpConfig = HttpConfig()
+
+
+T = TypeVar("T")
+
+
+def load_repository(root: str | Path) -> list[ModelConfig]:
+    """Reads a model repository.
+
+    Args:
+        root: Folder with one folder per model. Hidden folders and plain files are ignored.
+
+    Returns:
+        One entry per model, by name.
+
+    Raises:
+        ConfigError: `root` is no folder, holds no model, or a model in it cannot be used.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ConfigError(f"{root}: got no folder there, expected a model repository (NAME/VERSION/{MODEL_FILE})")
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise ConfigError(f"{root}: got an empty model repository, expected NAME/VERSION/{MODEL_FILE}")
+    return [load_model_folder(folder) for folder in folders]
+
+
+def load_model_folder(folder: str | Path, name: str | None = None) -> ModelConfig:
+    """Reads one model's folder: its versions and its optional ``headrace.toml``.
+
+    Args:
+        folder: Folder with one folder per version.
+        name: The model's name; None for the folder's own.
+
+    Raises:
+        ConfigError: There is no version to load, or ``headrace.toml`` is wrong.
+    """
+    folder = Path(folder)
+    name = _checked_name(name or folder.name, folder)
+    settings_file = folder / SETTINGS_FILE
+    settings = ModelSettings()
+    if settings_file.is_file():
+        settings = _convert(_decode_toml(settings_file), ModelSettings, settings_file)
+    return ModelConfig(name=name, files=_chosen_versions(folder, settings), settings=settings)
+
+
+def load_model_path(path: str | Path, name: str | None = None) -> ModelConfig:
+    """Reads one model, given as its folder or as one model file (which becomes version 1).
+
+    Args:
+        path: A folder as `load_model_folder` takes, or a model file.
+        name: The model's name; None for the folder's name or the file's stem.
+
+    Raises:
+        ConfigError: Nothing usable is there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return load_model_folder(path, name)
+    if not path.is_file():
+        raise ConfigError(f"{path}: got nothing there, expected a model folder or a model file")
+    return ModelConfig(name=_checked_name(name or path.stem, path), files={1: path}, settings=ModelSettings())
+
+
+def load_deploy(path: str | Path) -> DeployConfig:
+    """Reads the YAML file that ``headrace deploy`` takes. Relative model paths start at its folder.
+
+    Raises:
+        ConfigError: The file, a key in it or a model it names cannot be used.
+    """
+    path = Path(path)
+    file = _convert(_decode_yaml(path), _DeployFile, path)
+    models: list[DeployedModel] = []
+    for index, entry in enumerate(file.models):
+        where = f"models[{index}]"
+        if entry.name in {known.model.name for known in models}:
+            raise ConfigError(f"{path}: key {where}.name: got {entry.name!r} twice, expected each name once")
+        scaling = entry.autoscaling
+        if scaling.min_replicas > scaling.max_replicas:
+            raise ConfigError(
+                f"{path}: key {where}.autoscaling.min_replicas: got {scaling.min_replicas}, "
+                f"expected at most max_replicas = {scaling.max_replicas}"
+            )
+        model = load_model_path(path.parent / entry.path, entry.name)
+        settings = _override(model.settings, entry.settings, path, f"{where}.settings")
+        models.append(DeployedModel(model=msgspec.structs.replace(model, settings=settings), autoscaling=scaling))
+    return DeployConfig(http=file.http, models=models)
+
+
+def _override(base: ModelSettings, changes: dict[str, Any], path: Path, where: str) -> ModelSettings:
+    """`base` with the keys of `changes` in place of its own."""
+    if "versions" in changes:
+        raise ConfigError(f"{path}: key {where}.versions: got a value, expected it in the model's {SETTINGS_FILE}")
+    checked = _convert(changes, ModelSettings, path, where)
+    return msgspec.structs.replace(base, **{key: getattr(checked, key) for key in changes})
+
+
+def _chosen_versions(folder: Path, settings: ModelSettings) -> dict[int, Path]:
+    """The model file of each version that the settings ask for."""
+    found = {int(p.name): p / MODEL_FILE for p in folder.iterdir() if p.is_dir() and _is_version(p.name)}
+    if not found:
+        raise ConfigError(f"{folder}: got no version folder, expected {folder.name}/1/{MODEL_FILE}")
+    if settings.versions == "latest":
+        wanted = [max(found)]
+    elif settings.versions == "all":
+        wanted = sorted(found)
+    else:
+        wanted = sorted(set(settings.versions))
+    if not wanted:
+        raise ConfigError(f"{folder / SETTINGS_FILE}: key versions: got an empty list, expected at least one version")
+    for version in wanted:
+        if version not in found:
+            have = ", ".join(map(str, sorted(found)))
+            raise ConfigError(f"{folder / SETTINGS_FILE}: key versions: got {version}, expected one of {have}")
+        if not found[version].is_file():
+            raise ConfigError(f"{folder / str(version)}: got no {MODEL_FILE} in it, expected one")
+    return {version: found[version] for version in wanted}
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and not name.startswith("0")
+
+
+def _checked_name(name: str, where: Path) -> str:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: got model name {name!r}, expected 1 to 128 letters, digits, '_', '-' or '.', not starting with a mark"
+        )
+    return name
+
+
+def _decode_toml(path: Path) -> Any:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: got {error}, expected a TOML file") from error
+
+
+def _decode_yaml(path: Path) -> Any:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: got {error}, expected a YAML file") from error
+
+
+def _convert(value: Any, kind: type[T], path: Path, prefix: str = "") -> T:
+    """Checks plain values against a Struct; the error names the file and the key."""
+    try:
+        _refuse_nonfinite(value)
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at ")
+        key = ".".join(part for part in (prefix, where.strip("`").removeprefix("$").removeprefix(".")) if part)
+        known = ", ".join(field.name for field in msgspec.structs.fields(kind))  # type: ignore[arg-type]
+        hint = f" (known keys here: {known})" if "unknown field" in message and "." not in key else ""
+        raise ConfigError(f"{path}: key {key or '(top)'}: {message}{hint}") from error
+
+
+def _refuse_nonfinite(value: Any) -> None:
+    """TOML and YAML can spell inf and nan, which pass every comparison a Struct makes."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise msgspec.ValidationError(f"Expected a finite number, got `{value}`")
+    if isinstance(value, dict):
+        for item in value.values():
+            _refuse_nonfinite(item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_nonfinite(item)
