@@ -1,0 +1,52 @@
+#include "core/cpu.h"
+
+#include <cstdlib>
+
+#include "core/error.h"
+
+namespace headrace {
+
+std::string_view name_of(Isa isa) {
+  switch (isa) {
+    case Isa::kReference:
+      return "reference";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+  }
+  return "?";
+}
+
+const std::vector<Isa>& available_isas() {
+  static const std::vector<Isa> isas = [] {
+    std::vector<Isa> found{Isa::kReference};
+#if defined(__x86_64__)
+    // __builtin_cpu_supports also asks the OS (XGETBV) whether the registers are saved.
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      found.push_back(Isa::kAvx2);
+      if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        found.push_back(Isa::kAvx512);
+      }
+    }
+#endif
+    return found;
+  }();
+  return isas;
+}
+
+Isa selected_isa() {
+  const char* wanted = std::getenv("HEADRACE_ISA");
+  if (wanted == nullptr || *wanted == '\0') return available_isas().back();
+  std::string names;
+  for (Isa isa : available_isas()) {
+    if (name_of(isa) == wanted) return isa;
+    names += str(names.empty() ? "" : ", ", name_of(isa));
+  }
+  fail(ErrorKind::kBackendUnavailable, "HEADRACE_ISA: got '", wanted,
+       "', expected one this CPU can run: ", names);
+}
+
+}  // namespace headrace

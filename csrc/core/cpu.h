@@ -1,0 +1,23 @@
+// Which instruction sets this CPU has, and which one a Plan uses.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace headrace {
+
+// Each names one set of kernels. kReference is the compiler's baseline for the architecture:
+// x86-64-v2 on x86, armv8-a with NEON on aarch64.
+enum class Isa { kReference, kAvx2, kAvx512 };
+
+std::string_view name_of(Isa isa);
+
+// The ISAs whose kernels were built and that this CPU and its OS can run, slowest first.
+const std::vector<Isa>& available_isas();
+
+// The ISA for new Plans: HEADRACE_ISA if set, else the fastest available.
+// Throws Error(kBackendUnavailable) where HEADRACE_ISA names one that is unknown or not available.
+Isa selected_isa();
+
+}  // namespace headrace

@@ -1,0 +1,116 @@
+#include "ops/op.h"
+
+#include <algorithm>
+
+#include "core/arena.h"
+#include "core/error.h"
+
+namespace headrace {
+namespace {
+
+template <class T>
+const T* attribute_as(const NodeSpec& node, std::string_view name, std::string_view type) {
+  auto it = node.attributes.find(name);
+  if (it == node.attributes.end()) return nullptr;
+  if (const T* value = std::get_if<T>(&it->second)) return value;
+  node.invalid(str("attribute '", name, "' has another type than ", type));
+}
+
+}  // namespace
+
+int64_t NodeSpec::int_or(std::string_view attribute, int64_t fallback) const {
+  const auto* value = attribute_as<int64_t>(*this, attribute, "int");
+  return value ? *value : fallback;
+}
+
+float NodeSpec::float_or(std::string_view attribute, float fallback) const {
+  const auto* value = attribute_as<double>(*this, attribute, "float");
+  return value ? static_cast<float>(*value) : fallback;
+}
+
+std::string NodeSpec::string_or(std::string_view attribute, std::string_view fallback) const {
+  const auto* value = attribute_as<std::string>(*this, attribute, "string");
+  return value ? *value : std::string(fallback);
+}
+
+std::vector<int64_t> NodeSpec::ints(std::string_view attribute) const {
+  const auto* value = attribute_as<std::vector<int64_t>>(*this, attribute, "ints");
+  return value ? *value : std::vector<int64_t>{};
+}
+
+std::vector<double> NodeSpec::floats(std::string_view attribute) const {
+  const auto* value = attribute_as<std::vector<double>>(*this, attribute, "floats");
+  return value ? *value : std::vector<double>{};
+}
+
+std::vector<std::string> NodeSpec::strings(std::string_view attribute) const {
+  const auto* value = attribute_as<std::vector<std::string>>(*this, attribute, "strings");
+  return value ? *value : std::vector<std::string>{};
+}
+
+void NodeSpec::unsupported(std::string_view reason) const {
+  fail(ErrorKind::kUnsupportedOp, op, " (node '", name, "'): ", reason);
+}
+
+void NodeSpec::invalid(std::string_view reason) const {
+  fail(ErrorKind::kInvalidModel, op, " (node '", name, "'): ", reason);
+}
+
+void OpRun::parallel_ranges(int64_t items, int64_t min_items,
+                            FunctionRef<void(int64_t begin, int64_t end, int thread)> range) const {
+  if (items <= 0) return;
+  int64_t ranges = std::clamp<int64_t>(items / std::max<int64_t>(min_items, 1), 1, threads_);
+  if (ranges == 1) return range(0, items, 0);
+  parallel(ranges, [&](int64_t task, int thread) {
+    range(items * task / ranges, items * (task + 1) / ranges, thread);
+  });
+}
+
+std::byte* OpRun::scratch(int64_t bytes) const {
+  if (scratches_ == kMaxScratch) fail(ErrorKind::kExecution, "an op took too many scratch blocks");
+  return scratch_[scratches_++] = arena_.allocate(bytes);
+}
+
+void OpRun::release_scratch() const {
+  while (scratches_ > 0) arena_.release(scratch_[--scratches_]);
+}
+
+void PerRequestOp::run(const OpRun& run) const {
+  run.parallel(static_cast<int64_t>(run.requests()), [&](int64_t request, int) {
+    ConstTensorView inputs[kMaxArity];
+    TensorView outputs[kMaxArity];
+    size_t n_inputs = run.inputs();
+    size_t n_outputs = run.outputs();
+    for (size_t i = 0; i < n_inputs; ++i) {
+      if (run.has_input(i)) inputs[i] = run.input(i).view(static_cast<size_t>(request));
+    }
+    for (size_t i = 0; i < n_outputs; ++i) {
+      if (run.has_output(i)) outputs[i] = run.output(i).view(static_cast<size_t>(request));
+    }
+    run_one({inputs, n_inputs}, {outputs, n_outputs});
+  });
+}
+
+void OpRegistry::add(std::string_view op, OpFactory factory) {
+  if (!factories_.emplace(op, factory).second) {
+    throw std::logic_error(str("op '", op, "' is registered twice; this is a bug"));
+  }
+}
+
+std::unique_ptr<Op> OpRegistry::make(const NodeSpec& node) const {
+  auto it = factories_.find(node.op);
+  if (it == factories_.end()) node.unsupported("no kernel for this op");
+  if (node.inputs() > PerRequestOp::kMaxArity ||
+      node.output_dtypes.size() > PerRequestOp::kMaxArity) {
+    node.unsupported(str("more than ", PerRequestOp::kMaxArity, " inputs or outputs"));
+  }
+  return it->second(node);
+}
+
+std::vector<std::string> OpRegistry::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, factory] : factories_) names.push_back(name);
+  return names;
+}
+
+}  // namespace headrace

@@ -1,0 +1,10 @@
+// The one function through which each room under ops/ registers its ops.
+#pragma once
+
+namespace headrace {
+
+class OpRegistry;
+
+void register_shape_ops(OpRegistry& registry);
+
+}  // namespace headrace

@@ -1,0 +1,66 @@
+#include "runtime/plan.h"
+
+#include <map>
+
+#include "runtime/run_state.h"
+
+namespace headrace {
+
+Run::Run(Plan* plan, std::unique_ptr<RunState> state) : plan_(plan), state_(std::move(state)) {}
+
+Run::Run(Run&&) noexcept = default;
+
+Run::~Run() {
+  if (state_) plan_->give_back(std::move(state_));
+}
+
+ConstTensorView Run::output(size_t request, size_t output) const {
+  return state_->output(request, output);
+}
+
+Plan::Plan(Program program, int threads)
+    : program_(std::move(program)), pool_(shared_pool(threads)) {}
+
+Plan::~Plan() = default;
+
+std::unique_ptr<RunState> Plan::acquire() {
+  std::lock_guard lock(idle_mutex_);
+  if (idle_.empty()) {
+    idle_.reserve(8);
+    return std::make_unique<RunState>(program_);
+  }
+  std::unique_ptr<RunState> state = std::move(idle_.back());
+  idle_.pop_back();
+  return state;
+}
+
+void Plan::give_back(std::unique_ptr<RunState> state) {
+  state->reset();
+  std::lock_guard lock(idle_mutex_);
+  idle_.push_back(std::move(state));
+}
+
+Run Plan::run(std::span<const RequestInputs> requests, std::vector<StepTime>* profile) {
+  Run run(this, acquire());
+  // On an exception the Run's destructor takes the state back, blocks and all.
+  run.state_->execute(requests, *pool_, profile);
+  return run;
+}
+
+int64_t Plan::arena_bytes() {
+  std::lock_guard lock(idle_mutex_);
+  int64_t bytes = 0;
+  for (const auto& state : idle_) bytes += state->arena_bytes();
+  return bytes;
+}
+
+std::shared_ptr<ThreadPool> shared_pool(int threads) {
+  static std::mutex mutex;
+  static std::map<int, std::weak_ptr<ThreadPool>> pools;
+  std::lock_guard lock(mutex);
+  std::shared_ptr<ThreadPool> pool = pools[threads].lock();
+  if (!pool) pools[threads] = pool = std::make_shared<ThreadPool>(threads);
+  return pool;
+}
+
+}  // namespace headrace

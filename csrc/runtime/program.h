@@ -1,0 +1,77 @@
+// A Program: the flat list of ops that a compiled Model is, and the builder that checks it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/op.h"
+#include "runtime/signature.h"
+
+namespace headrace {
+
+using ValueId = int32_t;
+inline constexpr ValueId kAbsent = -1;
+
+struct Value {
+  DType dtype = DType::kNone;
+  std::string name;
+  bool constant = false;
+  // For constants that some op reads at run time: the data and whoever keeps it alive.
+  ConstTensorView data;
+  std::shared_ptr<const void> owner;
+  // The value whose storage this one shares: itself, unless an op aliases its input.
+  ValueId root = kAbsent;
+};
+
+// One op of the Program with everything about memory that is known before any shape is.
+struct Step {
+  std::string op;
+  std::string name;
+  std::unique_ptr<Op> kernel;
+  std::vector<ValueId> inputs;   // kAbsent for absent optional ones
+  std::vector<ValueId> outputs;  // kAbsent for ones nobody wants
+  bool aliases = false;          // output 0 shares its input's storage; nothing is run
+  int overwrites = -1;           // the input whose storage output 0 may take over, or -1
+  std::vector<ValueId> dead;     // roots that nobody reads after this step
+};
+
+struct Program {
+  Signature signature;
+  std::vector<Value> values;
+  std::vector<Step> steps;
+  std::vector<ValueId> inputs;
+  std::vector<ValueId> outputs;
+  int64_t packed_bytes = 0;    // held by kernels
+  int64_t constant_bytes = 0;  // held as constants
+};
+
+// Builds a Program node by node, in topological order. Ops are made, and weights packed, as they
+// come, so that the caller may let go of each constant right after the last op that uses it.
+class ProgramBuilder {
+ public:
+  explicit ProgramBuilder(Isa isa) : isa_(isa) {}
+
+  ValueId add_input(TensorSpec spec);
+  // `owner` keeps `data` alive. The same value must not be an input of the Model.
+  ValueId add_constant(std::string name, ConstTensorView data, std::shared_ptr<const void> owner);
+  // Adds a node and returns its outputs' ids. `node` comes with op, name, opset, attributes and
+  // output_dtypes; the rest is filled in here. An output dtype of kNone is not wanted.
+  // Throws Error(kUnsupportedOp | kInvalidModel).
+  std::vector<ValueId> add_op(NodeSpec node, const std::vector<ValueId>& inputs,
+                              const std::vector<std::string>& output_names);
+  void add_output(TensorSpec spec, ValueId value);
+  // Call once. Drops constants that no op reads any more and plans storage.
+  Program finish();
+
+ private:
+  void plan_storage();
+  void drop_constants();
+
+  Isa isa_;
+  Program program_;
+  std::vector<TensorSpec> input_specs_;
+  std::vector<TensorSpec> output_specs_;
+};
+
+}  // namespace headrace

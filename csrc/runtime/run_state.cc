@@ -1,0 +1,205 @@
+#include "runtime/run_state.h"
+
+#include <chrono>
+#include <cstring>
+
+namespace headrace {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+[[noreturn]] void rethrow_at(const Step& step, const Error& error) {
+  fail(error.kind(), step.op, " (node '", step.name, "'): ", error.what());
+}
+
+}  // namespace
+
+RunState::RunState(const Program& program)
+    : program_(program), values_(program.values.size()), blocks_(program.values.size(), nullptr) {
+  constant_shapes_.resize(values_.size());
+  constant_offsets_.resize(values_.size() * 2);
+  for (size_t v = 0; v < values_.size(); ++v) {
+    const Value& constant = program.values[v];
+    if (!constant.constant || !constant.data.present()) continue;
+    constant_shapes_[v] = constant.data.shape;
+    constant_offsets_[2 * v + 1] = constant.data.elements();
+    values_[v] = {.dtype = constant.dtype,
+                  .data = static_cast<std::byte*>(const_cast<void*>(constant.data.data)),
+                  .shapes = {&constant_shapes_[v], 1},
+                  .offsets = {&constant_offsets_[2 * v], 2},
+                  .shared = true};
+  }
+}
+
+std::span<Shape> RunState::shapes_of(ValueId id) {
+  return {shapes_.data() + static_cast<size_t>(id) * requests_, requests_};
+}
+
+std::span<int64_t> RunState::offsets_of(ValueId id) {
+  return {offsets_.data() + static_cast<size_t>(id) * (requests_ + 1), requests_ + 1};
+}
+
+void RunState::set_offsets(ValueId id) {
+  std::span<Shape> shapes = shapes_of(id);
+  std::span<int64_t> offsets = offsets_of(id);
+  offsets[0] = 0;
+  for (size_t r = 0; r < requests_; ++r) offsets[r + 1] = offsets[r] + shapes[r].elements();
+}
+
+void RunState::bind_inputs(std::span<const RequestInputs> requests) {
+  for (size_t i = 0; i < program_.inputs.size(); ++i) {
+    ValueId id = program_.inputs[i];
+    std::span<Shape> shapes = shapes_of(id);
+    for (size_t r = 0; r < requests_; ++r) shapes[r] = requests[r][i].shape;
+    set_offsets(id);
+    Segments& segments = value(id);
+    if (requests_ == 1) {  // read where the caller has it
+      segments.data = static_cast<std::byte*>(const_cast<void*>(requests[0][i].data));
+      continue;
+    }
+    int64_t size = size_of(segments.dtype);
+    segments.data = arena_.allocate(segments.elements() * size);
+    blocks_[static_cast<size_t>(id)] = segments.data;
+    for (size_t r = 0; r < requests_; ++r) {
+      int64_t bytes = requests[r][i].bytes();
+      if (bytes > 0) {
+        std::memcpy(segments.data + segments.offsets[r] * size, requests[r][i].data,
+                    static_cast<size_t>(bytes));
+      }
+    }
+  }
+}
+
+void RunState::infer(const Step& step) {
+  ConstTensorView inputs[PerRequestOp::kMaxArity];
+  Shape outputs[PerRequestOp::kMaxArity];
+  for (size_t r = 0; r < requests_; ++r) {
+    for (size_t i = 0; i < step.inputs.size(); ++i) {
+      // A consumed constant has no segments left and stays absent.
+      if (step.inputs[i] != kAbsent && value(step.inputs[i]).present()) {
+        inputs[i] = value(step.inputs[i]).view(r);
+      }
+    }
+    for (size_t o = 0; o < step.outputs.size(); ++o) outputs[o] = {};
+    step.kernel->infer({inputs, step.inputs.size()}, {outputs, step.outputs.size()});
+    for (size_t o = 0; o < step.outputs.size(); ++o) {
+      if (step.outputs[o] != kAbsent) shapes_of(step.outputs[o])[r] = outputs[o];
+    }
+  }
+  for (ValueId id : step.outputs) {
+    if (id != kAbsent) set_offsets(id);
+  }
+}
+
+bool RunState::overwrite(const Step& step) {
+  if (step.overwrites < 0) return false;
+  ValueId input = step.inputs[static_cast<size_t>(step.overwrites)];
+  auto root = static_cast<size_t>(program_.values[static_cast<size_t>(input)].root);
+  if (blocks_[root] == nullptr) return false;
+  // Segment by segment the sizes must agree: a broadcast grows them.
+  if (!std::ranges::equal(offsets_of(input), offsets_of(step.outputs[0]))) return false;
+  value(step.outputs[0]).data = value(input).data;
+  blocks_[static_cast<size_t>(step.outputs[0])] = blocks_[root];
+  blocks_[root] = nullptr;
+  return true;
+}
+
+void RunState::place(const Step& step) {
+  for (size_t o = 0; o < step.outputs.size(); ++o) {
+    ValueId id = step.outputs[o];
+    if (id == kAbsent) continue;
+    if (o == 0 && step.aliases) {
+      value(id).data = value(step.inputs[static_cast<size_t>(step.kernel->alias())]).data;
+    } else if (o != 0 || !overwrite(step)) {
+      Segments& segments = value(id);
+      segments.data = arena_.allocate(segments.elements() * size_of(segments.dtype));
+      blocks_[static_cast<size_t>(id)] = segments.data;
+    }
+  }
+}
+
+void RunState::copy_constant(const Step& step) {
+  const Segments& from = value(step.inputs[static_cast<size_t>(step.kernel->alias())]);
+  Segments& to = value(step.outputs[0]);
+  for (size_t r = 0; r < requests_; ++r) {
+    TensorView view = to.view(r);
+    if (view.bytes() > 0) {
+      std::memcpy(view.data, from.view(r).data, static_cast<size_t>(view.bytes()));
+    }
+  }
+}
+
+void RunState::run_step(const Step& step, ThreadPool& pool) {
+  Segments inputs[PerRequestOp::kMaxArity];
+  Segments outputs[PerRequestOp::kMaxArity];
+  for (size_t i = 0; i < step.inputs.size(); ++i) {
+    if (step.inputs[i] != kAbsent) inputs[i] = value(step.inputs[i]);
+  }
+  for (size_t o = 0; o < step.outputs.size(); ++o) {
+    if (step.outputs[o] != kAbsent) outputs[o] = value(step.outputs[o]);
+  }
+  OpRun run(requests_, {inputs, step.inputs.size()}, {outputs, step.outputs.size()}, pool,
+            pool.threads(), arena_);
+  try {
+    step.kernel->run(run);
+  } catch (...) {
+    run.release_scratch();
+    throw;
+  }
+  run.release_scratch();
+}
+
+void RunState::release(ValueId root) {
+  std::byte*& block = blocks_[static_cast<size_t>(root)];
+  if (block != nullptr) arena_.release(block);
+  block = nullptr;
+}
+
+void RunState::execute(std::span<const RequestInputs> requests, ThreadPool& pool,
+                       std::vector<StepTime>* profile) {
+  requests_ = requests.size();
+  shapes_.resize(std::max(shapes_.size(), values_.size() * requests_));
+  offsets_.resize(std::max(offsets_.size(), values_.size() * (requests_ + 1)));
+  for (size_t v = 0; v < values_.size(); ++v) {
+    if (program_.values[v].constant) continue;
+    auto id = static_cast<ValueId>(v);
+    values_[v] = {.dtype = program_.values[v].dtype,
+                  .data = nullptr,
+                  .shapes = shapes_of(id),
+                  .offsets = offsets_of(id),
+                  .shared = false};
+  }
+  bind_inputs(requests);
+  for (const Step& step : program_.steps) {
+    auto start = profile ? Clock::now() : Clock::time_point{};
+    try {
+      infer(step);
+      place(step);
+      if (!step.aliases) {
+        if (step.kernel->alias() >= 0) {
+          copy_constant(step);
+        } else {
+          run_step(step, pool);
+        }
+      }
+    } catch (const Error& error) {
+      rethrow_at(step, error);
+    }
+    for (ValueId root : step.dead) release(root);
+    if (profile) {
+      profile->push_back(
+          {step.op, step.name, (Clock::now() - start) / std::chrono::nanoseconds(1)});
+    }
+  }
+}
+
+ConstTensorView RunState::output(size_t request, size_t output) const {
+  return values_[static_cast<size_t>(program_.outputs[output])].view(request);
+}
+
+void RunState::reset() {
+  for (size_t v = 0; v < blocks_.size(); ++v) release(static_cast<ValueId>(v));
+  arena_.trim();
+}
+
+}  // namespace headrace

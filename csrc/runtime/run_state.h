@@ -1,0 +1,48 @@
+// The values of one running Batch: their shapes, segments and storage.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "core/arena.h"
+#include "runtime/plan.h"
+
+namespace headrace {
+
+// Reused from Batch to Batch, so that its vectors and its arena stop growing. One thread at a time.
+class RunState {
+ public:
+  explicit RunState(const Program& program);
+
+  void execute(std::span<const RequestInputs> requests, ThreadPool& pool,
+               std::vector<StepTime>* profile);
+  ConstTensorView output(size_t request, size_t output) const;
+  // Ends the Batch: every block goes back to the arena.
+  void reset();
+  int64_t arena_bytes() const { return arena_.capacity_bytes(); }
+
+ private:
+  Segments& value(ValueId id) { return values_[static_cast<size_t>(id)]; }
+  std::span<Shape> shapes_of(ValueId id);
+  std::span<int64_t> offsets_of(ValueId id);
+  void set_offsets(ValueId id);
+  void bind_inputs(std::span<const RequestInputs> requests);
+  void infer(const Step& step);
+  void place(const Step& step);
+  bool overwrite(const Step& step);
+  void run_step(const Step& step, ThreadPool& pool);
+  void copy_constant(const Step& step);
+  void release(ValueId root);
+
+  const Program& program_;
+  Arena arena_;
+  size_t requests_ = 0;
+  std::vector<Segments> values_;
+  std::vector<std::byte*> blocks_;  // per root: its arena block, null if it has none
+  std::vector<Shape> shapes_;       // values x requests
+  std::vector<int64_t> offsets_;    // values x (requests + 1)
+  std::vector<Shape> constant_shapes_;
+  std::vector<int64_t> constant_offsets_;  // two per constant
+};
+
+}  // namespace headrace

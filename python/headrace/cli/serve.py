@@ -1,0 +1,45 @@
+"""``headrace serve``."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import click
+
+
+@click.command("serve")
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--host", "address", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free port.")
+@click.option(
+    "--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Longest request body, in MiB."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object per line.")
+@click.option("--verbose", is_flag=True, help="Log what is loaded and how it is planned.")
+def command(repository: Path, address: str, port: int, max_body_mib: int, as_json: bool, verbose: bool) -> None:
+    """Serve every model in REPOSITORY (NAME/VERSION/model.onnx) until SIGTERM or Ctrl+C.
+
+    Prints "ready: URL" once every model is loaded and warmed. On SIGTERM it answers what it has accepted and exits.
+    """
+    from headrace.config import load_repository
+    from headrace.serving.host import ModelHost
+    from headrace.serving.server import run
+
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    def say(event: str, value: str) -> None:
+        line = json.dumps({"event": event, "value": value}) if as_json else f"{event}: {value}"
+        click.echo(line)  # click flushes, so whoever waits for the line on a pipe gets it at once
+
+    host = ModelHost(load_repository(repository))
+    run(
+        host,
+        address=address,
+        port=port,
+        body_bytes_max=max_body_mib * 1024 * 1024,
+        on_ready=lambda url: say("ready", url),
+        progress=lambda what: say("loading", what),
+    )
+    say("stopped", "every accepted request was answered")

@@ -1,0 +1,114 @@
+"""The Prometheus exposition of a `ModelHost`.
+
+Nothing here runs on the request path. The request path bumps plain counters and `Histogram`s; a scrape reads them, and
+reads the Batchers' own ledgers, so the numbers on ``/metrics`` are the ones the scheduler goes by.
+
+| metric | labels | is |
+|---|---|---|
+| headrace_requests_total | model, version, outcome | Requests by how they ended, the ledger's words below |
+| headrace_requests_accepted_total | model, version | Requests the Batcher let in |
+| headrace_queue_requests | model, version | Requests accepted and not answered yet |
+| headrace_batches_total | model, version | Batches run |
+| headrace_batch_size_requests | model, version | histogram: Requests per Batch |
+| headrace_stage_seconds | model, version, stage | histogram: decode, infer (queue and compute), encode, total |
+| headrace_queue_delay_seconds | model, version | the Batcher's estimate of the delay a Request meets now |
+| headrace_capacity_requests_per_second | model, version | measured capacity |
+| headrace_offered_requests_per_second | model, version | measured arrival rate |
+| headrace_nonfinite_results_total | model, version | Results with NaN or Inf in an output |
+| headrace_http_responses_total | code | HTTP answers of every route |
+| headrace_ready | | 1 where readiness is true |
+
+Outcomes: ok, failed, expired and cancelled were accepted and add up, with those queued, to accepted; refused (no room,
+or no hope of meeting the deadline) and rejected (a wrong request) never were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from headrace.serving.host import ModelHost, ServedModel
+
+__all__ = ["CONTENT_TYPE", "exposition"]
+
+_MODEL = ["model", "version"]
+_OUTCOMES = ("ok", "failed", "expired", "cancelled", "refused", "rejected")
+
+
+def exposition(host: ModelHost, responses: Mapping[int, int]) -> bytes:
+    """All metrics in Prometheus's text format.
+
+    Args:
+        host: The models.
+        responses: HTTP status -> answers sent.
+    """
+    return generate_latest(_HostCollector(host, responses))
+
+
+class _HostCollector(Collector):
+    """Looks like a registry to `generate_latest`: everything is gathered at the scrape."""
+
+    def __init__(self, host: ModelHost, responses: Mapping[int, int]) -> None:
+        self._host = host
+        self._responses = responses
+
+    def collect(self) -> Iterator[Metric]:
+        ready = GaugeMetricFamily("headrace_ready", "1 where every model is loaded and warmed.")
+        ready.add_metric([], float(self._host.ready))
+        yield ready
+        http = CounterMetricFamily("headrace_http_responses", "HTTP answers.", labels=["code"])
+        for status, count in sorted(self._responses.items()):
+            http.add_metric([str(status)], float(count))
+        yield http
+        served = [(model, model.batcher.stats()) for model in self._host]
+        yield from _ledger(served)
+        yield from _scheduler(served)
+        yield _stages([model for model, _ in served])
+
+
+Served = list[tuple["ServedModel", dict[str, Any]]]
+
+
+def _ledger(served: Served) -> Iterable[Metric]:
+    requests = CounterMetricFamily("headrace_requests", "Requests by how they ended.", labels=[*_MODEL, "outcome"])
+    accepted = CounterMetricFamily("headrace_requests_accepted", "Requests the Batcher let in.", labels=_MODEL)
+    nonfinite = CounterMetricFamily("headrace_nonfinite_results", "Results with NaN or Inf.", labels=_MODEL)
+    for model, stats in served:
+        labels = [model.name, model.version]
+        for outcome in _OUTCOMES:
+            count = model.rejected if outcome == "rejected" else stats[outcome]
+            requests.add_metric([*labels, outcome], float(count))
+        accepted.add_metric(labels, float(stats["accepted"]))
+        nonfinite.add_metric(labels, float(model.nonfinite))
+    return requests, accepted, nonfinite
+
+
+def _scheduler(served: Served) -> Iterable[Metric]:
+    queued = GaugeMetricFamily("headrace_queue_requests", "Requests accepted and not answered yet.", labels=_MODEL)
+    batches = CounterMetricFamily("headrace_batches", "Batches run.", labels=_MODEL)
+    delay = GaugeMetricFamily("headrace_queue_delay_seconds", "Delay a Request meets now.", labels=_MODEL)
+    capacity = GaugeMetricFamily("headrace_capacity_requests_per_second", "Measured capacity.", labels=_MODEL)
+    offered = GaugeMetricFamily("headrace_offered_requests_per_second", "Measured arrival rate.", labels=_MODEL)
+    for model, stats in served:
+        labels = [model.name, model.version]
+        queued.add_metric(labels, float(stats["queued"]))
+        batches.add_metric(labels, float(stats["batches"]))
+        delay.add_metric(labels, float(stats["queue_delay_s"]))
+        capacity.add_metric(labels, float(stats["capacity_rps"]))
+        offered.add_metric(labels, float(stats["offered_rps"]))
+    return queued, batches, delay, capacity, offered
+
+
+def _stages(models: Iterable[ServedModel]) -> Metric:
+    stages = HistogramMetricFamily("headrace_stage_seconds", "Latency by stage.", labels=[*_MODEL, "stage"])
+    for model in models:
+        for stage, histogram in model.stages.items():
+            stages.add_metric([model.name, model.version, stage], histogram.cumulative(), histogram.total)
+    return stages

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol server: one ASGI application, embedded or on Ray Serve."""

@@ -1,0 +1,243 @@
+"""The one ASGI application: the Open Inference Protocol over REST, for `headrace serve` and for Ray Serve alike.
+
+Plain ASGI, because a framework's routing and request objects would cost more than everything done here: an inference
+of 30 floats takes well under 100 us of Python, of which JSON and numpy are half.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from importlib import metadata
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from headrace.backend import Result
+from headrace.errors import Cancelled, HeadraceError, NotFound
+from headrace.serving.body import BODY_BYTES_MAX, BodyHeaders, Message, Receive, Send, body_headers, read_body
+from headrace.serving.decode import InferCall
+from headrace.serving.encode import encode
+from headrace.serving.errors import error_text, http_status, outcome, retry_after
+from headrace.serving.host import ModelHost, ServedModel
+
+Scope = dict[str, Any]
+Headers = list[tuple[bytes, bytes]]
+
+JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
+BINARY: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
+EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
+# Most requests are answered sooner than this; only for those that wait longer is it worth watching the connection.
+WATCH_AFTER_S = 0.002
+
+
+def build_asgi(host: ModelHost, *, body_bytes_max: int = BODY_BYTES_MAX) -> OipApp:
+    """Makes the ASGI application that serves `host`'s models.
+
+    Args:
+        host: The models. The caller loads and closes it.
+        body_bytes_max: Longest request body accepted, in bytes; longer ones get 413.
+    """
+    return OipApp(host, body_bytes_max)
+
+
+class OipApp:
+    """An ASGI application; see `build_asgi`."""
+
+    def __init__(self, host: ModelHost, body_bytes_max: int) -> None:
+        self.host = host
+        self.body_bytes_max = body_bytes_max
+        # HTTP status -> answers, of every route.
+        self.responses: dict[int, int] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request (ASGI 3)."""
+        kind = scope["type"]
+        if kind == "http":
+            served = self.host.infer_routes.get(scope["path"])
+            if served is not None and scope["method"] == "POST":
+                await self._infer(served, scope, receive, send)
+            else:
+                await self._route(scope, receive, send)
+        elif kind == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _infer(self, served: ServedModel, scope: Scope, receive: Receive, send: Send) -> None:
+        stages = served.stages
+        started = perf_counter()
+        try:
+            headers = body_headers(scope["headers"])
+            body = await read_body(receive, headers, self.body_bytes_max)
+            received = perf_counter()
+            call = served.decoder.decode(body, headers.json_length)
+            decoded = perf_counter()
+            stages["decode"].observe(decoded - received)
+            result = await _run_watched(served, call, headers, receive)
+            computed = perf_counter()
+            stages["infer"].observe(computed - decoded)
+            payload, json_length = encode(served.name, served.version, call.id, call.outputs, result)
+            stages["encode"].observe(perf_counter() - computed)
+        except Exception as error:
+            if outcome(error) == "rejected":
+                served.rejected += 1
+            await self._send_error(error, send)
+        else:
+            if json_length is None:
+                await self._send(send, 200, payload, JSON)
+            else:
+                length = (b"inference-header-content-length", str(json_length).encode())
+                await self._send(send, 200, payload, BINARY, length)
+        stages["total"].observe(perf_counter() - started)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Every route but the inference of a loaded model."""
+        try:
+            path = _without_root(scope)
+            served = self.host.infer_routes.get(path)
+            if served is not None and scope["method"] == "POST":
+                await self._infer(served, scope, receive, send)
+                return
+            answer, allowed = self._find(path)
+            if scope["method"] not in allowed:
+                expected = " or ".join(allowed)
+                body = _json({"error": f"{path[:128]}: got method {scope['method']}, expected {expected}"})
+                await self._send(send, 405, body, JSON, (b"allow", ", ".join(allowed).encode()))
+                return
+            status, body, content_type = answer()
+        except Exception as error:
+            await self._send_error(error, send)
+            return
+        await self._send(send, status, body, content_type)
+
+    def _find(self, path: str) -> tuple[Callable[[], tuple[int, bytes, tuple[bytes, bytes]]], tuple[str, ...]]:
+        """What answers `path`, and by which methods."""
+        read = ("GET", "HEAD")
+        match path.removesuffix("/").split("/")[1:]:
+            case ["metrics"]:
+                return self._metrics, read
+            case ["v2"]:
+                return _server_metadata, read
+            case ["v2", "health", "live"]:
+                return lambda: (200, b'{"live":true}', JSON), read
+            case ["v2", "health", "ready"]:
+                return self._ready, read
+            case ["v2", "models", name]:
+                return lambda: self._model_metadata(name, None), read
+            case ["v2", "models", name, "versions", version]:
+                return lambda: self._model_metadata(name, version), read
+            case ["v2", "models", name, "ready"]:
+                return lambda: self._model_ready(name, None), read
+            case ["v2", "models", name, "versions", version, "ready"]:
+                return lambda: self._model_ready(name, version), read
+            case ["v2", "models", name, "infer"]:
+                return lambda: self._not_loaded(name, None), ("POST",)
+            case ["v2", "models", name, "versions", version, "infer"]:
+                return lambda: self._not_loaded(name, version), ("POST",)
+        raise NotFound(f"path: got {path[:128]!r}, expected /metrics or a path of the Open Inference Protocol under /v2")
+
+    def _ready(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+        ready = self.host.ready
+        return (200 if ready else 503), _json({"ready": ready}), JSON
+
+    def _model_metadata(self, name: str, version: str | None) -> tuple[int, bytes, tuple[bytes, bytes]]:
+        served = self.host.find(name, version)
+        return 200, _json(served.metadata(self.host.versions(name))), JSON
+
+    def _model_ready(self, name: str, version: str | None) -> tuple[int, bytes, tuple[bytes, bytes]]:
+        self.host.find(name, version)
+        return 200, _json({"name": name, "ready": True}), JSON
+
+    def _not_loaded(self, name: str, version: str | None) -> tuple[int, bytes, tuple[bytes, bytes]]:
+        """Reached by inference of a model that is not loaded, for which `find` has the right error.
+
+        A version may also be spelled in a way `infer_routes` does not list ("01"): that is no version.
+        """
+        self.host.find(name, version)
+        raise NotFound(f"model {name!r}: got version {str(version)[:32]!r}, expected a version as the metadata lists it")
+
+    def _metrics(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+        from headrace.observe.metrics import CONTENT_TYPE, exposition
+
+        return 200, exposition(self.host, self.responses), (b"content-type", CONTENT_TYPE.encode())
+
+    async def _send_error(self, error: Exception, send: Send) -> None:
+        status = http_status(error)
+        extra: Headers = []
+        if (seconds := retry_after(error)) is not None:
+            extra.append((b"retry-after", seconds))
+        if status == 413:
+            # The rest of the body is still on its way; a kept connection would have to swallow it.
+            extra.append((b"connection", b"close"))
+        await self._send(send, status, _json({"error": error_text(error)}), JSON, *extra)
+
+    async def _send(self, send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+        self.responses[status] = self.responses.get(status, 0) + 1
+        length = (b"content-length", str(len(body)).encode())
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def _run_watched(served: ServedModel, call: InferCall, headers: BodyHeaders, receive: Receive) -> Result:
+    """Runs `call`; where the client goes away meanwhile, takes it out of the queue and raises `Cancelled`."""
+    task = asyncio.current_task()
+    assert task is not None
+    watcher: asyncio.Task[None] | None = None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        # The body has been read, so the next message can only be the disconnect.
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    def start_watching() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, start_watching)
+    try:
+        return await served.infer(call, headers.deadline_ms)
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise Cancelled("client: got a closed connection, expected it open until the answer") from None
+    finally:
+        timer.cancel()
+        if watcher is not None and not gone:
+            watcher.cancel()
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    """Acknowledges start and stop: whoever made the host loads and closes it."""
+    while True:
+        message: Message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+def _without_root(scope: Scope) -> str:
+    """The path below the prefix this application is mounted under, whether or not the server left the prefix in."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    if root and path.startswith(root + "/") and not path.startswith("/v2"):
+        return path.removeprefix(root)
+    return path
+
+
+def _server_metadata() -> tuple[int, bytes, tuple[bytes, bytes]]:
+    try:
+        version = metadata.version("headrace")
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        version = "unknown"
+    return 200, _json({"name": "headrace", "version": version, "extensions": EXTENSIONS}), JSON
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.encode(value)

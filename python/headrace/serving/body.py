@@ -1,0 +1,121 @@
+"""Reads a request's body, never more of it than the server accepts."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from headrace.errors import Cancelled, MalformedRequest, RequestTooLarge
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+BODY_BYTES_MAX = 64 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class BodyHeaders:
+    """What the request's headers say about its body and its deadline.
+
+    `deadline_ms` comes from ``x-envoy-expected-rq-timeout-ms``, which Envoy (and so Istio and KServe's gateways) sets
+    to the time the caller still waits. HTTP itself has no header for it.
+    """
+
+    content_length: int | None = None
+    json_length: int | None = None
+    encoding: bytes = b""
+    deadline_ms: float | None = None
+
+
+def body_headers(headers: Iterable[tuple[bytes, bytes]]) -> BodyHeaders:
+    """Picks out the headers that matter to an inference request.
+
+    Raises:
+        MalformedRequest: One of them is not the number it should be.
+    """
+    found = BodyHeaders()
+    for name, value in headers:
+        if name == b"content-length":
+            found.content_length = _number(name, value)
+        elif name == b"inference-header-content-length":
+            found.json_length = _number(name, value)
+        elif name == b"content-encoding":
+            found.encoding = value.strip().lower()
+        elif name == b"x-envoy-expected-rq-timeout-ms":
+            # Envoy writes 0 where the route has no timeout.
+            found.deadline_ms = float(_number(name, value)) or None
+    return found
+
+
+async def read_body(receive: Receive, headers: BodyHeaders, bytes_max: int = BODY_BYTES_MAX) -> bytes:
+    """Receives and decompresses one body.
+
+    Args:
+        receive: ASGI's receive.
+        headers: What `body_headers` found.
+        bytes_max: Longest body accepted, before and after decompression.
+
+    Raises:
+        RequestTooLarge: As soon as it is known, before the rest has been received.
+        Cancelled: The client went away.
+        MalformedRequest: The content encoding is unknown or the compressed data is broken.
+    """
+    if headers.content_length is not None and headers.content_length > bytes_max:
+        raise _too_large(f"{headers.content_length} bytes", bytes_max)
+    message = await receive()
+    chunk: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body = chunk
+        if len(body) > bytes_max:
+            raise _too_large(f"{len(body)} bytes", bytes_max)
+    else:
+        body = await _read_rest(receive, message, bytes_max)
+    if headers.encoding not in (b"", b"identity"):
+        body = _decompress(body, headers.encoding, bytes_max)
+    return body
+
+
+async def _read_rest(receive: Receive, message: Message, bytes_max: int) -> bytes:
+    buffer = bytearray()
+    while True:
+        if message["type"] == "http.disconnect":
+            raise Cancelled("body: got a closed connection, expected the rest of the body")
+        buffer += message.get("body", b"")
+        if len(buffer) > bytes_max:
+            raise _too_large("more", bytes_max)
+        if not message.get("more_body", False):
+            return bytes(buffer)
+        message = await receive()
+
+
+def _decompress(body: bytes, encoding: bytes, bytes_max: int) -> bytes:
+    """Decompresses gzip or deflate, stopping at `bytes_max`: a few kB can stand for gigabytes."""
+    if encoding not in (b"gzip", b"deflate"):
+        raise MalformedRequest(
+            f"header Content-Encoding: got {encoding[:32].decode('latin-1')!r}, expected gzip, deflate or identity"
+        )
+    stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16 if encoding == b"gzip" else zlib.MAX_WBITS)
+    try:
+        plain = stream.decompress(body, bytes_max + 1)
+    except zlib.error as error:
+        raise MalformedRequest(f"body: got broken {encoding.decode()} data ({error})") from error
+    if len(plain) > bytes_max:
+        raise _too_large("more after decompression", bytes_max)
+    if not stream.eof:
+        raise MalformedRequest(f"body: got {encoding.decode()} data cut short, expected all of it")
+    return plain
+
+
+def _too_large(got: str, bytes_max: int) -> RequestTooLarge:
+    return RequestTooLarge(f"body: got {got}, expected at most {bytes_max} bytes")
+
+
+def _number(name: bytes, value: bytes) -> int:
+    if not (value.isdigit() and len(value) <= 18):
+        raise MalformedRequest(
+            f"header {name.decode('latin-1')}: got {value[:32].decode('latin-1')!r}, expected a whole number"
+        )
+    return int(value)

@@ -1,0 +1,306 @@
+"""From an inference request's bytes to a Request, by a model's signature.
+
+Everything a client declares (names, dtypes, shapes, sizes) is checked against the signature and against the bytes
+that really came before a single array is made, so memory used is bounded by the body, which the server bounds.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+
+from headrace.errors import DtypeMismatch, MalformedRequest, MissingInput, ShapeMismatch, UnknownInput
+from headrace.serving.oip import NO_DATA, RANK_MAX, InferBody, InputTensor, RequestedOutput
+from headrace.signature import DTYPE_FROM_OIP, Signature, TensorSpec
+
+_BODY = msgspec.json.Decoder(InferBody)
+_FLOATS = {"float16", "float32", "float64", "bfloat16"}
+
+
+@dataclass(slots=True)
+class InferCall:
+    """One decoded inference request.
+
+    Attributes:
+        inputs: The Request: name -> array.
+        outputs: The wanted outputs in the order they were asked for, each with whether it goes out in binary form.
+        id: The client's own id, sent back as it came.
+        priority: Triton's priority: 0 for the default, 1 for the highest.
+        timeout_us: Microseconds the answer is worth waiting for; 0 for the model's own deadline.
+    """
+
+    inputs: dict[str, np.ndarray]
+    outputs: tuple[tuple[TensorSpec, bool], ...]
+    id: str | None
+    priority: int
+    timeout_us: int
+
+
+class Decoder:
+    """Decodes the inference requests of one model. Stateless after construction; any thread may call it."""
+
+    def __init__(self, signature: Signature) -> None:
+        self._inputs = {spec.name: _InputDecoder(spec) for spec in signature.inputs}
+        self._outputs = {spec.name: spec for spec in signature.outputs}
+        self._all_json = tuple((spec, False) for spec in signature.outputs)
+        self._all_binary = tuple((spec, True) for spec in signature.outputs)
+
+    def decode(self, body: bytes, header_length: int | None = None) -> InferCall:
+        """Decodes one request body.
+
+        Args:
+            body: The JSON object, then the binary data of the inputs that say ``binary_data_size``, back to back.
+            header_length: Bytes of the JSON object (``Inference-Header-Content-Length``); None where it is the whole body.
+
+        Raises:
+            RequestError: One of its subclasses; the message says what was got, what was expected, and where.
+        """
+        if header_length is None or header_length == len(body):
+            tail = memoryview(b"")
+            head: bytes | memoryview = body
+        elif 0 < header_length < len(body):
+            view = memoryview(body)
+            head, tail = view[:header_length], view[header_length:]
+        else:
+            raise MalformedRequest(
+                f"header Inference-Header-Content-Length: got {header_length}, "
+                f"expected 1 to the length of the body, {len(body)}"
+            )
+        message = _decode_body(head)
+        inputs = self._decode_inputs(message.inputs, tail)
+        priority = timeout_us = 0
+        binary = False
+        if (parameters := message.parameters) is not None:
+            priority, timeout_us, binary = parameters.priority, parameters.timeout or 0, parameters.binary_data_output
+            _check_parameters(priority, timeout_us, parameters.sequence_id)
+        outputs = self._wanted(message.outputs, binary)
+        return InferCall(inputs, outputs, message.id, priority, timeout_us)
+
+    def _decode_inputs(self, tensors: list[InputTensor], tail: memoryview) -> dict[str, np.ndarray]:
+        inputs: dict[str, np.ndarray] = {}
+        offset = 0
+        for tensor in tensors:
+            name = tensor.name
+            decoder = self._inputs.get(name)
+            if decoder is None:
+                raise UnknownInput(f"inputs: got {_shown(name)}, expected one of {', '.join(self._inputs)}")
+            if name in inputs:
+                raise MalformedRequest(f"inputs: got {name!r} twice, expected each input once")
+            decoder.check_declared(tensor)
+            parameters = tensor.parameters
+            size = parameters.binary_data_size if parameters is not None else None
+            if size is None:
+                inputs[name] = decoder.from_json(tensor)
+                continue
+            if not 0 <= size <= len(tail) - offset:
+                raise MalformedRequest(
+                    f"input {name!r}: got binary_data_size {size}, expected 0 to {len(tail) - offset}, "
+                    "the bytes left in the body"
+                )
+            inputs[name] = decoder.from_binary(tensor, tail[offset : offset + size])
+            offset += size
+        if len(inputs) != len(self._inputs):
+            missing = ", ".join(repr(name) for name in self._inputs if name not in inputs)
+            raise MissingInput(f"inputs: got {len(inputs)} of {len(self._inputs)} inputs, expected also {missing}")
+        if offset != len(tail):
+            raise MalformedRequest(
+                f"body: got {len(tail)} bytes of binary data, expected the {offset} that the inputs declare"
+            )
+        return inputs
+
+    def _wanted(self, outputs: list[RequestedOutput] | None, binary: bool) -> tuple[tuple[TensorSpec, bool], ...]:
+        if not outputs:
+            return self._all_binary if binary else self._all_json
+        wanted: dict[str, tuple[TensorSpec, bool]] = {}
+        for output in outputs:
+            spec = self._outputs.get(output.name)
+            if spec is None:
+                raise UnknownInput(f"outputs: got {_shown(output.name)}, expected one of {', '.join(self._outputs)}")
+            if output.name in wanted:
+                raise MalformedRequest(f"outputs: got {output.name!r} twice, expected each output once")
+            own = output.parameters
+            if own is not None and (own.classification or own.shared_memory_region):
+                raise MalformedRequest(
+                    f"output {output.name!r}: got parameter classification or shared_memory_region, "
+                    "expected neither: those extensions are not offered"
+                )
+            own_binary = own.binary_data if own is not None else None
+            wanted[output.name] = (spec, binary if own_binary is None else own_binary)
+        return tuple(wanted.values())
+
+
+class _InputDecoder:
+    """Decodes one named input."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self._spec = spec
+        self._datatype = spec.oip_datatype
+        self._dtype = spec.numpy_dtype
+        self._is_float = spec.dtype in _FLOATS
+        element: Any = float if self._is_float else {"string": str, "bool": bool}.get(spec.dtype, int)
+        self._flat = msgspec.json.Decoder(list[element])
+        # The slower ways to write the same data: null for NaN, and nested by axis.
+        loose: Any = float | None if self._is_float else element
+        nested: Any = loose
+        for _ in range(min(len(spec.dims), RANK_MAX)):
+            nested = list[nested]
+        self._nullable = msgspec.json.Decoder(list[loose])
+        self._nested = msgspec.json.Decoder(nested)
+
+    def check_declared(self, tensor: InputTensor) -> None:
+        """Checks datatype, shape and parameters without looking at the data."""
+        spec = self._spec
+        if tensor.datatype != self._datatype:
+            kind = MalformedRequest if tensor.datatype not in DTYPE_FROM_OIP else DtypeMismatch
+            raise kind(f"input {spec.name!r}: got datatype {_shown(tensor.datatype)}, expected {self._datatype}")
+        shape = tensor.shape
+        if len(shape) != len(spec.dims):
+            raise ShapeMismatch(
+                f"input {spec.name!r}: got {len(shape)} dims in shape {_shown(shape)}, "
+                f"expected {len(spec.dims)} as in {spec}"
+            )
+        for axis, (got, expected) in enumerate(zip(shape, spec.dims, strict=True)):
+            if got < 0 or (got != expected and not isinstance(expected, str)):
+                want = "0 or more" if isinstance(expected, str) else expected
+                raise ShapeMismatch(
+                    f"input {spec.name!r}: got {_shown(got)} at axis {axis} of shape {_shown(shape)}, "
+                    f"expected {want} as in {spec}"
+                )
+        if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
+            raise MalformedRequest(
+                f"input {spec.name!r}: got parameter shared_memory_region, expected the data in the body: "
+                "the shared memory extension is not offered"
+            )
+
+    def from_json(self, tensor: InputTensor) -> np.ndarray:
+        """The array of an input whose data is in the JSON object, flat or nested."""
+        raw = tensor.data
+        if raw == NO_DATA:
+            raise MalformedRequest(f"input {tensor.name!r}: got neither data nor binary_data_size, expected one")
+        count = _count(tensor.shape)
+        try:
+            values = self._flat.decode(raw)
+            nested = False
+        except (ValueError, RecursionError) as error:
+            values, nested = self._decode_loose(raw, error)
+        if not nested and len(values) != count:
+            raise ShapeMismatch(
+                f"input {tensor.name!r}: got {len(values)} values in data, "
+                f"expected {_shown(count)} for shape {_shown(tensor.shape)}"
+            )
+        return self._to_array(values, nested, tensor.shape)
+
+    def _decode_loose(self, raw: msgspec.Raw, first: Exception) -> tuple[list[Any], bool]:
+        """Tries the slower forms; when none fits, the error is that of the form the client meant."""
+        looks_nested = "got `array`" in str(first)
+        decoder = self._nested if looks_nested and len(self._spec.dims) > 1 else self._nullable
+        try:
+            return decoder.decode(raw), decoder is self._nested
+        except (ValueError, RecursionError) as error:
+            self._refuse(f"{_json_error(error)} in data")
+
+    def _to_array(self, values: list[Any], nested: bool, shape: list[int]) -> np.ndarray:
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(values, dtype=self._dtype)
+        except (OverflowError, ValueError, TypeError) as error:
+            self._refuse(f"got data that does not fit {self._datatype} or its own nesting ({error})")
+        # A null became NaN, as it should. JSON has no Inf, so an Inf here is a number that did not fit.
+        if self._is_float and np.isinf(array).any():
+            self._refuse(f"got a number in data beyond the range of {self._datatype}, expected it to fit")
+        if nested and list(array.shape) != shape:
+            raise ShapeMismatch(
+                f"input {self._spec.name!r}: got data nested as {list(array.shape)}, expected shape {_shown(shape)}"
+            )
+        return array if nested else array.reshape(shape)
+
+    def from_binary(self, tensor: InputTensor, data: memoryview) -> np.ndarray:
+        """The array of an input in binary form: row-major little-endian values, or length-prefixed strings."""
+        if tensor.data != NO_DATA:
+            self._refuse("got both data and binary_data_size, expected one of them")
+        count = _count(tensor.shape)
+        if self._dtype == object:
+            return self._strings(data, count).reshape(tensor.shape)
+        expected = count * self._dtype.itemsize
+        if len(data) != expected:
+            self._refuse(
+                f"got binary_data_size {len(data)}, expected {_shown(expected)} for "
+                f"{self._datatype} of shape {_shown(tensor.shape)}"
+            )
+        if self._dtype == np.bool_:
+            raw = np.frombuffer(data, dtype=np.uint8)
+            if raw.size and raw.max() > 1:
+                self._refuse(f"got byte {raw.max()} in binary BOOL data, expected 0 or 1")
+        # A copy, because the bytes sit at any offset of the body and Backends want aligned memory.
+        return np.frombuffer(data, dtype=self._dtype).reshape(tensor.shape).copy()
+
+    def _strings(self, data: memoryview, count: int) -> np.ndarray:
+        """BYTES in binary form: each element is 4 bytes of little-endian length, then the bytes."""
+        if len(data) < 4 * count:
+            self._refuse(f"got {len(data)} bytes of BYTES data, expected at least {_shown(4 * count)}")
+        strings: list[str] = []
+        offset = 0
+        try:
+            for _ in range(count):
+                (length,) = struct.unpack_from("<I", data, offset)
+                offset += 4 + length
+                if offset > len(data):
+                    self._refuse(f"got a string of {length} bytes beyond the end of the data, expected it to fit")
+                strings.append(str(data[offset - length : offset], "utf-8"))
+        except UnicodeDecodeError as error:
+            self._refuse(f"got element {len(strings)} that is not UTF-8 ({error.reason}), expected UTF-8 text")
+        except struct.error:
+            self._refuse(f"got {len(strings)} strings in binary_data_size {len(data)}, expected {count}")
+        if offset != len(data):
+            self._refuse(f"got {len(data) - offset} bytes after the last string, expected none")
+        array = np.empty(count, dtype=object)
+        array[:] = strings
+        return array
+
+    def _refuse(self, message: str) -> NoReturn:
+        raise MalformedRequest(f"input {self._spec.name!r}: {message}")
+
+
+def _decode_body(head: bytes | memoryview) -> InferBody:
+    try:
+        return _BODY.decode(head)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"body: {_json_error(error)}") from error
+
+
+def _json_error(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "got JSON nested too deep, expected an inference request"
+    if isinstance(error, UnicodeDecodeError):
+        return f"got text that is not UTF-8 ({error.reason}), expected UTF-8"
+    return str(error)[:500]
+
+
+def _check_parameters(priority: int, timeout_us: int, sequence_id: int | str | None) -> None:
+    if priority < 0:
+        raise MalformedRequest(f"parameters.priority: got {_shown(priority)}, expected 0 or more")
+    if timeout_us < 0:
+        raise MalformedRequest(f"parameters.timeout: got {_shown(timeout_us)}, expected 0 or more microseconds")
+    if sequence_id:
+        raise MalformedRequest("parameters.sequence_id: got a sequence, expected none: models here keep no state")
+
+
+def _count(shape: list[int]) -> int:
+    """Elements of a shape, exact: Python integers do not overflow."""
+    count = 1
+    for dim in shape:
+        count *= dim
+    return count
+
+
+def _shown(value: object) -> str:
+    """`value` for an error message, cut short: clients choose its length."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a huge number"
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,0 +1,65 @@
+"""From a Result to an inference answer's bytes."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+import numpy as np
+
+from headrace.serving.oip import InferAnswer, OutputTensor
+from headrace.signature import TensorSpec
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def encode(
+    name: str,
+    version: str,
+    request_id: str | None,
+    outputs: tuple[tuple[TensorSpec, bool], ...],
+    result: dict[str, np.ndarray],
+) -> tuple[bytes, int | None]:
+    """Encodes one Result.
+
+    JSON has no NaN and no Inf: both go out as ``null``, which keeps the answer valid JSON. Ask for binary output to
+    get them as they are.
+
+    Args:
+        name: The model's name.
+        version: Its version.
+        request_id: The client's id, or None.
+        outputs: What to send, in order, each with whether it goes out in binary form.
+        result: The Result; arrays of the signature's dtypes.
+
+    Returns:
+        The body, and the length of its JSON part where binary data follows (None where there is none).
+    """
+    tensors: list[OutputTensor] = []
+    blobs: list[bytes] = []
+    for spec, binary in outputs:
+        array = result[spec.name]
+        tensor = OutputTensor(name=spec.name, datatype=spec.oip_datatype, shape=list(array.shape))
+        if binary:
+            blob = _strings(array) if spec.dtype == "string" else array.tobytes()
+            tensor.parameters = {"binary_data_size": len(blob)}
+            blobs.append(blob)
+        else:
+            if spec.dtype == "bfloat16":
+                array = array.astype(np.float32)
+            tensor.data = array.ravel().tolist()
+        tensors.append(tensor)
+    head = _ENCODER.encode(InferAnswer(model_name=name, model_version=version, outputs=tensors, id=request_id))
+    if not blobs:
+        return head, None
+    return b"".join([head, *blobs]), len(head)
+
+
+def _strings(array: np.ndarray) -> bytes:
+    """BYTES in binary form: each element is 4 bytes of little-endian length, then its UTF-8 bytes."""
+    parts: list[bytes] = []
+    for text in array.ravel().tolist():
+        data = text.encode()
+        parts.append(struct.pack("<I", len(data)))
+        parts.append(data)
+    return b"".join(parts)

@@ -1,0 +1,306 @@
+"""The models one process serves, each version with its own Engine and Batcher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from headrace.backend import Plan, Request, Result
+from headrace.config import ModelConfig, ModelSettings
+from headrace.errors import BackendUnavailable, ExecutionError, HeadraceError, NotFound
+from headrace.observe.histogram import Histogram
+from headrace.serving.decode import Decoder, InferCall
+from headrace.serving.warmup import warmup_request
+from headrace.signature import Signature
+
+log = logging.getLogger("headrace.serving")
+
+
+class EngineLike(Protocol):
+    """What the host needs of `headrace.engine.Engine`."""
+
+    signature: Signature
+    plan: Plan
+
+    def run_batch(self, requests: Sequence[Request]) -> list[Result]: ...
+
+    def close(self) -> None: ...
+
+
+class BatcherLike(Protocol):
+    """What the host needs of `headrace.batcher.Batcher`."""
+
+    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result: ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+OpenEngine = Callable[[Path, ModelSettings], EngineLike]
+OpenBatcher = Callable[[EngineLike, ModelSettings], BatcherLike]
+
+
+def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
+    """Loads and compiles a model file."""
+    import headrace
+
+    model = headrace.load(str(path))
+    return model.compile(backend=settings.backend, precision=settings.precision, threads=settings.threads)
+
+
+def open_batcher(engine: EngineLike, settings: ModelSettings) -> BatcherLike:
+    """Puts the C++ scheduler in front of an Engine."""
+    from headrace.batcher import Batcher
+
+    return Batcher(engine, slo_ms=settings.slo_ms, max_queue=settings.max_queue, max_batch=settings.max_batch)
+
+
+class ServedModel:
+    """One version of one model, loaded, warmed and answering.
+
+    Attributes:
+        stages: Seconds by stage: decode, infer (queue and compute), encode, total. Written by the event loop only.
+        rejected: Requests that never reached the Batcher, because they were wrong.
+        nonfinite: Results in which an output had NaN or Inf.
+    """
+
+    def __init__(self, config: ModelConfig, version: int, engine: EngineLike, batcher: BatcherLike) -> None:
+        self.name = config.name
+        self.version = str(version)
+        self.settings = config.settings
+        self.engine = engine
+        self.batcher = batcher
+        self.decoder = Decoder(engine.signature)
+        self.stages = {stage: Histogram() for stage in ("decode", "infer", "encode", "total")}
+        self.rejected = 0
+        self.nonfinite = 0
+        self._guarded = tuple(
+            spec.name
+            for spec in engine.signature.outputs
+            if config.settings.nonfinite != "allow" and "float" in spec.dtype
+        )
+
+    async def infer(self, call: InferCall, deadline_ms: float | None = None) -> Result:
+        """Runs one decoded request through the Batcher and the guards.
+
+        Args:
+            call: The decoded request.
+            deadline_ms: Milliseconds the answer is worth waiting for, beside what `call` says; the smaller counts.
+
+        Raises:
+            HeadraceError: Whatever the Batcher answers with, or `ExecutionError` where a guard refuses the Result.
+        """
+        if call.timeout_us:
+            own_ms = call.timeout_us / 1000
+            deadline_ms = own_ms if deadline_ms is None else min(deadline_ms, own_ms)
+        result = await self.batcher.infer(call.inputs, deadline_ms=deadline_ms, priority=call.priority)
+        for name in self._guarded:
+            if not np.isfinite(result[name]).all():
+                self._found_nonfinite(name, result[name])
+                break
+        return result
+
+    def _found_nonfinite(self, name: str, array: np.ndarray) -> None:
+        self.nonfinite += 1
+        if self.settings.nonfinite == "error":
+            count = array.size - np.count_nonzero(np.isfinite(array))
+            raise ExecutionError(
+                f"model {self.name!r} version {self.version}: got {count} NaN or Inf of {array.size} values "
+                f"in output {name!r}, expected finite values (nonfinite = 'error')"
+            )
+
+    def metadata(self, versions: Sequence[str]) -> dict[str, Any]:
+        """The protocol's model metadata; ``parameters`` says what really runs the model, and where."""
+        plan = self.engine.plan
+        signature = self.engine.signature
+        return {
+            "name": self.name,
+            "versions": list(versions),
+            "platform": "headrace_onnx",
+            "inputs": [_tensor_metadata(spec) for spec in signature.inputs],
+            "outputs": [_tensor_metadata(spec) for spec in signature.outputs],
+            "parameters": {
+                "version": self.version,
+                "backend": plan.backend,
+                "device": plan.device,
+                "isa": plan.isa,
+                "precision": plan.precision,
+                "threads": plan.threads,
+            },
+        }
+
+    def close(self) -> None:
+        """Answers what was accepted, then gives the Batcher and the Engine back."""
+        self.batcher.close()
+        self.engine.close()
+
+
+class ModelHost:
+    """Loads models and finds them by name and version.
+
+    Example:
+        >>> host = ModelHost(load_repository("models"))
+        >>> host.load()
+        >>> app = build_asgi(host)
+
+    Args:
+        models: What to serve.
+        engine_opener: Makes an Engine of a model file; tests put their own here.
+        batcher_opener: Makes a Batcher of an Engine; tests put their own here.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelConfig],
+        *,
+        engine_opener: OpenEngine = open_engine,
+        batcher_opener: OpenBatcher = open_batcher,
+    ) -> None:
+        self._models = {config.name: config for config in models}
+        self._served: dict[str, dict[int, ServedModel]] = {config.name: {} for config in models}
+        self._engine_opener = engine_opener
+        self._batcher_opener = batcher_opener
+        self._draining = False
+        self.infer_routes: dict[str, ServedModel] = {}
+
+    def load(self, progress: Callable[[str], None] | None = None) -> None:
+        """Loads and warms every version that is not loaded yet. Blocking: call it beside the event loop, not on it.
+
+        Args:
+            progress: Told ``"NAME version V"`` before each load.
+
+        Raises:
+            HeadraceError: A model could not be loaded or did not survive its warm-up; those before it stay loaded.
+        """
+        for name, config in self._models.items():
+            for version in config.files:
+                if version not in self._served[name]:
+                    if progress is not None:
+                        progress(f"{name} version {version}")
+                    self._served[name][version] = self._open(config, version)
+                    self._publish()
+
+    def _open(self, config: ModelConfig, version: int) -> ServedModel:
+        path = config.files[version]
+        engine = self._engine_opener(path, config.settings)
+        try:
+            engine.run_batch([warmup_request(engine.signature, path.parent.parent)])
+            batcher = self._batcher_opener(engine, config.settings)
+        except BaseException:
+            engine.close()
+            raise
+        log.info("loaded model %s version %d: %s", config.name, version, engine.plan)
+        return ServedModel(config, version, engine, batcher)
+
+    def _publish(self) -> None:
+        """Rebuilds the routes in one assignment, so a request sees the old ones or the new ones."""
+        routes: dict[str, ServedModel] = {}
+        for name, versions in self._served.items():
+            for version, served in versions.items():
+                routes[f"/v2/models/{name}/versions/{version}/infer"] = served
+            if versions:
+                routes[f"/v2/models/{name}/infer"] = versions[max(versions)]
+        self.infer_routes = routes
+
+    @property
+    def ready(self) -> bool:
+        """True once every version of every model was loaded and warmed, until `drain`."""
+        return not self._draining and all(
+            version in self._served[name] for name, config in self._models.items() for version in config.files
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all models, loaded or not."""
+        return list(self._models)
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        """Every loaded version of every model."""
+        for versions in list(self._served.values()):
+            yield from list(versions.values())
+
+    def versions(self, name: str) -> list[str]:
+        """The loaded versions of one model, oldest first."""
+        return [str(version) for version in sorted(self._served.get(name, {}))]
+
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """One loaded version of one model.
+
+        Args:
+            name: The model's name.
+            version: A version number as text; None for the newest one loaded.
+
+        Raises:
+            NotFound: No such model or version is configured.
+            BackendUnavailable: It is configured, and still being loaded.
+        """
+        config = self._models.get(name)
+        if config is None:
+            raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._models)}")
+        served = self._served[name]
+        if version is None:
+            if served:
+                return served[max(served)]
+        else:
+            number = int(version) if version.isascii() and version.isdigit() and len(version) < 20 else 0
+            if number in served:
+                return served[number]
+            if number not in config.files:
+                have = ", ".join(map(str, sorted(config.files)))
+                raise NotFound(f"model {name!r}: got version {version[:32]!r}, expected one of {have}")
+        raise BackendUnavailable(f"model {name!r}: got state loading, expected ready: try again later")
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """The ledger of every loaded version, by ``NAME/VERSION``."""
+        return {
+            f"{served.name}/{served.version}": {**served.batcher.stats(), "rejected": served.rejected}
+            for served in self
+        }
+
+    def drain(self) -> None:
+        """Makes readiness false, so that whoever routes traffic here stops. Requests are still answered."""
+        self._draining = True
+
+    def unload(self, name: str) -> None:
+        """Takes a model out of service: no new Requests, then every accepted one answered, then closed.
+
+        Raises:
+            NotFound: No such model.
+        """
+        if name not in self._models:
+            raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._models)}")
+        del self._models[name]
+        versions = self._served.pop(name)
+        self._publish()
+        for served in versions.values():
+            served.close()
+
+    def close(self) -> None:
+        """Unloads everything. Every error is logged, the first one is raised after all were tried."""
+        self.drain()
+        failure: HeadraceError | None = None
+        for name in list(self._models):
+            try:
+                self.unload(name)
+            except HeadraceError as error:
+                log.error("could not close model %s: %s", name, error)
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+
+class _TensorMetadata(msgspec.Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+def _tensor_metadata(spec: Any) -> _TensorMetadata:
+    """The protocol says -1 for a dim that may vary."""
+    return _TensorMetadata(spec.name, spec.oip_datatype, [-1 if isinstance(d, str) else d for d in spec.dims])

@@ -1,0 +1,131 @@
+"""`headrace serve`: one process, one event loop, uvicorn in front of the ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from headrace.errors import ConfigError
+from headrace.serving.app import build_asgi
+from headrace.serving.body import BODY_BYTES_MAX
+from headrace.serving.host import ModelHost
+
+# A client that never finishes sending its body must not keep the process alive.
+DRAIN_S_MAX = 60
+
+
+def run(
+    host: ModelHost,
+    *,
+    address: str = "127.0.0.1",
+    port: int = 8000,
+    body_bytes_max: int = BODY_BYTES_MAX,
+    on_ready: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then answers everything accepted and closes `host`.
+
+    Liveness answers from the start; readiness once every model is loaded and warmed.
+
+    Args:
+        host: The models; loaded here.
+        address: Address to listen on.
+        port: TCP port; 0 takes a free one.
+        body_bytes_max: Longest request body accepted, in bytes.
+        on_ready: Called once with the server's URL, when every model is ready.
+        progress: Told the name of each model before it loads.
+
+    Raises:
+        ConfigError: The address and port cannot be listened on.
+        HeadraceError: A model could not be loaded.
+    """
+    with contextlib.closing(_listen(address, port)) as listener:
+        try:
+            _loop_runner(_serve(host, listener, body_bytes_max, on_ready, progress))
+        finally:
+            host.close()
+
+
+def _loop_runner(main: object) -> None:
+    """Runs on uvloop where it is installed: about twice asyncio's requests per second."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)  # type: ignore[arg-type]
+    else:
+        uvloop.run(main)  # type: ignore[arg-type]
+
+
+async def _serve(
+    host: ModelHost,
+    listener: socket.socket,
+    body_bytes_max: int,
+    on_ready: Callable[[str], None] | None,
+    progress: Callable[[str], None] | None,
+) -> None:
+    config = uvicorn.Config(
+        build_asgi(host, body_bytes_max=body_bytes_max),
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+        backlog=1024,
+        ws="none",
+        timeout_graceful_shutdown=DRAIN_S_MAX,
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        # The second signal means it: what is still running is cut off.
+        server.force_exit = server.should_exit
+        server.should_exit = True
+        host.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = asyncio.create_task(asyncio.to_thread(host.load, progress))
+    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and loading.exception() is not None:
+        server.should_exit = True
+    while loading.done() and not (server.started or serving.done()):
+        await asyncio.sleep(0.005)
+    if on_ready is not None and not server.should_exit and not serving.done():
+        on_ready(_url(listener))
+    # uvicorn stops listening, then waits for every request it has taken in.
+    await serving
+    await loading
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's own signal handling raises the signal again at the end, which would kill us before the host closes."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    """Binds here, not in uvicorn, so that port 0 and a port in use are ours to tell about."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"address: got {address}:{port}, expected one that is free here ({error.strerror})") from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    address, port = listener.getsockname()[:2]
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

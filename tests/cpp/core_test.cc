@@ -1,0 +1,95 @@
+#include <atomic>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "core/arena.h"
+#include "core/thread_pool.h"
+
+namespace headrace {
+namespace {
+
+HR_TEST(pool_runs_every_task_once) {
+  ThreadPool pool(4);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<std::atomic<int>> hits(17);
+    pool.run(17, [&](int64_t task, int thread) {
+      HR_CHECK(thread >= 0 && thread < 4);
+      ++hits[static_cast<size_t>(task)];
+    });
+    for (auto& hit : hits) HR_CHECK_EQ(hit.load(), 1);
+  }
+}
+
+HR_TEST(pool_wakes_parked_workers) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 20; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // longer than workers spin
+    std::atomic<int> sum{0};
+    pool.run(8, [&](int64_t task, int) { sum += static_cast<int>(task); });
+    HR_CHECK_EQ(sum.load(), 28);
+  }
+}
+
+HR_TEST(pool_serves_several_callers) {
+  ThreadPool pool(3);
+  std::atomic<int64_t> sum{0};
+  std::vector<std::thread> callers;
+  for (int c = 0; c < 4; ++c) {
+    callers.emplace_back([&] {
+      for (int round = 0; round < 500; ++round) {
+        pool.run(5, [&](int64_t task, int) { sum += task; });
+      }
+    });
+  }
+  for (auto& caller : callers) caller.join();
+  HR_CHECK_EQ(sum.load(), 4 * 500 * 10);
+}
+
+HR_TEST(pool_rethrows_and_stays_usable) {
+  ThreadPool pool(2);
+  HR_CHECK_THROWS(pool.run(4,
+                           [](int64_t task, int) {
+                             if (task == 2) throw std::runtime_error("task");
+                           }),
+                  std::runtime_error);
+  std::atomic<int> ran{0};
+  pool.run(4, [&](int64_t, int) { ++ran; });
+  HR_CHECK_EQ(ran.load(), 4);
+}
+
+HR_TEST(arena_reuses_freed_blocks_and_merges_neighbours) {
+  Arena arena;
+  std::byte* a = arena.allocate(1000);
+  std::byte* b = arena.allocate(1000);
+  std::byte* c = arena.allocate(1000);
+  HR_CHECK_EQ(reinterpret_cast<uintptr_t>(b) % Arena::kAlignment, 0u);
+  arena.release(a);
+  arena.release(b);
+  HR_CHECK(arena.allocate(2000) == a);
+  arena.release(a);
+  arena.release(c);
+  int64_t capacity = arena.capacity_bytes();
+  std::byte* all = arena.allocate(capacity);
+  HR_CHECK_EQ(arena.capacity_bytes(), capacity);
+  arena.release(all);
+}
+
+HR_TEST(arena_settles_on_one_chunk) {
+  Arena arena;
+  int64_t settled = 0;
+  for (int round = 0; round < 6; ++round) {
+    std::vector<std::byte*> blocks;
+    for (int i = 1; i <= 20; ++i) blocks.push_back(arena.allocate(i * 10000));
+    for (size_t i = 0; i < blocks.size(); i += 2) arena.release(blocks[i]);
+    for (size_t i = 0; i < blocks.size(); i += 2) blocks[i] = arena.allocate(50000);
+    for (std::byte* block : blocks) arena.release(block);
+    arena.trim();
+    if (round == 3) settled = arena.capacity_bytes();
+  }
+  HR_CHECK_EQ(arena.capacity_bytes(), settled);
+}
+
+}  // namespace
+}  // namespace headrace
