@@ -27,7 +27,9 @@ def command(repository: Path, address: str, port: int, max_body_mib: int, as_jso
     from headrace.serving.host import ModelHost
     from headrace.serving.server import run
 
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
 
     def say(event: str, value: str) -> None:
         line = json.dumps({"event": event, "value": value}) if as_json else f"{event}: {value}"
@@ -42,4 +44,3 @@ def command(repository: Path, address: str, port: int, max_body_mib: int, as_jso
         on_ready=lambda url: say("ready", url),
         progress=lambda what: say("loading", what),
     )
-    say("stopped", "every accepted request was answered")

@@ -136,7 +136,9 @@ class OipApp:
                 return lambda: self._not_loaded(name, None), ("POST",)
             case ["v2", "models", name, "versions", version, "infer"]:
                 return lambda: self._not_loaded(name, version), ("POST",)
-        raise NotFound(f"path: got {path[:128]!r}, expected /metrics or a path of the Open Inference Protocol under /v2")
+        raise NotFound(
+            f"path: got {path[:128]!r}, expected /metrics or a path of the Open Inference Protocol under /v2"
+        )
 
     def _ready(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
         ready = self.host.ready
@@ -156,7 +158,9 @@ class OipApp:
         A version may also be spelled in a way `infer_routes` does not list ("01"): that is no version.
         """
         self.host.find(name, version)
-        raise NotFound(f"model {name!r}: got version {str(version)[:32]!r}, expected a version as the metadata lists it")
+        raise NotFound(
+            f"model {name!r}: got version {str(version)[:32]!r}, expected a version as the metadata lists it"
+        )
 
     def _metrics(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
         from headrace.observe.metrics import CONTENT_TYPE, exposition

@@ -16,7 +16,10 @@ HTTP_STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (errors.NotFound, 404),
     (errors.Overloaded, 429),
     (errors.DeadlineExceeded, 504),
-    (errors.Cancelled, 499),  # nginx's code for a client that closed the connection: nobody reads it but logs and metrics
+    (
+        errors.Cancelled,
+        499,
+    ),  # nginx's code for a client that closed the connection: nobody reads it but logs and metrics
     (errors.BackendUnavailable, 503),
     (errors.ExecutionError, 500),
 )
