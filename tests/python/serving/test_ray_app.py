@@ -1,0 +1,210 @@
+"""Headrace on a real local Ray: deploy, infer, scale 1 -> 2 -> 1 -> 0 and back, lose nothing, leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ray = pytest.importorskip("ray", reason="the Ray extra is not installed")
+
+import aiohttp  # noqa: E402
+from ray import cloudpickle  # noqa: E402
+
+from headrace.backend import Plan, Request, Result  # noqa: E402
+from headrace.config import (  # noqa: E402
+    AutoscalingConfig,
+    DeployConfig,
+    DeployedModel,
+    HttpConfig,
+    ModelConfig,
+    ModelSettings,
+)
+from headrace.errors import ConfigError, ExecutionError, InvalidModel  # noqa: E402
+from headrace.serving.ray_app import Deployment, deploy, free_port, tagged_processes  # noqa: E402
+from headrace.signature import Signature, TensorSpec  # noqa: E402
+
+SERVICE_S = 0.025  # of the fake model: one replica answers 40 requests per second
+
+
+class FakeEngine:
+    """Doubles its input."""
+
+    signature = Signature((TensorSpec("x", "float32", ("n",)),), (TensorSpec("y", "float32", ("n",)),))
+    plan = Plan("fake", "cpu", "none", "fp32", 1)
+
+    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
+        return [{"y": np.asarray(request["x"]) * 2} for request in requests]
+
+    def close(self) -> None:
+        pass
+
+
+class FakeBatcher:
+    """One request at a time, each taking `SERVICE_S` of waiting and no CPU, with an honest ledger."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.lock: asyncio.Lock | None = None
+        self.count: Counter[str] = Counter()
+
+    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result:
+        self.lock = self.lock or asyncio.Lock()
+        self.count["accepted"] += 1
+        async with self.lock:
+            await asyncio.sleep(SERVICE_S)
+            self.count["ok"] += 1
+            return self.engine.run_batch([req])[0]
+
+    def stats(self) -> dict[str, Any]:
+        waiting = self.count["accepted"] - self.count["ok"]
+        zero = dict.fromkeys(("failed", "expired", "cancelled", "refused", "batches", "offered_rps"), 0)
+        return {
+            **zero,
+            "accepted": self.count["accepted"],
+            "ok": self.count["ok"],
+            "queued": waiting,
+            "queue_delay_s": max(0, waiting - 1) * SERVICE_S,
+            "capacity_rps": 1 / SERVICE_S,
+        }
+
+    def close(self) -> None:
+        pass
+
+
+def open_fake_engine(path: Path, settings: ModelSettings) -> FakeEngine:
+    if "broken" in str(path):
+        raise InvalidModel(f"{path}: got rubbish, expected a model")
+    return FakeEngine()
+
+
+def open_fake_batcher(engine: FakeEngine, settings: ModelSettings) -> FakeBatcher:
+    return FakeBatcher(engine)
+
+
+# Replicas cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+FAKES: dict[str, Any] = {"engine_opener": open_fake_engine, "batcher_opener": open_fake_batcher}
+
+
+def model(name: str, **scaling: Any) -> DeployedModel:
+    config = ModelConfig(name=name, files={1: Path(f"{name}.onnx")}, settings=ModelSettings(slo_ms=2000))
+    return DeployedModel(model=config, autoscaling=AutoscalingConfig(cpus_per_replica=0.1, **scaling))
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    elastic = model("elastic", min_replicas=0, max_replicas=2, down_hold_s=2, idle_s=4)
+    steps: list[str] = []
+    deployed = deploy(DeployConfig(http=HttpConfig(port=0), models=[elastic]), progress=steps.append, **FAKES)
+    assert "elastic is ready" in steps
+    tag = deployed._tag
+    assert tag is not None
+    assert tagged_processes(tag), "the processes of our Ray must be found by their tag"
+    yield deployed
+    assert deployed.shutdown() == []
+    assert tagged_processes(tag) == []
+
+
+def running(deployment: Deployment) -> int:
+    return deployment.replicas()["elastic"].get("RUNNING", 0)
+
+
+def wait_for(what: Callable[[], bool], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+async def offer(url: str, rate: float, until: Callable[[], bool], timeout_s: float) -> Counter[str]:
+    """Sends requests at `rate` until `until()` is true; every one is answered before this returns."""
+    answers: Counter[str] = Counter()
+
+    async def one(session: aiohttp.ClientSession, value: float) -> None:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [value]}
+        async with session.post(f"{url}/v2/models/elastic/infer", json={"inputs": [tensor]}) as response:
+            body = await response.json()
+            right = response.status == 200 and body["outputs"][0]["data"] == [2 * value]
+            answers["ok" if right else f"{response.status}: {body}"] += 1
+
+    async with aiohttp.ClientSession() as session:
+        sent: list[asyncio.Task[None]] = []
+        end = time.monotonic() + timeout_s
+        while not await asyncio.to_thread(until):
+            assert time.monotonic() < end, "it did not happen in time"
+            burst = max(1, round(rate * 0.2))
+            for _ in range(burst):
+                sent.append(asyncio.create_task(one(session, float(len(sent)))))
+                await asyncio.sleep(0.2 / burst)
+        await asyncio.gather(*sent)
+    answers["sent"] = len(sent)
+    return answers
+
+
+def test_the_server_routes_answer_beside_the_models(deployment: Deployment) -> None:
+    async def get(path: str) -> tuple[int, Any]:
+        async with aiohttp.ClientSession() as session, session.get(deployment.url + path) as response:
+            return response.status, await response.json()
+
+    assert asyncio.run(get("/v2/health/live"))[0] == 200
+    assert asyncio.run(get("/v2/health/ready"))[0] == 200
+    assert asyncio.run(get("/v2"))[1]["name"] == "headrace"
+    status, metadata = asyncio.run(get("/v2/models/elastic"))
+    assert status == 200
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1]}]
+    status, body = asyncio.run(get("/v2/models/elastic2"))
+    assert status == 404
+    assert body["error"].endswith("expected one of elastic")
+
+
+def test_it_scales_up_down_to_zero_and_back_without_losing_a_request(deployment: Deployment) -> None:
+    url = deployment.url
+
+    def all_ok(answers: Counter[str]) -> bool:
+        return answers["ok"] == answers["sent"] > 0 and len(answers) == 2
+
+    wait_for(lambda: running(deployment) <= 1, 10)
+    up = asyncio.run(offer(url, 45, lambda: running(deployment) == 2, 25))
+    assert all_ok(up), up
+    down = asyncio.run(offer(url, 5, lambda: running(deployment) == 1, 25))
+    assert all_ok(down), down
+    wait_for(lambda: running(deployment) == 0, 25)
+    back = asyncio.run(offer(url, 5, lambda: running(deployment) == 1, 25))
+    assert all_ok(back), back
+
+
+def test_a_taken_port_is_an_error_before_anything_is_deployed() -> None:
+    import socket
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        from headrace.serving.ray_app import _check_port
+
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{taken}"):
+            _check_port("127.0.0.1", taken)
+    assert free_port() != taken
+
+
+def test_a_model_that_does_not_load_says_why(deployment: Deployment) -> None:
+    # Joins the running Ray, so it must leave it and the other model alone.
+    broken = DeployConfig(http=HttpConfig(port=int(deployment.url.rsplit(":", 1)[1])), models=[model("broken")])
+    with pytest.raises(ExecutionError, match="expected a model"):
+        deploy(broken, timeout_s=60, **FAKES)
+    assert "elastic" in deployment.replicas()
+
+
+def test_models_that_do_not_fit_are_refused_at_once(deployment: Deployment) -> None:
+    wide = model("wide")
+    wide = DeployedModel(model=wide.model, autoscaling=AutoscalingConfig(cpus_per_replica=100_000))
+    with pytest.raises(ConfigError, match="got 100000 CPUs"):
+        deploy(DeployConfig(http=HttpConfig(), models=[wide]), **FAKES)
