@@ -42,6 +42,24 @@ class OverloadedError : public Error {
   double retry_after_s_;
 };
 
+// A node of a Model that has no kernel, or whose variant its kernel cannot run.
+class UnsupportedOpError : public Error {
+ public:
+  UnsupportedOpError(std::string op, std::string node, std::string reason)
+      : Error(ErrorKind::kUnsupportedOp, op + " (node '" + node + "'): " + reason),
+        op_(std::move(op)),
+        node_(std::move(node)),
+        reason_(std::move(reason)) {}
+  const std::string& op() const { return op_; }
+  const std::string& node() const { return node_; }
+  const std::string& reason() const { return reason_; }
+
+ private:
+  std::string op_;
+  std::string node_;
+  std::string reason_;
+};
+
 // Joins its arguments into one string, for messages: str("got ", n, ", expected ", m).
 template <class... Args>
 std::string str(const Args&... args) {

@@ -49,7 +49,7 @@ std::vector<std::string> NodeSpec::strings(std::string_view attribute) const {
 }
 
 void NodeSpec::unsupported(std::string_view reason) const {
-  fail(ErrorKind::kUnsupportedOp, op, " (node '", name, "'): ", reason);
+  throw UnsupportedOpError(op, name, std::string(reason));
 }
 
 void NodeSpec::invalid(std::string_view reason) const {

@@ -37,6 +37,10 @@ struct Step {
 };
 
 struct Program {
+  Program() = default;
+  Program(Program&&) = default;
+  Program& operator=(Program&&) = default;
+
   Signature signature;
   std::vector<Value> values;
   std::vector<Step> steps;

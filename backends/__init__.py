@@ -1,0 +1,1 @@
+"""The backends that come with Headrace; each folder is one."""

@@ -1,0 +1,1 @@
+"""The native backend: Headrace's own C++ runtime and kernels."""

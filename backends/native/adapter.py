@@ -1,0 +1,74 @@
+"""Runs Models on Headrace's own C++ runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headrace import _core, hardware
+from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan, Request, Result
+from headrace.errors import BackendUnavailable, UnsupportedOp
+from headrace.graph.lower import lower
+from headrace.model import Model
+
+
+class NativeExecutable(Executable):
+    """A Program in the C++ runtime, packed for one ISA."""
+
+    def __init__(self, plan: Plan, core: _core.NativePlan) -> None:
+        self.plan = plan
+        self.core = core
+        # Checks, converts and runs in one call; what `Engine` uses for single Requests.
+        self.run_one = core.run
+
+    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
+        """Runs Requests of any shapes together, in lockstep, without padding."""
+        return self.core.run_batch(list(requests))
+
+
+class NativeBackend(Backend):
+    """Ragged lockstep execution on the CPU, with kernels for the ISA that was found."""
+
+    name = "native"
+
+    def probe(self) -> Availability:
+        """Always there: the extension module is part of the package."""
+        return Availability(ok=True, devices=("cpu",))
+
+    def capabilities(self) -> Capabilities:
+        """Ragged and batch-invariant, fp32."""
+        return Capabilities(precisions=("fp32",), ragged=True, batch_invariant=True)
+
+    def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
+        """Tries to lower the model: kernels decide for themselves which variants they run."""
+        try:
+            lower(model.graph, model.signature, _core.selected_isa())
+        except UnsupportedOp as error:
+            return error.nodes
+        return []
+
+    def compile(self, model: Model, options: CompileOptions) -> Executable:
+        """Packs the weights for the selected ISA (`HEADRACE_ISA` overrides it)."""
+        if options.device not in (None, "cpu"):
+            raise BackendUnavailable(f"backend 'native': got device {options.device!r}, expected 'cpu'")
+        if options.precision not in self.capabilities().precisions:
+            raise BackendUnavailable(
+                f"backend 'native': got precision {options.precision!r}, expected one of "
+                f"{', '.join(self.capabilities().precisions)}"
+            )
+        isa = _core.selected_isa()
+        threads = options.threads if options.threads is not None else hardware.probe().cores
+        core = _core.NativePlan(lower(model.graph, model.signature, isa), threads)
+        plan = Plan(
+            backend=self.name,
+            device="cpu",
+            isa=isa,
+            precision=options.precision,
+            threads=threads,
+            reasons=(f"{isa} is the {'selected' if isa != _core.available_isas()[-1] else 'fastest'} ISA of this CPU",),
+            details={
+                "ops": len(core.ops),
+                "packed_bytes": core.packed_bytes,
+                "constant_bytes": core.constant_bytes,
+            },
+        )
+        return NativeExecutable(plan, core)

@@ -1,0 +1,185 @@
+#include "bindings/convert.h"
+
+#include <cstring>
+
+namespace py = pybind11;
+
+namespace headrace {
+namespace {
+
+py::object& bfloat16_type() {
+  // Leaked on purpose: it must outlive every array, and there is no safe moment to drop it.
+  static auto* type =
+      new py::object(py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")));
+  return *type;
+}
+
+bool is_bfloat16(const py::array& array) {
+  return array.dtype().kind() == 'V' && array.itemsize() == 2 &&
+         py::str(array.dtype().attr("name")).cast<std::string>() == "bfloat16";
+}
+
+py::array as_array(py::handle object, const std::string& where) {
+  if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
+  py::module_ numpy = py::module_::import("numpy");
+  try {
+    if (!py::hasattr(object, "__array__") && py::hasattr(object, "__dlpack__")) {
+      return numpy.attr("from_dlpack")(object);
+    }
+    return numpy.attr("asarray")(object);
+  } catch (const py::error_already_set& error) {
+    fail(ErrorKind::kDtypeMismatch, where, ": got ",
+         py::str(py::type::handle_of(object)).cast<std::string>(),
+         ", expected something numpy can read as an array (", error.what(), ")");
+  }
+}
+
+DType integer_dtype(char kind, int64_t bytes) {
+  bool is_signed = kind == 'i';
+  switch (bytes) {
+    case 1:
+      return is_signed ? DType::kI8 : DType::kU8;
+    case 2:
+      return is_signed ? DType::kI16 : DType::kU16;
+    case 4:
+      return is_signed ? DType::kI32 : DType::kU32;
+    default:
+      return is_signed ? DType::kI64 : DType::kU64;
+  }
+}
+
+StringRef utf8_of(py::handle text, const std::string& where) {
+  if (PyBytes_Check(text.ptr())) {
+    return {PyBytes_AS_STRING(text.ptr()), PyBytes_GET_SIZE(text.ptr())};
+  }
+  Py_ssize_t size = 0;
+  const char* data =
+      PyUnicode_Check(text.ptr()) ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
+  if (data == nullptr) {
+    PyErr_Clear();
+    fail(ErrorKind::kDtypeMismatch, where, ": got an element of type ",
+         py::str(py::type::handle_of(text)).cast<std::string>(), ", expected valid str");
+  }
+  return {data, size};
+}
+
+py::dtype numpy_dtype(DType dtype) {
+  if (dtype == DType::kBF16) return py::reinterpret_borrow<py::dtype>(bfloat16_type());
+  if (dtype == DType::kString) return py::dtype("O");
+  return py::dtype(std::string(name_of(dtype)));
+}
+
+}  // namespace
+
+DType dtype_of(const py::array& array, const std::string& where) {
+  char kind = array.dtype().kind();
+  int64_t bytes = array.itemsize();
+  bool swapped = array.dtype().byteorder() == '>';
+  if (!swapped) {
+    switch (kind) {
+      case 'b':
+        return DType::kBool;
+      case 'i':
+      case 'u':
+        return integer_dtype(kind, bytes);
+      case 'f':
+        if (bytes == 2) return DType::kF16;
+        if (bytes == 4) return DType::kF32;
+        if (bytes == 8) return DType::kF64;
+        break;
+      case 'U':
+      case 'S':
+      case 'O':
+        return DType::kString;
+      default:
+        if (is_bfloat16(array)) return DType::kBF16;
+    }
+  }
+  fail(ErrorKind::kDtypeMismatch, where, ": got dtype ", py::str(array.dtype()).cast<std::string>(),
+       ", expected bool, (u)int8..64, float16..64, bfloat16 or strings");
+}
+
+HeldTensor::HeldTensor(py::handle object, const std::string& where) {
+  py::array array = as_array(object, where);
+  view_.dtype = dtype_of(array, where);
+  if (array.ndim() > kMaxRank) {
+    fail(ErrorKind::kShapeMismatch, where, ": got ", array.ndim(), " dims, expected at most ",
+         kMaxRank);
+  }
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) view_.shape.push_back(array.shape(axis));
+  if (view_.dtype == DType::kString) {
+    // Object arrays keep the str objects, whose UTF-8 form Python caches inside them.
+    py::list flat = array.attr("astype")("O").attr("ravel")().attr("tolist")();
+    strings_.reserve(flat.size());
+    for (py::handle text : flat) strings_.push_back(utf8_of(text, where));
+    view_.data = strings_.data();
+    owner_ = flat;
+    return;
+  }
+  if (!(array.flags() & py::array::c_style)) {
+    array = py::module_::import("numpy").attr("ascontiguousarray")(array);
+  }
+  view_.data = array.data();
+  owner_ = array;
+}
+
+HeldRequest::HeldRequest(const Signature& signature, const py::dict& request) {
+  const std::vector<TensorSpec>& specs = signature.inputs();
+  tensors_.resize(specs.size());
+  views_.resize(specs.size());
+  size_t found = 0;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    PyObject* value = PyDict_GetItemString(request.ptr(), specs[i].name.c_str());
+    if (value == nullptr) continue;
+    tensors_[i] = HeldTensor(value, "input '" + specs[i].name + "'");
+    views_[i] = tensors_[i].view();
+    ++found;
+  }
+  signature.check(views_);
+  if (found == request.size()) return;
+  std::string expected;
+  for (const TensorSpec& spec : specs) expected += str(expected.empty() ? "" : ", ", spec.name);
+  for (auto item : request) {
+    std::string name = py::str(item.first);
+    if (signature.input_index(name) < 0) {
+      fail(ErrorKind::kUnknownInput, "got input '", name, "', expected only: ", expected);
+    }
+  }
+}
+
+py::array to_numpy(const ConstTensorView& tensor) {
+  std::vector<py::ssize_t> dims(tensor.shape.dims().begin(), tensor.shape.dims().end());
+  py::array array(numpy_dtype(tensor.dtype), dims);
+  if (tensor.dtype != DType::kString) {
+    if (tensor.bytes() > 0) {
+      std::memcpy(array.mutable_data(), tensor.data, static_cast<size_t>(tensor.bytes()));
+    }
+    return array;
+  }
+  auto** slots = static_cast<PyObject**>(array.mutable_data());
+  for (const StringRef& text : tensor.span<StringRef>()) {
+    PyObject* object = PyUnicode_DecodeUTF8(text.data, text.size, "replace");
+    if (object == nullptr) throw py::error_already_set();
+    Py_XSETREF(*slots, object);
+    ++slots;
+  }
+  return array;
+}
+
+TensorSpec to_spec(const std::string& name, const std::string& dtype, const py::sequence& dims) {
+  TensorSpec spec{.name = name, .dtype = dtype_named(dtype), .dims = {}};
+  if (spec.dtype == DType::kNone) {
+    fail(ErrorKind::kInvalidModel, "tensor '", name, "': got dtype '", dtype,
+         "', which Headrace does not have");
+  }
+  for (py::handle dim : dims) {
+    if (py::isinstance<py::str>(dim)) {
+      spec.dims.push_back({-1, dim.cast<std::string>()});
+    } else {
+      spec.dims.push_back({dim.cast<int64_t>(), ""});
+    }
+  }
+  return spec;
+}
+
+}  // namespace headrace

@@ -1,0 +1,90 @@
+#include "runtime/plan.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/bind.h"
+#include "bindings/convert.h"
+
+namespace py = pybind11;
+
+namespace headrace {
+namespace {
+
+// Runs with the GIL released; an error comes out with it held again.
+Run run_released(Plan& plan, std::span<const RequestInputs> requests,
+                 std::vector<StepTime>* profile) {
+  py::gil_scoped_release release;
+  return plan.run(requests, profile);
+}
+
+py::dict run_one(Plan& plan, const py::dict& request) {
+  const Signature& signature = plan.program().signature;
+  HeldRequest held(signature, request);
+  RequestInputs inputs = held.inputs();
+  Run run = run_released(plan, {&inputs, 1}, nullptr);
+  return to_result(signature, [&](size_t output) { return run.output(0, output); });
+}
+
+py::list run_batch(Plan& plan, const std::vector<py::dict>& requests,
+                   std::vector<StepTime>* profile) {
+  const Signature& signature = plan.program().signature;
+  std::vector<HeldRequest> held;
+  std::vector<RequestInputs> inputs;
+  held.reserve(requests.size());
+  for (const py::dict& request : requests) held.emplace_back(signature, request);
+  for (const HeldRequest& request : held) inputs.push_back(request.inputs());
+  py::list results;
+  if (requests.empty()) return results;
+  Run run = run_released(plan, inputs, profile);
+  for (size_t r = 0; r < requests.size(); ++r) {
+    results.append(to_result(signature, [&](size_t output) { return run.output(r, output); }));
+  }
+  return results;
+}
+
+}  // namespace
+
+void bind_plan(py::module_& module) {
+  py::class_<Plan, std::shared_ptr<Plan>>(module, "NativePlan",
+                                          "A Program with the threads that run it.")
+      .def(py::init([](Program& program, int threads) {
+             if (threads < 1) {
+               fail(ErrorKind::kBackendUnavailable, "got threads=", threads,
+                    ", expected at least 1");
+             }
+             return std::make_shared<Plan>(std::move(program), threads);
+           }),
+           py::arg("program"), py::arg("threads"), "Takes the program's contents.")
+      .def("run", &run_one, py::arg("request"), "Runs one Request alone.")
+      .def(
+          "run_batch",
+          [](Plan& plan, const std::vector<py::dict>& requests) {
+            return run_batch(plan, requests, nullptr);
+          },
+          py::arg("requests"), "Runs Requests of any shapes together, in lockstep.")
+      .def(
+          "profile",
+          [](Plan& plan, const std::vector<py::dict>& requests) {
+            std::vector<StepTime> times;
+            run_batch(plan, requests, &times);
+            py::list rows;
+            for (const StepTime& time : times) {
+              rows.append(py::make_tuple(time.op, time.name, time.ns));
+            }
+            return rows;
+          },
+          py::arg("requests"), "Runs a Batch and returns (op, node name, ns) for each op.")
+      .def_property_readonly("threads", &Plan::threads)
+      .def_property_readonly("packed_bytes",
+                             [](const Plan& plan) { return plan.program().packed_bytes; })
+      .def_property_readonly("constant_bytes",
+                             [](const Plan& plan) { return plan.program().constant_bytes; })
+      .def_property_readonly("arena_bytes", [](Plan& plan) { return plan.arena_bytes(); })
+      .def_property_readonly("ops", [](const Plan& plan) {
+        std::vector<std::string> ops;
+        for (const Step& step : plan.program().steps) ops.push_back(step.op);
+        return ops;
+      });
+}
+
+}  // namespace headrace

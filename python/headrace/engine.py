@@ -1,0 +1,174 @@
+"""An Engine: a Plan that can be called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Self
+
+from headrace import _core
+from headrace.backend import Backend, CompileOptions, Executable, Plan, Request, Result
+from headrace.errors import BackendUnavailable, HeadraceError, UnsupportedOp
+from headrace.signature import Signature
+
+if TYPE_CHECKING:
+    from headrace.model import Model
+
+ENTRY_POINT_GROUP = "headrace.backends"
+
+
+class Engine:
+    """A compiled Model. Safe to call from any number of threads.
+
+    Example::
+
+        engine = hr.load("model.onnx").compile()
+        out = engine({"x": array})
+        outs = engine.run_batch([{"x": a}, {"x": b}])   # shapes may differ
+    """
+
+    def __init__(self, signature: Signature, executable: Executable, name: str = "") -> None:
+        self.signature = signature
+        self.name = name
+        self.executable = executable
+        self._checker = _core.Signature(
+            [(spec.name, spec.dtype, list(spec.dims)) for spec in signature.inputs],
+            [(spec.name, spec.dtype, list(spec.dims)) for spec in signature.outputs],
+        )
+        # Native executables check and run in one C++ call.
+        self._run_one = getattr(executable, "run_one", None)
+
+    @property
+    def plan(self) -> Plan:
+        """What was chosen for the Model, and why."""
+        return self.executable.plan
+
+    def __call__(self, request: Request) -> Result:
+        """Runs one Request.
+
+        Args:
+            request: Input name -> array (numpy, ``__array__`` or DLPack), with the signature's dtypes and dims.
+
+        Returns:
+            Output name -> numpy array.
+
+        Raises:
+            RequestError: The Request does not fit the signature.
+            ExecutionError: The Engine failed while it ran the Request.
+        """
+        if self._run_one is not None:
+            return self._run_one(request)  # type: ignore[no-any-return]
+        return self.executable.run_batch([self.check(request)])[0]
+
+    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
+        """Runs Requests together; their shapes may differ. Results come in the same order.
+
+        Raises:
+            RequestError: One of the Requests does not fit the signature; none was run.
+            ExecutionError: The Engine failed.
+        """
+        if self._run_one is not None:
+            return self.executable.run_batch(requests)
+        return self.executable.run_batch([self.check(request) for request in requests])
+
+    def check(self, request: Request) -> Request:
+        """The Request as C-contiguous arrays, checked against the signature.
+
+        Raises:
+            RequestError: It does not fit.
+        """
+        return self._checker.check(dict(request))  # type: ignore[no-any-return]
+
+    def work(self, request: Request) -> int:
+        """The Request's size for the cost model: rows of a table, tokens of a batch of texts."""
+        return self._checker.work(dict(request))
+
+    def close(self) -> None:
+        """Gives back what the Plan holds."""
+        self.executable.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def backends() -> dict[str, Backend]:
+    """The installed backends by name, in the order `backend="auto"` tries them: native first."""
+    found: dict[str, Backend] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        found[entry.name] = entry.load()()
+    order = {"native": 0, "torch": 1, "reference": 99}
+    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], 50), item[0])))
+
+
+def backend_named(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        BackendUnavailable: None is installed under that name, or it does not work here.
+    """
+    matches = [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name == name]
+    if not matches:
+        known = ", ".join(sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)))
+        raise BackendUnavailable(f"got backend {name!r}, expected one of: auto, {known}")
+    backend: Backend = matches[0].load()()
+    availability = backend.probe()
+    if not availability.ok:
+        raise BackendUnavailable(f"backend {name!r} cannot be used here: {availability.reason}")
+    return backend
+
+
+def compile_model(
+    model: Model,
+    *,
+    backend: str = "auto",
+    precision: str = "fp32",
+    threads: int | None = None,
+    device: str | None = None,
+) -> Engine:
+    """Prepares `model` on one backend.
+
+    Args:
+        model: What to run.
+        backend: A backend's name, or ``"auto"``: native where it can run the whole model, else the next installed
+            backend that can. The plan's reasons say which and why.
+        precision: ``"fp32"``, or another that the backend offers.
+        threads: Threads of the Plan; None for every core this process may use.
+        device: A device of the backend, such as ``"cpu"`` or ``"cuda:0"``; None for its default.
+
+    Raises:
+        UnsupportedOp: The named backend (or, for auto, every backend) lacks ops of the model.
+        BackendUnavailable: The backend, precision or device is not there.
+    """
+    options = CompileOptions(precision=precision, threads=threads, device=device)
+    if backend != "auto":
+        return Engine(model.signature, backend_named(backend).compile(model, options), model.name)
+    refusals: list[tuple[str, HeadraceError]] = []
+    for name, candidate in backends().items():
+        availability = candidate.probe()
+        if not availability.ok:
+            refusals.append((name, BackendUnavailable(availability.reason)))
+            continue
+        try:
+            executable = candidate.compile(model, options)
+        except (UnsupportedOp, BackendUnavailable) as error:
+            refusals.append((name, error))
+            continue
+        executable.plan = _with_refusals(executable.plan, refusals)
+        return Engine(model.signature, executable, model.name)
+    if refusals and isinstance(refusals[0][1], UnsupportedOp):
+        raise refusals[0][1]
+    raise BackendUnavailable(
+        f"no backend can run model {model.name!r}:\n" + "\n".join(f"  {name}: {error}" for name, error in refusals)
+    )
+
+
+def _with_refusals(plan: Plan, refusals: list[tuple[str, HeadraceError]]) -> Plan:
+    from dataclasses import replace
+
+    reasons: tuple[Any, ...] = tuple(f"not {name}: {error}" for name, error in refusals)
+    if not reasons:
+        reasons = ("native can run the whole model",)
+    return replace(plan, reasons=(*plan.reasons, *reasons))
