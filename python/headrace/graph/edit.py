@@ -121,8 +121,10 @@ def replace_node(graph: ir.Graph, value: ir.Value, node: ir.Node) -> ir.Value:
 
     The new output takes dtype and shape of `value`. The old producer stays until dead code is removed.
     """
-    output = node.outputs[0]
+    output, root = node.outputs[0], value.producer()
     output.type, output.shape = value.type, value.shape
+    if root is not None:
+        node.name = root.name
     insert_before(graph, value, [node])
     substitute(graph, value, output)
     return output

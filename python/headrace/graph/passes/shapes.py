@@ -1,0 +1,293 @@
+"""Removes what a graph computes only to know its own shapes: constant targets for Reshape, no-op Expands, index grids."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headrace.graph import dims as sym
+from headrace.graph._onnx_ir import ir
+from headrace.graph.dims import Dim
+from headrace.graph.edit import (
+    add_constant,
+    attribute,
+    constant,
+    derived_tensor,
+    input_at,
+    ints,
+    is_constant,
+    is_op,
+    producer,
+    replace_node,
+    substitute,
+)
+from headrace.graph.passes.facts import POINTWISE, Dims, Fact, Facts, analyse
+
+
+def simplify_shapes(graph: ir.Graph) -> bool:
+    """Replaces shape computations by constants and drops nodes that only restate a shape. Names unknown dims.
+
+    Returns:
+        Whether the graph changed.
+    """
+    facts = analyse(graph)
+    changed = False
+    for node in list(graph):
+        if node.domain != "" or not node.outputs or not (node.outputs[0].uses() or node.outputs[0].is_graph_output()):
+            continue
+        changed |= _known_content(graph, node, facts) or _RULES.get(node.op_type, _keep)(graph, node, facts)
+    return changed
+
+
+def _keep(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    return False
+
+
+def _known_content(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    """A small integer tensor all of whose elements are known is a constant."""
+    output = node.outputs[0]
+    fact = facts.of(output)
+    if fact.content is None or fact.shape is None or len(fact.shape) > 1 or is_constant(output):
+        return False
+    numbers = [dim for dim in fact.content if isinstance(dim, int)]
+    if len(numbers) != len(fact.content) or output.dtype not in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL):
+        return False
+    if output.is_graph_output():
+        return False
+    array = np.array(numbers, dtype=output.dtype.numpy()).reshape([len(numbers)] if len(fact.shape) else [])
+    substitute(graph, output, add_constant(graph, f"{output.name}_known", array))
+    return True
+
+
+def _reshape(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    source, output = node.inputs[0], node.outputs[0]
+    before, after = facts.shape(source), facts.shape(output)
+    if source is None or before is None or after is None:
+        return False
+    if before == after:
+        substitute(graph, output, source)
+        return True
+    if _reshape_transpose_reshape(graph, node, facts):
+        return True
+    inner = producer(source, "Reshape")
+    if inner is not None and inner.inputs[0] is not None:
+        # Row-major order is kept by both: the outer one alone gives the same.
+        start = facts.shape(inner.inputs[0])
+        target = None if start is None else _static_target(start, after)
+        if target is not None:
+            node.replace_input_with(0, inner.inputs[0])
+            return _set_target(graph, node, target)
+    if is_constant(input_at(node, 1)):
+        return False
+    target = _static_target(before, after)
+    return target is not None and _set_target(graph, node, target)
+
+
+def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> bool:
+    node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_shape", np.array(target, dtype=np.int64)))
+    node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+    return True
+
+
+def _static_target(before: Dims, after: Dims) -> list[int] | None:
+    """`after` as a constant Reshape target: 0 copies the input's dim, one -1 is inferred. None where that is not enough."""
+    target: list[int] = []
+    for axis, dim in enumerate(after):
+        if isinstance(dim, int):
+            if dim <= 0:
+                return None
+            target.append(dim)
+        elif axis < len(before) and before[axis] == dim:
+            target.append(0)
+        else:
+            target.append(-1)
+    return target if target.count(-1) <= 1 else None
+
+
+def _reshape_transpose_reshape(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    """[..., m, n] -> [prod, m, n] -> [prod, n, m] -> [..., n, m] is one Transpose of the last two axes."""
+    middle = producer(node.inputs[0], "Transpose")
+    first = producer(middle.inputs[0], "Reshape") if middle is not None else None
+    if middle is None or first is None or list(attribute(middle, "perm", ())) != [0, 2, 1]:
+        return False
+    source = first.inputs[0]
+    start, flat, end = facts.shape(source), facts.shape(first.outputs[0]), facts.shape(node.outputs[0])
+    if start is None or flat is None or end is None or len(start) < 3 or len(flat) != 3:
+        return False
+    if flat != (sym.product(start[:-2]), *start[-2:]) or end != (*start[:-2], start[-1], start[-2]):
+        return False
+    rank = len(start)
+    perm = [*range(rank - 2), rank - 1, rank - 2]
+    replace_node(graph, node.outputs[0], ir.node("Transpose", [source], {"perm": perm}))
+    return True
+
+
+def _expand(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    before = facts.shape(node.inputs[0])
+    if node.inputs[0] is None or before is None or before != facts.shape(node.outputs[0]):
+        return False
+    substitute(graph, node.outputs[0], node.inputs[0])
+    return True
+
+
+def _slice(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    before, after = facts.shape(node.inputs[0]), facts.shape(node.outputs[0])
+    starts = ints(input_at(node, 1))
+    steps_value = input_at(node, 4)
+    steps = ints(steps_value) if steps_value is not None else [1]
+    if node.inputs[0] is None or before is None or before != after or starts is None or steps is None:
+        return False
+    if any(start != 0 for start in starts) or any(step != 1 for step in steps):
+        return False
+    substitute(graph, node.outputs[0], node.inputs[0])
+    return True
+
+
+def _gather(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    """A table looked up at a slice of constant positions is a slice of the constant look-up."""
+    table, index = node.inputs
+    cut = producer(index, "Slice")
+    if table is None or cut is None or not is_constant(table) or attribute(node, "axis", 0) != 0:
+        return False
+    positions = constant(cut.inputs[0])
+    axes = ints(input_at(cut, 3))
+    tensor = table.const_value
+    if positions is None or tensor is None or axes is None or positions.ndim == 0 or len(cut.inputs) < 4:
+        return False
+    rows = int(tensor.shape[0])
+    if positions.size > rows or positions.min() < -rows or positions.max() >= rows:
+        return False
+    shape = [*positions.shape, *(int(dim) for dim in tensor.shape[1:])]
+    looked_up = derived_tensor(tensor.dtype, shape, [table], lambda array: array[positions])
+    value = add_constant(graph, f"{node.outputs[0].name}_table", looked_up)
+    axes_value = add_constant(
+        graph, f"{node.outputs[0].name}_axes", np.array([axis % positions.ndim for axis in axes], dtype=np.int64)
+    )
+    inputs = [value, *cut.inputs[1:3], axes_value, *cut.inputs[4:]]
+    replace_node(graph, node.outputs[0], ir.node("Slice", inputs))
+    return True
+
+
+def _gather_nd(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    """Picking ``data[i0, i1, ...]`` at every ``(i0, i1, ...)`` in order is `data` itself with axes of length 1 added."""
+    data, index = node.inputs
+    grid, out, shape = facts.of(index).grid, facts.shape(node.outputs[0]), facts.shape(data)
+    if data is None or grid is None or shape is None or len(grid) != len(shape) or attribute(node, "batch_dims", 0):
+        return False
+    index_shape = facts.shape(index)
+    if index_shape is None or any(axis is None for axis in grid):
+        return False
+    axes = [axis for axis in grid if axis is not None]
+    out = index_shape[:-1]
+    if axes != sorted(set(axes)) or [out[axis] for axis in axes] != list(shape):
+        return False
+    extra = [axis for axis in range(len(out)) if axis not in axes]
+    if any(out[axis] != 1 for axis in extra):
+        return False
+    axes_value = add_constant(graph, f"{node.outputs[0].name}_axes", np.array(extra, dtype=np.int64))
+    replace_node(graph, node.outputs[0], ir.node("Unsqueeze", [data, axes_value]))
+    return True
+
+
+def _transpose(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    source = node.inputs[0]
+    shape = facts.shape(source)
+    perm = list(attribute(node, "perm") or (range(len(shape))[::-1] if shape is not None else ()))
+    if source is None or not perm:
+        return False
+    if perm == sorted(perm):
+        substitute(graph, node.outputs[0], source)
+        return True
+    inner = producer(source, "Transpose")
+    inner_perm = attribute(inner, "perm") if inner is not None else None
+    if inner is None or not inner_perm:
+        return False
+    merged = [inner_perm[axis] for axis in perm]
+    replace_node(graph, node.outputs[0], ir.node("Transpose", [inner.inputs[0]], {"perm": merged}))
+    return True
+
+
+def _and(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    """x And True is x."""
+    for this, other in ((0, 1), (1, 0)):
+        kept = node.inputs[other]
+        if facts.of(node.inputs[this]).uniform == 1.0 and kept is not None:
+            shape = facts.shape(kept)
+            if shape is not None and shape == facts.shape(node.outputs[0]):
+                substitute(graph, node.outputs[0], kept)
+                return True
+    return False
+
+
+_RULES = {
+    "And": _and,
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "Slice": _slice,
+    "Gather": _gather,
+    "GatherND": _gather_nd,
+    "Transpose": _transpose,
+}
+
+
+def peel_broadcasts(graph: ir.Graph) -> bool:
+    """Lets pointwise ops read the small operand of an Expand where they broadcast it themselves. Run it once.
+
+    A mask that was expanded to [batch, 1, sequence, sequence] so becomes [batch, 1, 1, sequence] again.
+
+    Returns:
+        Whether the graph changed.
+    """
+    facts = analyse(graph)
+    changed = False
+    for node in list(graph):
+        if is_op(node, "Gather"):
+            changed |= _uniform_gather(graph, node, facts)
+        elif node.domain == "" and node.op_type in POINTWISE:
+            changed |= _peel(graph, node, facts)
+    return changed
+
+
+def _uniform_gather(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    """A table looked up everywhere at one index is a broadcast of one row."""
+    table, index = node.inputs
+    pick = facts.of(index).uniform
+    if table is None or pick is None or not is_constant(table) or attribute(node, "axis", 0) != 0 or is_constant(index):
+        return False
+    tensor = table.const_value
+    if tensor is None or not -int(tensor.shape[0]) <= pick < int(tensor.shape[0]):
+        return False
+    shape = [int(dim) for dim in tensor.shape[1:]]
+    row = derived_tensor(tensor.dtype, shape, [table], lambda array: array[int(pick)])
+    value = add_constant(graph, f"{node.outputs[0].name}_row", ir.tensor(row.numpy()))
+    facts.of(node.outputs[0]).base = value
+    return True
+
+
+def _peel(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    bases = [facts.of(value).base if value is not None else None for value in node.inputs]
+    if all(base is None for base in bases):
+        return False
+    small = [base if base is not None else value for base, value in zip(bases, node.inputs, strict=True)]
+    shapes: list[tuple[Dim, ...]] = []
+    for value in small:
+        shape = facts.shape(value)
+        if shape is None:
+            return False
+        shapes.append(shape)
+    output, reached = node.outputs[0], sym.broadcast(shapes)
+    if reached is None:
+        return False
+    if reached == facts.shape(output):
+        for index, value in enumerate(small):
+            node.replace_input_with(index, value)
+        return True
+    twin = ir.node(node.op_type, small, node.attributes)
+    twin.outputs[0].type, twin.outputs[0].shape = output.type, ir.Shape(_annotation(reached))
+    graph.insert_before(node, twin)
+    facts.known[twin.outputs[0]] = Fact(shape=reached)
+    facts.of(output).base = twin.outputs[0]
+    return True
+
+
+def _annotation(shape: Dims) -> list[int | str | None]:
+    return [None if isinstance(dim, str) and dim.startswith("?") else dim for dim in shape]

@@ -1,0 +1,84 @@
+"""Reads a Model's signature off its graph."""
+
+from __future__ import annotations
+
+from headrace.errors import InvalidModel
+from headrace.graph._onnx_ir import ir
+from headrace.signature import Dim, Signature, TensorSpec
+
+_DTYPES = {
+    ir.DataType.BOOL: "bool",
+    ir.DataType.UINT8: "uint8",
+    ir.DataType.UINT16: "uint16",
+    ir.DataType.UINT32: "uint32",
+    ir.DataType.UINT64: "uint64",
+    ir.DataType.INT8: "int8",
+    ir.DataType.INT16: "int16",
+    ir.DataType.INT32: "int32",
+    ir.DataType.INT64: "int64",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.DOUBLE: "float64",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.STRING: "string",
+}
+
+
+def dtype_name(dtype: ir.DataType) -> str | None:
+    """Headrace's name of an ONNX dtype, or None where a Request cannot hold it."""
+    return _DTYPES.get(dtype)
+
+
+def name_dims(graph: ir.Graph) -> None:
+    """Names every unnamed dim of the graph's inputs ``<input>_<axis>``, so that each symbolic dim has a stable name."""
+    taken = {dim.value for value in graph.inputs for dim in value.shape or () if isinstance(dim, ir.SymbolicDim)}
+    for value in graph.inputs:
+        if value.shape is None:
+            continue
+        shape: list[int | str | None] = []
+        for axis, dim in enumerate(value.shape):
+            if isinstance(dim, int):
+                # A negative dim_value is how some exporters say "any".
+                shape.append(dim if dim >= 0 else _free(f"{value.name}_{axis}", taken))
+            else:
+                shape.append(dim.value if dim.value else _free(f"{value.name}_{axis}", taken))
+        value.shape = ir.Shape(shape)
+
+
+def _free(stem: str, taken: set[str | None]) -> str:
+    name, number = stem, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}"
+    taken.add(name)
+    return name
+
+
+def signature_of(graph: ir.Graph, where: str) -> Signature:
+    """The signature of `graph`, naming `where` in errors.
+
+    Raises:
+        InvalidModel: An input or output has no tensor type, or one that Requests cannot hold.
+    """
+    taken: set[str | None] = set()
+    inputs = tuple(_spec(value, "input", where, taken) for value in graph.inputs)
+    taken |= {dim for spec in inputs for dim in spec.dims if isinstance(dim, str)}
+    return Signature(inputs, tuple(_spec(value, "output", where, taken) for value in graph.outputs))
+
+
+def _spec(value: ir.Value, kind: str, where: str, taken: set[str | None]) -> TensorSpec:
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        raise InvalidModel(f"{where}: {kind} {value.name!r} is a {value.type}, expected a dense tensor")
+    name = dtype_name(value.dtype) if value.dtype is not None else None
+    if name is None:
+        got = "no dtype" if value.dtype is None else f"dtype {value.dtype.name}"
+        raise InvalidModel(f"{where}: {kind} {value.name!r} has {got}, expected one of {', '.join(_DTYPES.values())}")
+    if value.shape is None:
+        raise InvalidModel(f"{where}: {kind} {value.name!r} has no shape, expected one of known rank")
+    dims: list[Dim] = []
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            dims.append(dim)
+        else:
+            dims.append(dim.value if dim.value else _free(f"{value.name}_{axis}", taken))
+    return TensorSpec(str(value.name), name, tuple(dims))
