@@ -5,6 +5,8 @@ namespace headrace {
 
 class OpRegistry;
 
+void register_elementwise_ops(OpRegistry& registry);
+void register_linear_ops(OpRegistry& registry);
 void register_shape_ops(OpRegistry& registry);
 
 }  // namespace headrace
