@@ -83,6 +83,7 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         max_replicas: Most replicas at any load.
         cpus_per_replica: CPUs Ray reserves for each replica; may be a fraction.
         target_utilisation: Share of the measured capacity that a replica is planned to carry.
+        down_hold_s: Seconds for which fewer replicas must have been enough before any is taken away.
         idle_s: Seconds without a Request after which a model with ``min_replicas = 0`` has none.
     """
 
@@ -90,6 +91,7 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     max_replicas: Positive = 1
     cpus_per_replica: PositiveFloat = 1.0
     target_utilisation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.7
+    down_hold_s: PositiveFloat = 10.0
     idle_s: PositiveFloat = 60.0
 
 
@@ -249,7 +251,8 @@ def _is_version(name: str) -> bool:
 def _checked_name(name: str, where: Path) -> str:
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{where}: got model name {name!r}, expected 1 to 128 letters, digits, '_', '-' or '.', not starting with a mark"
+            f"{where}: got model name {name!r}, "
+            "expected 1 to 128 letters, digits, '_', '-' or '.', starting with a letter, a digit or '_'"
         )
     return name
 
@@ -264,7 +267,7 @@ def _decode_toml(path: Path) -> Any:
 
 
 def _decode_yaml(path: Path) -> Any:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -125,7 +125,7 @@ def _cpuinfo(root: Path) -> tuple[str | None, set[str]]:
 
 
 def _kernel_isas() -> tuple[tuple[str, ...], str | None]:
-    """What the native extension has kernels for. Without it, or with a HEADRACE_ISA it refuses, there is no selection."""
+    """The ISAs with kernels here, and the selected one: None without the extension or where HEADRACE_ISA is wrong."""
     try:
         from headrace import _core
 

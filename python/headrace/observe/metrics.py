@@ -31,7 +31,6 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from headrace.serving.host import ModelHost, ServedModel
@@ -49,10 +48,11 @@ def exposition(host: ModelHost, responses: Mapping[int, int]) -> bytes:
         host: The models.
         responses: HTTP status -> answers sent.
     """
-    return generate_latest(_HostCollector(host, responses))
+    text: bytes = generate_latest(_HostCollector(host, responses))
+    return text
 
 
-class _HostCollector(Collector):
+class _HostCollector:
     """Looks like a registry to `generate_latest`: everything is gathered at the scrape."""
 
     def __init__(self, host: ModelHost, responses: Mapping[int, int]) -> None:

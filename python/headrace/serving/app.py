@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from headrace.backend import Result
-from headrace.errors import Cancelled, HeadraceError, NotFound
+from headrace.errors import Cancelled, NotFound
 from headrace.serving.body import BODY_BYTES_MAX, BodyHeaders, Message, Receive, Send, body_headers, read_body
 from headrace.serving.decode import InferCall
 from headrace.serving.encode import encode

@@ -54,7 +54,7 @@ class Decoder:
 
         Args:
             body: The JSON object, then the binary data of the inputs that say ``binary_data_size``, back to back.
-            header_length: Bytes of the JSON object (``Inference-Header-Content-Length``); None where it is the whole body.
+            header_length: Bytes of the JSON object (``Inference-Header-Content-Length``); None if it is the whole body.
 
         Raises:
             RequestError: One of its subclasses; the message says what was got, what was expected, and where.
@@ -223,7 +223,7 @@ class _InputDecoder:
         if tensor.data != NO_DATA:
             self._refuse("got both data and binary_data_size, expected one of them")
         count = _count(tensor.shape)
-        if self._dtype == object:
+        if self._spec.dtype == "string":
             return self._strings(data, count).reshape(tensor.shape)
         expected = count * self._dtype.itemsize
         if len(data) != expected:

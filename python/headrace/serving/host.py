@@ -24,22 +24,32 @@ log = logging.getLogger("headrace.serving")
 class EngineLike(Protocol):
     """What the host needs of `headrace.engine.Engine`."""
 
-    signature: Signature
-    plan: Plan
+    @property
+    def signature(self) -> Signature:
+        """The model's inputs and outputs."""
 
-    def run_batch(self, requests: Sequence[Request]) -> list[Result]: ...
+    @property
+    def plan(self) -> Plan:
+        """What was chosen for the model."""
 
-    def close(self) -> None: ...
+    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
+        """Runs Requests together."""
+
+    def close(self) -> None:
+        """Gives everything back."""
 
 
 class BatcherLike(Protocol):
     """What the host needs of `headrace.batcher.Batcher`."""
 
-    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result: ...
+    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result:
+        """Queues one Request and waits for its Result; cancelling the wait takes it out of the queue."""
 
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> dict[str, Any]:
+        """The ledger."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Answers what was accepted, then stops."""
 
 
 OpenEngine = Callable[[Path, ModelSettings], EngineLike]

@@ -16,7 +16,7 @@ NO_DATA = msgspec.Raw(b"")
 
 
 class TensorParameters(msgspec.Struct, kw_only=True):
-    """``parameters`` of one input or of one requested output. Keys that we do not know are ignored, as the protocol asks."""
+    """``parameters`` of one input or of one requested output. Unknown keys are ignored, as the protocol asks."""
 
     binary_data_size: int | None = None
     binary_data: bool | None = None

@@ -121,9 +121,7 @@ def _listen(address: str, port: int) -> socket.socket:
         listener.bind((address, port))
     except OSError as error:
         listener.close()
-        raise ConfigError(
-            f"address: got {address}:{port}, expected one that is free here ({error.strerror})"
-        ) from error
+        raise ConfigError(f"address: got {address}:{port}, expected a free one ({error.strerror})") from error
     listener.set_inheritable(True)
     return listener
 

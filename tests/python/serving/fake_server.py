@@ -1,0 +1,22 @@
+"""A server process over fakes. Arguments: seconds that one batch takes, longest body in bytes."""
+
+import sys
+import time
+from typing import Any
+
+from headrace.serving.host import ModelHost
+from headrace.serving.server import run
+from serving_fakes import FakeBatcher, FakeEngine, make_config
+
+delay_s, body_bytes_max = float(sys.argv[1]), int(sys.argv[2])
+
+
+class SlowEngine(FakeEngine):
+    def run_batch(self, requests: Any) -> Any:
+        time.sleep(delay_s)
+        return super().run_batch(requests)
+
+
+host = ModelHost([make_config()], engine_opener=lambda p, s: SlowEngine(), batcher_opener=FakeBatcher)  # type: ignore[arg-type]
+run(host, port=0, body_bytes_max=body_bytes_max, on_ready=lambda url: print(f"ready: {url}", flush=True))
+print("drained", flush=True)

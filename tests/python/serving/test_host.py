@@ -1,0 +1,85 @@
+"""The life of a served model: loaded, warmed, found, unloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, NotFound
+from headrace.serving.host import ModelHost
+from headrace.serving.warmup import warmup_request
+from serving_fakes import DOUBLER, MIRROR, FakeBatcher, FakeEngine, make_config, make_served
+
+
+def test_the_newest_version_answers_unless_one_is_named() -> None:
+    host = make_served(make_config(versions=(2, 10, 3))).host
+    assert host.find("doubler").version == "10"
+    assert host.find("doubler", "2").version == "2"
+    assert host.versions("doubler") == ["2", "3", "10"]
+    with pytest.raises(NotFound, match="got version '4', expected one of 2, 3, 10"):
+        host.find("doubler", "4")
+
+
+def test_progress_is_told_and_a_second_load_changes_nothing() -> None:
+    served = make_served(make_config(), make_config("other"), load=False)
+    told: list[str] = []
+    served.host.load(told.append)
+    assert told == ["doubler version 1", "other version 1"]
+    served.host.load(told.append)
+    assert len(told) == len(served.engines) == 2
+
+
+def test_a_model_that_fails_its_warm_up_never_gets_ready_and_leaks_no_engine() -> None:
+    engines: list[FakeEngine] = []
+
+    class Broken(FakeEngine):
+        def run_batch(self, requests: Any) -> Any:
+            raise ExecutionError("node 'n': got a failure, expected none")
+
+    def engine_opener(path: Path, settings: Any) -> FakeEngine:
+        engines.append(Broken() if "bad" in path.parts else FakeEngine())
+        return engines[-1]
+
+    configs = [make_config("good"), make_config("bad")]
+    host = ModelHost(configs, engine_opener=engine_opener, batcher_opener=lambda e, s: FakeBatcher(e, s))  # type: ignore[arg-type]
+    with pytest.raises(ExecutionError, match="node 'n'"):
+        host.load()
+    assert not host.ready
+    assert host.find("good").name == "good"
+    with pytest.raises(BackendUnavailable):
+        host.find("bad")
+    assert [engine.closed for engine in engines] == [False, True]
+    host.close()
+    assert all(engine.closed for engine in engines)
+
+
+def test_unload_takes_the_model_away_and_closes_it() -> None:
+    served = make_served(make_config(), make_config("other"))
+    served.host.unload("doubler")
+    assert [engine.closed for engine in served.engines] == [True, False]
+    assert list(served.host.infer_routes) == ["/v2/models/other/versions/1/infer", "/v2/models/other/infer"]
+    with pytest.raises(NotFound, match="expected one of other"):
+        served.host.find("doubler")
+    with pytest.raises(NotFound):
+        served.host.unload("doubler")
+
+
+def test_the_warm_up_request_fits_the_signature() -> None:
+    request = warmup_request(MIRROR)
+    for spec in MIRROR.inputs:
+        assert request[spec.name].shape == (1, 2)
+        assert request[spec.name].dtype == spec.numpy_dtype
+    assert request["in_string"].tolist() == [["", ""]]
+
+
+def test_a_warm_up_file_is_used_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
+    np.savez(tmp_path / "warmup.npz", x=np.ones((4, 3), np.float32))
+    assert warmup_request(DOUBLER, tmp_path)["x"].shape == (4, 3)
+    np.savez(tmp_path / "warmup.npz", z=np.ones(1))
+    with pytest.raises(ConfigError, match=r"warmup\.npz: got .*x.* expected one array for each of"):
+        warmup_request(DOUBLER, tmp_path)
+    (tmp_path / "warmup.npz").write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match=r"warmup\.npz"):
+        warmup_request(DOUBLER, tmp_path)

@@ -1,0 +1,153 @@
+"""A real server process on a real socket: what only uvicorn and the kernel can break."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+from headrace.errors import ConfigError
+from headrace.serving.server import run
+from serving_fakes import make_served, rows
+
+HERE = Path(__file__).parent
+INFER = "/v2/models/doubler/infer"
+
+
+@contextlib.contextmanager
+def server(delay_s: float = 0.0, body_bytes_max: int = 1 << 20) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "fake_server.py"), str(delay_s), str(body_bytes_max)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("ready: http://127.0.0.1:"), line + process.stdout.read()
+        url = urlparse(line.removeprefix("ready: ").strip())
+        assert url.hostname
+        assert url.port
+        yield process, url.hostname, url.port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def post(address: str, port: int, body: bytes) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(address, port, timeout=30)
+    try:
+        connection.request("POST", INFER, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def metric(address: str, port: int, line: str) -> float:
+    connection = http.client.HTTPConnection(address, port, timeout=30)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return next((float(row.rsplit(" ", 1)[1]) for row in text.splitlines() if row.startswith(line)), 0.0)
+
+
+def wait_for(condition: object, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_sigterm_answers_what_was_accepted_then_exits_with_0() -> None:
+    with server(delay_s=0.4) as (process, address, port):
+        answers: list[tuple[int, bytes]] = []
+        body = rows(1, 2, 3)
+        clients = [threading.Thread(target=lambda: answers.append(post(address, port, body))) for _ in range(3)]
+        for client in clients:
+            client.start()
+        wait_for(lambda: metric(address, port, "headrace_queue_requests{") == 3)
+        process.send_signal(signal.SIGTERM)
+        for client in clients:
+            client.join(20)
+        assert [status for status, _ in answers] == [200, 200, 200]
+        assert process.wait(20) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == "drained\n"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, port), timeout=1).close()
+
+
+def test_a_closed_connection_leaves_the_queue() -> None:
+    with server(delay_s=0.3) as (_, address, port):
+        body = rows(1, 2, 3)
+        head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        first = threading.Thread(target=lambda: post(address, port, body))
+        first.start()
+        wait_for(lambda: metric(address, port, "headrace_queue_requests{") == 1)
+        with socket.create_connection((address, port)) as leaver:
+            leaver.sendall(head + body)
+            wait_for(lambda: metric(address, port, "headrace_queue_requests{") == 2)
+        wait_for(lambda: metric(address, port, 'headrace_requests_total{model="doubler",outcome="cancelled"') == 1)
+        first.join(20)
+        wait_for(lambda: metric(address, port, 'headrace_requests_total{model="doubler",outcome="ok"') == 1)
+
+
+def test_an_endless_body_is_cut_off_and_the_server_stays_well() -> None:
+    with server(body_bytes_max=100_000) as (_, address, port):
+        with socket.create_connection((address, port), timeout=20) as endless:
+            endless.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            chunk = b"2000\r\n" + b" " * 0x2000 + b"\r\n"
+            with contextlib.suppress(OSError):
+                for _ in range(1000):
+                    endless.sendall(chunk)
+                pytest.fail("8 MB were swallowed by a server that takes 0.1")
+            answer = b""
+            with contextlib.suppress(OSError):
+                answer = endless.recv(4096)
+            assert answer == b"" or b" 413 " in answer.splitlines()[0]
+        assert post(address, port, rows(1, 2, 3))[0] == 200
+
+
+def test_a_declared_length_over_the_limit_is_refused_before_the_body_comes() -> None:
+    with server(body_bytes_max=100_000) as (_, address, port), socket.create_connection((address, port)) as client:
+        client.settimeout(20)
+        client.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n".encode())
+        answer = b""
+        while part := client.recv(4096):
+            answer += part
+        assert b" 413 " in answer.splitlines()[0]
+        assert b"got 99999999999 bytes, expected at most 100000 bytes" in answer
+
+
+def test_garbage_on_the_socket_harms_nobody_else() -> None:
+    with server() as (_, address, port):
+        for garbage in (
+            b"\0" * 1000,
+            b"GET /v2 HTTP/9.9\r\n\r\n",
+            b"POST " + INFER.encode() + b" HTTP/1.1\r\n: x\r\n\r\n",
+        ):
+            with socket.create_connection((address, port)) as client, contextlib.suppress(OSError):
+                client.sendall(garbage)
+                client.settimeout(5)
+                client.recv(4096)
+        assert post(address, port, rows(1, 2, 3))[0] == 200
+
+
+def test_a_port_in_use_is_an_error_that_names_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"address: got 127\.0\.0\.1:{port}, expected a free one"):
+            run(make_served(load=False).host, port=port)

@@ -1,0 +1,143 @@
+"""Repositories and configuration files: what is read, and what every mistake is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from headrace.config import AutoscalingConfig, ModelSettings, load_deploy, load_model_path, load_repository
+from headrace.errors import ConfigError
+
+
+def make_model(root: Path, name: str, *versions: str, toml: str | None = None) -> Path:
+    for version in versions:
+        folder = root / name / version
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(b"onnx")
+    (root / name).mkdir(exist_ok=True)
+    if toml is not None:
+        (root / name / "headrace.toml").write_text(toml)
+    return root / name
+
+
+def test_a_repository_is_read_by_name_with_the_latest_version(tmp_path: Path) -> None:
+    make_model(tmp_path, "b", "2", "10", "9", "notes", "007")
+    make_model(tmp_path, "a", "1", toml='backend = "native"\nslo_ms = 20\nthreads = 2\nnonfinite = "error"')
+    (tmp_path / "README.md").write_text("not a model")
+    (tmp_path / ".git").mkdir()
+    a, b = load_repository(tmp_path)
+    assert (a.name, b.name) == ("a", "b")
+    assert b.files == {10: tmp_path / "b" / "10" / "model.onnx"}
+    assert b.settings == ModelSettings()
+    assert a.settings == ModelSettings(backend="native", slo_ms=20.0, threads=2, nonfinite="error")
+
+
+@pytest.mark.parametrize(("policy", "versions"), [('"all"', [2, 9, 10]), ("[9, 2, 9]", [2, 9]), ('"latest"', [10])])
+def test_the_version_policy(tmp_path: Path, policy: str, versions: list[int]) -> None:
+    make_model(tmp_path, "m", "2", "10", "9", toml=f"versions = {policy}")
+    assert list(load_repository(tmp_path)[0].files) == versions
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("thread = 1", r"headrace\.toml: key .*unknown field `thread`.*known keys here: backend, precision, threads"),
+        ("threads = 0", r"headrace\.toml: key threads: Expected `int` >= 1"),
+        ("slo_ms = -1.5", r"headrace\.toml: key slo_ms: Expected `float` > 0"),
+        ("slo_ms = inf", r"headrace\.toml: .*Expected a finite number, got `inf`"),
+        ('max_batch = "64"', r"headrace\.toml: key max_batch: Expected `int`, got `str`"),
+        ('precision = "fp8"', r"headrace\.toml: key precision: Invalid enum value 'fp8'"),
+        ('nonfinite = "ignore"', r"headrace\.toml: key nonfinite: Invalid enum value 'ignore'"),
+        ("versions = [0]", r"headrace\.toml: key versions.*: Expected `int` >= 1"),
+        ("versions = [3]", r"headrace\.toml: key versions: got 3, expected one of 1, 2"),
+        ("versions = []", r"headrace\.toml: key versions: got an empty list"),
+        ("backend = ", r"headrace\.toml: got .*expected a TOML file"),
+    ],
+)
+def test_a_mistake_in_the_settings_names_file_and_key(tmp_path: Path, toml: str, message: str) -> None:
+    make_model(tmp_path, "m", "1", "2", toml=toml)
+    with pytest.raises(ConfigError, match=message):
+        load_repository(tmp_path)
+
+
+def test_what_is_no_repository_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="got no folder there, expected a model repository"):
+        load_repository(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="got an empty model repository"):
+        load_repository(tmp_path)
+    model = make_model(tmp_path, "m")
+    with pytest.raises(ConfigError, match=r"m: got no version folder, expected m/1/model\.onnx"):
+        load_repository(tmp_path)
+    (model / "1").mkdir()
+    with pytest.raises(ConfigError, match=r"m/1: got no model\.onnx in it"):
+        load_repository(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a b", "-a", ".", "a/b", "ä", "a" * 129])
+def test_a_name_that_would_break_a_url_or_a_metric_is_refused(tmp_path: Path, name: str) -> None:
+    model = make_model(tmp_path, "m", "1")
+    with pytest.raises(ConfigError, match="got model name"):
+        load_model_path(model, name)
+
+
+def test_one_model_file_is_version_1(tmp_path: Path) -> None:
+    file = tmp_path / "credit.onnx"
+    file.write_bytes(b"onnx")
+    assert load_model_path(file).files == {1: file}
+    assert load_model_path(file).name == "credit"
+    with pytest.raises(ConfigError, match="got nothing there"):
+        load_model_path(tmp_path / "none.onnx")
+
+
+def write_deploy(tmp_path: Path, text: str) -> Path:
+    make_model(tmp_path / "models", "m", "1", toml="max_batch = 8\nslo_ms = 10")
+    path = tmp_path / "app.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_deploy_file_overrides_the_models_own_settings(tmp_path: Path) -> None:
+    path = write_deploy(
+        tmp_path,
+        """
+        http: {port: 0}
+        models:
+          - name: tickets
+            path: models/m
+            settings: {slo_ms: 50, backend: torch}
+            autoscaling: {min_replicas: 0, max_replicas: 3, cpus_per_replica: 0.5}
+          - {name: plain, path: models/m/1/model.onnx}
+        """,
+    )
+    config = load_deploy(path)
+    tickets, plain = config.models
+    assert (config.http.host, config.http.port) == ("127.0.0.1", 0)
+    assert tickets.model.name == "tickets"
+    assert tickets.model.settings == ModelSettings(slo_ms=50.0, backend="torch", max_batch=8)
+    assert tickets.autoscaling == AutoscalingConfig(min_replicas=0, max_replicas=3, cpus_per_replica=0.5)
+    assert plain.model.files == {1: tmp_path / "models/m/1/model.onnx"}
+    assert plain.autoscaling == AutoscalingConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: []", r"app\.yaml: key models: Expected `array` of length >= 1"),
+        ("model: []", r"app\.yaml: key .*unknown field `model`.*known keys here: models, http"),
+        ("- 1", r"app\.yaml: key \(top\): Expected `object`, got `array`"),
+        ("models: [{path: models/m}]", r"app\.yaml: key models\[0\]: Object missing required field `name`"),
+        ("models: [{name: a, path: models/m}]\nhttp: {port: 70000}", r"key http\.port: Expected `int` <= 65535"),
+        ("models: [{name: a, path: models/x}]", r"models/x: got nothing there"),
+        ("models: [{name: a, path: models/m, settings: {slo: 1}}]", r"key models\[0\]\.settings: .*field `slo`"),
+        ("models: [{name: a, path: models/m, settings: {slo_ms: x}}]", r"key models\[0\]\.settings\.slo_ms: Expected"),
+        ("models: [{name: a, path: models/m, settings: {versions: all}}]", r"settings\.versions: got a value"),
+        ("models: [{name: a, path: models/m, autoscaling: {target_utilisation: 1.5}}]", r"autoscaling\.target_utilis"),
+        ("models: [{name: a, path: models/m, autoscaling: {idle_s: .nan}}]", "Expected a finite number, got `nan`"),
+        ("models: [{name: a, path: models/m, autoscaling: {min_replicas: 2}}]", "got 2, expected at most max_replicas"),
+        ("models: [{name: a, path: models/m}, {name: a, path: models/m}]", r"models\[1\]\.name: got 'a' twice"),
+        ("models: [", "expected a YAML file"),
+    ],
+)
+def test_a_mistake_in_a_deploy_file_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_deploy(write_deploy(tmp_path, text))
