@@ -66,6 +66,19 @@ void OpRun::parallel_ranges(int64_t items, int64_t min_items,
   });
 }
 
+void OpRun::parallel_requests(FunctionRef<void(size_t request)> one) const {
+  constexpr int64_t kMinElements = 4096;
+  int64_t elements = 0;
+  for (const Segments& input : inputs_) elements += input.present() ? input.elements() : 0;
+  for (const Segments& output : outputs_) elements += output.present() ? output.elements() : 0;
+  if (elements < kMinElements) {
+    for (size_t request = 0; request < requests_; ++request) one(request);
+  } else {
+    parallel(static_cast<int64_t>(requests_),
+             [&](int64_t request, int) { one(static_cast<size_t>(request)); });
+  }
+}
+
 std::byte* OpRun::scratch(int64_t bytes) const {
   if (scratches_ == kMaxScratch) fail(ErrorKind::kExecution, "an op took too many scratch blocks");
   return scratch_[scratches_++] = arena_.allocate(bytes);
@@ -76,16 +89,16 @@ void OpRun::release_scratch() const {
 }
 
 void PerRequestOp::run(const OpRun& run) const {
-  run.parallel(static_cast<int64_t>(run.requests()), [&](int64_t request, int) {
+  run.parallel_requests([&](size_t request) {
     ConstTensorView inputs[kMaxArity];
     TensorView outputs[kMaxArity];
     size_t n_inputs = run.inputs();
     size_t n_outputs = run.outputs();
     for (size_t i = 0; i < n_inputs; ++i) {
-      if (run.has_input(i)) inputs[i] = run.input(i).view(static_cast<size_t>(request));
+      if (run.has_input(i)) inputs[i] = run.input(i).view(request);
     }
     for (size_t i = 0; i < n_outputs; ++i) {
-      if (run.has_output(i)) outputs[i] = run.output(i).view(static_cast<size_t>(request));
+      if (run.has_output(i)) outputs[i] = run.output(i).view(request);
     }
     run_one({inputs, n_inputs}, {outputs, n_outputs});
   });

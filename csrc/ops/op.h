@@ -107,6 +107,9 @@ class OpRun {
   // thread) and calls range(begin, end, thread) for each.
   void parallel_ranges(int64_t items, int64_t min_items,
                        FunctionRef<void(int64_t begin, int64_t end, int thread)> range) const;
+  // Calls one(request) for every Request, spread over the threads where the Batch's inputs and
+  // outputs are large enough to pay for waking them.
+  void parallel_requests(FunctionRef<void(size_t request)> one) const;
 
   // Memory that lives until the op's run ends; 64-byte aligned. Only outside tasks.
   std::byte* scratch(int64_t bytes) const;
