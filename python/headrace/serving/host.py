@@ -20,6 +20,10 @@ from headrace.signature import Signature
 
 log = logging.getLogger("headrace.serving")
 
+# Leaves room above and below it, as Triton's own examples do.
+DEFAULT_LEVEL = 10
+LEVEL_MAX = 1_000_000
+
 
 class EngineLike(Protocol):
     """What the host needs of `headrace.engine.Engine`."""
@@ -71,6 +75,14 @@ def open_batcher(engine: EngineLike, settings: ModelSettings) -> BatcherLike:
     return Batcher(engine, slo_ms=settings.slo_ms, max_queue=settings.max_queue, max_batch=settings.max_batch)
 
 
+def scheduler_priority(level: int) -> int:
+    """The Batcher's priority, in which larger goes first, of a protocol level, in which 1 is the highest.
+
+    The protocol leaves to the server what a request without a level (0) counts as; here it is `DEFAULT_LEVEL`.
+    """
+    return DEFAULT_LEVEL - min(level, LEVEL_MAX) if level else 0
+
+
 class ServedModel:
     """One version of one model, loaded, warmed and answering.
 
@@ -109,7 +121,8 @@ class ServedModel:
         if call.timeout_us:
             own_ms = call.timeout_us / 1000
             deadline_ms = own_ms if deadline_ms is None else min(deadline_ms, own_ms)
-        result = await self.batcher.infer(call.inputs, deadline_ms=deadline_ms, priority=call.priority)
+        priority = scheduler_priority(call.priority)
+        result = await self.batcher.infer(call.inputs, deadline_ms=deadline_ms, priority=priority)
         for name in self._guarded:
             if not np.isfinite(result[name]).all():
                 self._found_nonfinite(name, result[name])

@@ -204,16 +204,24 @@ def test_overload_gets_429_with_retry_after_and_deadlines_get_504() -> None:
     assert len(served.engines[0].computed) == 1, "a late request is never computed"
 
 
-def test_deadlines_and_priority_reach_the_scheduler() -> None:
+def test_deadlines_reach_the_scheduler() -> None:
     served = make_served()
     call(served.app, "POST", INFER, rows(1, 2, 3))
-    call(served.app, "POST", INFER, rows(1, 2, 3, parameters={"timeout": 5_000_000, "priority": 3}))
+    call(served.app, "POST", INFER, rows(1, 2, 3, parameters={"timeout": 5_000_000}))
     call(served.app, "POST", INFER, rows(1, 2, 3), {"x-envoy-expected-rq-timeout-ms": "2000"})
     call(served.app, "POST", INFER, rows(1, 2, 3), {"x-envoy-expected-rq-timeout-ms": "0"})
     both = rows(1, 2, 3, parameters={"timeout": 1_000_000})
     call(served.app, "POST", INFER, both, {"x-envoy-expected-rq-timeout-ms": "2000"})
     deadlines = [deadline for deadline, _ in served.batchers[0].seen]
     assert deadlines == [None, 5000, 2000, None, 1000]
+
+
+def test_level_1_goes_first_and_no_level_goes_in_the_middle() -> None:
+    served = make_served()
+    for level in (0, 1, 2, 10, 11, 2**64):
+        assert call(served.app, "POST", INFER, rows(1, 2, 3, parameters={"priority": level})).status == 200
+    unnamed, highest, high, same, low, lowest = (priority for _, priority in served.batchers[0].seen)
+    assert highest > high > unnamed == same == 0 > low > lowest > -(2**31)
 
 
 def test_good_requests_are_bit_identical_among_bad_ones() -> None:
