@@ -2,11 +2,15 @@
 
 Stock clients ask ``/v2/health/ready`` and ``/v2`` before they send anything. Serve routes by the longest prefix, so
 what no model's application takes comes here, and a model nobody deployed is answered with the protocol's 404.
+
+It also keeps the ledgers of all replicas, those that are gone included: a replica reports twice a second while it lives
+and once more when it has drained, so that the counts of a deployment balance across every scale-down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,7 +22,30 @@ from headrace.serving.body import Receive, Send
 from headrace.serving.errors import error_text, http_status
 from headrace.serving.host import ModelHost
 
+# Name of the application, and of the deployment in it.
 FRONT = "headrace-front"
+FRONT_DEPLOYMENT = "front"
+
+
+@dataclass(frozen=True)
+class ReplicaLedger:
+    """What one replica counted until now.
+
+    Attributes:
+        model: The model it serves.
+        replica: Serve's id of the replica.
+        pid: Its process.
+        stats: Its Batcher's ledger, with the Requests ``rejected`` before they got there.
+        load: What it told the autoscaling policy.
+        final: True once it has drained: these are its last words.
+    """
+
+    model: str
+    replica: str
+    pid: int
+    stats: dict[str, Any]
+    load: dict[str, float]
+    final: bool
 
 
 class FrontApp:
@@ -26,18 +53,18 @@ class FrontApp:
 
     A class with ``__call__``, because uvicorn takes any other callable that is no plain function for ASGI 2.
 
-    Args:
+    Attributes:
         names: The models that are deployed beside it.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
         self._server = build_asgi(ModelHost([]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request (ASGI 3)."""
         if scope["type"] == "http" and (name := _model_of(scope["path"])) is not None:
-            await _send_not_found(f"model: got {name[:128]!r}, expected one of {', '.join(self._names)}", send)
+            await _send_not_found(f"model: got {name[:128]!r}, expected one of {', '.join(self.names)}", send)
         else:
             await self._server(scope, receive, send)
 
@@ -50,11 +77,25 @@ class Front:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._names = tuple(names)
+        self._app = FrontApp()
+        self._app.names = tuple(names)
+        self._ledgers: dict[str, dict[str, ReplicaLedger]] = {}
 
     def __serve_build_asgi_app__(self) -> FrontApp:
         """Called by Serve once, after the constructor."""
-        return FrontApp(self._names)
+        return self._app
+
+    def set_names(self, names: Sequence[str]) -> None:
+        """Called through a handle whenever models come or go: a second deployment would lose the ledgers."""
+        self._app.names = tuple(names)
+
+    def report(self, ledger: ReplicaLedger) -> None:
+        """Called by the replicas through their handle; the latest report of each is kept."""
+        self._ledgers.setdefault(ledger.model, {})[ledger.replica] = ledger
+
+    def ledgers(self) -> dict[str, list[ReplicaLedger]]:
+        """Every replica's latest report by model, oldest replica first."""
+        return {model: list(replicas.values()) for model, replicas in self._ledgers.items()}
 
 
 async def _send_not_found(message: str, send: Send) -> None:
@@ -75,5 +116,9 @@ def _model_of(path: str) -> str | None:
 
 def build_front(names: Sequence[str]) -> Any:
     """Builds the front application, to be run at the prefix ``/``."""
-    deployment = serve.deployment(name="front", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+    deployment = serve.deployment(
+        name=FRONT_DEPLOYMENT,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+    )
     return deployment(serve.ingress()(Front)).bind(names)

@@ -19,6 +19,7 @@ import secrets
 import socket
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -26,11 +27,11 @@ from typing import Any
 
 import msgspec
 
-from headrace.config import DeployConfig, DeployedModel
+from headrace.config import DeployConfig, DeployedModel, HttpConfig
 from headrace.errors import BackendUnavailable, ConfigError, ExecutionError
 from headrace.serving.app import build_asgi
 from headrace.serving.autoscaling import SloPolicy
-from headrace.serving.front import FRONT, build_front
+from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, ReplicaLedger, build_front
 from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.load import LoadMeter, sample
 
@@ -38,6 +39,7 @@ try:
     import ray
     from ray import serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions
+    from ray.serve.context import _get_global_client
     from ray.serve.schema import LoggingConfig
 except ModuleNotFoundError as error:
     raise BackendUnavailable(f"Ray Serve: got {error}, expected it installed: pip install 'headrace[ray]'") from error
@@ -52,6 +54,8 @@ QUEUE_DELAY_S_DEFAULT = 0.1
 # Serve polls a draining replica this often, and kills it after the longer time.
 DRAIN_POLL_S = 0.2
 DRAIN_S_MAX = 30.0
+# How long a drained replica waits for its last report to arrive.
+LAST_REPORT_S_MAX = 2.0
 # Requests are small and live in the replicas; the object store only carries control messages.
 OBJECT_STORE_BYTES = 128 << 20
 # Every process of a Ray cluster we start inherits this, which is how they are found again at the end.
@@ -81,19 +85,27 @@ class ModelReplica:
         model = msgspec.structs.replace(deployed.model, settings=settings)
         self._host = ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener)
         self._host.load()
+        self._name = model.name
         self._meter = LoadMeter()
+        self._front = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+        self._load: dict[str, float] = {}
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once, after the constructor."""
         return build_asgi(self._host)
 
-    def record_autoscaling_stats(self) -> dict[str, float]:
+    async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve on the event loop's thread, every `METRICS_INTERVAL_S` or more often."""
-        return self._meter.report(sample(self._host.stats().values()))
+        self._load = self._meter.report(sample(self._host.stats().values()))
+        self._front.report.remote(self._ledger(final=False))
+        return self._load
 
-    def ledger(self) -> dict[str, Any]:
-        """What this replica's Batchers counted, and the process that did: see `Deployment.ledgers`."""
-        return {"pid": os.getpid(), "models": self._host.stats()}
+    def _ledger(self, final: bool) -> ReplicaLedger:
+        total: Counter[str] = Counter()
+        for stats in self._host.stats().values():
+            total.update({key: value for key, value in stats.items() if isinstance(value, int | float)})
+        replica = serve.get_replica_context().replica_id.unique_id
+        return ReplicaLedger(self._name, replica, os.getpid(), dict(total), self._load, final)
 
     def check_health(self) -> None:
         """Called by Serve every few seconds; raising restarts the replica."""
@@ -102,6 +114,8 @@ class ModelReplica:
 
     async def __del__(self) -> None:
         # Serve calls this once no request is left, or its patience is at an end: answer what was accepted, then go.
+        with contextlib.suppress(Exception):  # the front may be gone already, where everything shuts down
+            await asyncio.wait_for(self._front.report.remote(self._ledger(final=True)), LAST_REPORT_S_MAX)
         await asyncio.to_thread(self._host.close)
 
 
@@ -210,6 +224,12 @@ class Deployment:
             if name in applications and DEPLOYMENT in applications[name].deployments
         }
 
+    def ledgers(self) -> dict[str, list[ReplicaLedger]]:
+        """What every replica counted, the ones that are gone included: at most half a second old."""
+        handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+        known: dict[str, list[ReplicaLedger]] = handle.ledgers.remote().result(timeout_s=10)
+        return {name: known.get(name, []) for name in self.models}
+
     def processes(self) -> list[int]:
         """The ids of the processes that Ray started for us and that still run; [] where we joined a running Ray."""
         return [] if self._tag is None else tagged_processes(self._tag)
@@ -278,18 +298,11 @@ def deploy(
     """
     tell = progress or (lambda step: None)
     owns_ray, tag = _connect(tell)
-    port = config.http.port or free_port(config.http.host)
     names = tuple(deployed.model.name for deployed in config.models)
-    deployment = Deployment(f"http://{config.http.host}:{port}", names, owns_ray, tag)
+    deployment = Deployment("", names, owns_ray, tag)
     try:
         _check_fits(config.models)
-        if owns_ray:
-            _check_port(config.http.host, port)
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options=HTTPOptions(host=config.http.host, port=port),
-            logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
-        )
+        deployment.url = _start_serve(config.http, owns_ray)
         tell(f"loading {', '.join(names)}")
         targets = [
             serve.RunTarget(
@@ -299,8 +312,8 @@ def deploy(
             )
             for deployed in config.models
         ]
-        serve.run_many(targets, wait_for_applications_running=False)
         _run_front(sorted({*names, *_deployed_models()}))
+        serve.run_many(targets, wait_for_applications_running=False)
         _wait_running((FRONT, *names), timeout_s, tell)
     except BaseException:
         deployment.shutdown()
@@ -331,6 +344,22 @@ def _connect(tell: Callable[[str], None]) -> tuple[bool, str | None]:
     return True, tag
 
 
+def _start_serve(http: HttpConfig, owns_ray: bool) -> str:
+    """Starts Serve where it does not run yet, and says where it listens: not where we asked if others started it."""
+    port = http.port or free_port(http.host)
+    if owns_ray:
+        _check_port(http.host, port)
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options=HTTPOptions(host=http.host, port=port),
+        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+    )
+    actual = _get_global_client().http_config
+    if http.port not in (0, actual.port):
+        raise ConfigError(f"http.port: got {http.port}, expected {actual.port} (or 0), where the running Serve listens")
+    return f"http://[{actual.host}]:{actual.port}" if ":" in actual.host else f"http://{actual.host}:{actual.port}"
+
+
 def _check_fits(models: Sequence[DeployedModel]) -> None:
     """One replica of each model must fit; Serve would otherwise wait for CPUs that never come."""
     have = float(ray.cluster_resources().get("CPU", 0))
@@ -349,6 +378,11 @@ def _deployed_models() -> list[str]:
 
 
 def _run_front(names: Sequence[str]) -> None:
+    """Runs the front application, or tells the one that runs which models there are now."""
+    if FRONT in serve.status().applications:
+        handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+        handle.set_names.remote(list(names)).result(timeout_s=30)
+        return
     target = serve.RunTarget(build_front(names), name=FRONT, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
 

@@ -16,8 +16,6 @@ import pytest
 ray = pytest.importorskip("ray", reason="the Ray extra is not installed")
 
 import aiohttp  # noqa: E402
-from ray import cloudpickle  # noqa: E402
-
 from headrace.backend import Plan, Request, Result  # noqa: E402
 from headrace.config import (  # noqa: E402
     AutoscalingConfig,
@@ -30,6 +28,7 @@ from headrace.config import (  # noqa: E402
 from headrace.errors import ConfigError, ExecutionError, InvalidModel  # noqa: E402
 from headrace.serving.ray_app import Deployment, deploy, free_port, tagged_processes  # noqa: E402
 from headrace.signature import Signature, TensorSpec  # noqa: E402
+from ray import cloudpickle  # noqa: E402
 
 SERVICE_S = 0.025  # of the fake model: one replica answers 40 requests per second
 
@@ -180,6 +179,14 @@ def test_it_scales_up_down_to_zero_and_back_without_losing_a_request(deployment:
     back = asyncio.run(offer(url, 5, lambda: running(deployment) == 1, 25))
     assert all_ok(back), back
 
+    # The replicas that are gone are still in the books, and the books balance with what was sent.
+    sent = sum(answers["sent"] for answers in (up, down, back))
+    wait_for(lambda: sum(one.stats["ok"] for one in deployment.ledgers()["elastic"]) == sent, 5)
+    replicas = deployment.ledgers()["elastic"]
+    assert len(replicas) == 3
+    assert [one.final for one in replicas].count(True) == 2
+    assert sum(one.stats["accepted"] for one in replicas) == sent
+
 
 def test_a_taken_port_is_an_error_before_anything_is_deployed() -> None:
     import socket
@@ -197,10 +204,11 @@ def test_a_taken_port_is_an_error_before_anything_is_deployed() -> None:
 
 def test_a_model_that_does_not_load_says_why(deployment: Deployment) -> None:
     # Joins the running Ray, so it must leave it and the other model alone.
-    broken = DeployConfig(http=HttpConfig(port=int(deployment.url.rsplit(":", 1)[1])), models=[model("broken")])
+    broken = DeployConfig(http=HttpConfig(port=0), models=[model("broken")])
     with pytest.raises(ExecutionError, match="expected a model"):
         deploy(broken, timeout_s=60, **FAKES)
     assert "elastic" in deployment.replicas()
+    assert deployment.ledgers()["elastic"], "the front must have kept its books"
 
 
 def test_models_that_do_not_fit_are_refused_at_once(deployment: Deployment) -> None:
