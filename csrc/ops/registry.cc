@@ -7,6 +7,7 @@ namespace headrace {
 const OpRegistry& OpRegistry::global() {
   static const OpRegistry registry = [] {
     OpRegistry all;
+    register_activation_ops(all);
     register_elementwise_ops(all);
     register_linear_ops(all);
     register_shape_ops(all);

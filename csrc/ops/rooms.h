@@ -5,6 +5,7 @@ namespace headrace {
 
 class OpRegistry;
 
+void register_activation_ops(OpRegistry& registry);
 void register_elementwise_ops(OpRegistry& registry);
 void register_linear_ops(OpRegistry& registry);
 void register_shape_ops(OpRegistry& registry);

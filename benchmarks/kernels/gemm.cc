@@ -1,0 +1,159 @@
+// headrace_bench_kernels: the packed product's speed on one core as a share of the peak that plain
+// multiply-adds reach in the same run.
+//
+// Usage: headrace_bench_kernels [isa]
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "ops/linear/gemm.h"
+#include "runtime/plan.h"
+
+namespace headrace {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Least time of `repeats` calls: other processes only ever add time.
+template <class F>
+double best_seconds(int repeats, F f) {
+  double best = 1e30;
+  for (int i = 0; i < repeats; ++i) {
+    auto start = Clock::now();
+    f();
+    best = std::min(best, seconds_since(start));
+  }
+  return best;
+}
+
+constexpr int kPeakRounds = 1 << 20;
+constexpr int kChains = 12;  // two units of four cycles' latency each, and some to spare
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) float peak_avx512() {
+  __m512 acc[kChains];
+  for (int j = 0; j < kChains; ++j) acc[j] = _mm512_set1_ps(static_cast<float>(j));
+  __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(0.001f);
+  for (int i = 0; i < kPeakRounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) acc[j] = _mm512_fmadd_ps(acc[j], x, y);
+  }
+  __m512 sum = acc[0];
+  for (int j = 1; j < kChains; ++j) sum = _mm512_add_ps(sum, acc[j]);
+  float lanes[16];
+  _mm512_storeu_ps(lanes, sum);
+  return lanes[0];
+}
+
+__attribute__((target("avx2,fma"))) float peak_avx2() {
+  __m256 acc[kChains];
+  for (int j = 0; j < kChains; ++j) acc[j] = _mm256_set1_ps(static_cast<float>(j));
+  __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
+  for (int i = 0; i < kPeakRounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) acc[j] = _mm256_fmadd_ps(acc[j], x, y);
+  }
+  __m256 sum = acc[0];
+  for (int j = 1; j < kChains; ++j) sum = _mm256_add_ps(sum, acc[j]);
+  return _mm256_cvtss_f32(sum);
+}
+#endif
+
+float peak_reference() {
+  typedef float Vector __attribute__((vector_size(16)));
+  Vector acc[kChains];
+  for (int j = 0; j < kChains; ++j) acc[j] = Vector{} + static_cast<float>(j);
+  Vector x = Vector{} + 0.999f, y = Vector{} + 0.001f;
+  for (int i = 0; i < kPeakRounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) acc[j] = acc[j] * x + y;
+  }
+  Vector sum = acc[0];
+  for (int j = 1; j < kChains; ++j) sum += acc[j];
+  return sum[0];
+}
+
+// GFLOP/s of independent multiply-adds in registers.
+double peak_gflops(Isa isa) {
+  int lanes = 4;
+  float (*kernel)() = peak_reference;
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx2) lanes = 8, kernel = peak_avx2;
+  if (isa == Isa::kAvx512) lanes = 16, kernel = peak_avx512;
+#endif
+  (void)isa;
+  volatile float sink = 0;
+  double seconds = best_seconds(8, [&] { sink = sink + kernel(); });
+  return 2.0 * lanes * kChains * kPeakRounds / seconds * 1e-9;
+}
+
+struct Case {
+  int64_t m, k, n;
+};
+
+Program linear_program(Isa isa, const Case& c, const std::vector<float>& weights) {
+  ProgramBuilder builder(isa);
+  ValueId x = builder.add_input({.name = "x", .dtype = DType::kF32, .dims = {{}, {}}});
+  ValueId w = builder.add_constant("w", {DType::kF32, {c.k, c.n}, weights.data()}, nullptr);
+  NodeSpec node;
+  node.op = "headrace.Linear";
+  node.output_dtypes = {DType::kF32};
+  ValueId y = builder.add_op(std::move(node), {x, w}, {"y"})[0];
+  builder.add_output({.name = "y", .dtype = DType::kF32, .dims = {{}, {}}}, y);
+  return builder.finish();
+}
+
+double gemm_gflops(Isa isa, const Case& c, int threads) {
+  std::vector<float> weights(static_cast<size_t>(c.k * c.n), 0.5f);
+  std::vector<float> x(static_cast<size_t>(c.m * c.k), 0.25f);
+  Plan plan(linear_program(isa, c, weights), threads);
+  ConstTensorView input{DType::kF32, {c.m, c.k}, x.data()};
+  RequestInputs request(&input, 1);
+  double work = 2.0 * static_cast<double>(c.m * c.k * c.n);
+  int repeats = static_cast<int>(std::min(2000.0, 2e10 / work)) + 3;
+  double seconds = best_seconds(repeats, [&] { plan.run({&request, 1}); });
+  return work / seconds * 1e-9;
+}
+
+int bench(Isa isa) {
+  double peak = peak_gflops(isa);
+  std::printf("%s: peak of one core %.1f GFLOP/s\n", name_of(isa).data(), peak);
+  std::printf("%6s %6s %6s %10s %8s %12s\n", "M", "K", "N", "GFLOP/s", "share", "2 threads");
+  const Case weights[] = {{0, 384, 1152}, {0, 384, 384},   {0, 384, 1536},
+                          {0, 1536, 384}, {0, 1024, 1024}, {0, 4096, 4096}};
+  for (Case c : weights) {
+    for (int64_t m : {1, 2, 4, 8, 16, 28, 128, 892, 1024}) {
+      if (c.k * c.n * m > int64_t{6} << 30) continue;
+      c.m = m;
+      double one = gemm_gflops(isa, c, 1);
+      double two = gemm_gflops(isa, c, 2);
+      std::printf("%6ld %6ld %6ld %10.1f %7.1f%% %11.1f%%\n", static_cast<long>(c.m),
+                  static_cast<long>(c.k), static_cast<long>(c.n), one, 100 * one / peak,
+                  50 * two / peak);
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace headrace
+
+int main(int argc, char** argv) {
+  using headrace::Isa;
+  for (Isa isa : headrace::available_isas()) {
+    if (argc > 1 ? headrace::name_of(isa) == argv[1] : isa == headrace::selected_isa()) {
+      return headrace::bench(isa);
+    }
+  }
+  std::fprintf(stderr, "got '%s', expected an ISA this CPU can run\n", argv[1]);
+  return 2;
+}

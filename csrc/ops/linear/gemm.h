@@ -1,0 +1,134 @@
+// Matrix products on packed operands: C = act(A * B + bias) + residual, fp32.
+//
+// Both operands are packed. A's rows lie apart by a constant, in blocks of kBlockK columns, so that
+// the kernels reach every row of a tile from one register and no two rows fight for a cache set.
+// B's columns lie in k-major panels of `panel_cols`, zero-padded; the same panels serve any number
+// of rows, one included.
+//
+// Every element of C is one chain of fused multiply-adds over k = 0 .. K-1, starting from 0, then
+// the epilogue. Tiles, tails and threads only decide which elements are computed together, so the
+// bits of a row depend on that row and on B alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include "core/cpu.h"
+#include "core/function_ref.h"
+#include "ops/simd/dispatch.h"
+
+namespace headrace {
+
+class NodeSpec;
+class OpRun;
+
+enum class Activation : uint8_t {
+  kNone,
+  kRelu,
+  kGeluErf,
+  kGeluTanh,
+  kSigmoid,
+  kTanh,
+  kSilu,
+  kClip,
+};
+
+// What happens to an element of A * B on its way to C.
+struct Epilogue {
+  const float* bias = nullptr;  // one per column of C, or one per row
+  bool bias_per_row = false;
+  // Same shape as C; may be C itself: each element is read before it is written.
+  const float* residual = nullptr;
+  int64_t residual_stride = 0;
+  bool residual_first = false;  // the residual is added before the activation instead of after
+  Activation activation = Activation::kNone;
+  float clip_min = 0.0f;  // for kClip
+  float clip_max = 0.0f;
+};
+
+// Columns of A in one packed block, and the distance of its rows: 25 cache lines, an odd number, so
+// that the rows of a tile spread over the sets of the L1 cache.
+inline constexpr int64_t kGemmBlockK = 384;
+inline constexpr int64_t kGemmRowStride = 400;
+
+// Floats that `rows` packed rows of A with `k` columns take.
+constexpr int64_t packed_rows_size(int64_t rows, int64_t k) {
+  return (k + kGemmBlockK - 1) / kGemmBlockK * rows * kGemmRowStride;
+}
+
+// One product: `rows` packed rows of A times consecutive panels of B.
+struct GemmBlock {
+  const float* a = nullptr;
+  const float* b = nullptr;  // first panel
+  int64_t rows = 0;
+  int64_t k = 0;
+  int64_t cols = 0;  // of C, from the first panel's first column
+  float* c = nullptr;
+  int64_t c_stride = 0;
+  Epilogue epilogue;  // bias and residual at C's first element
+};
+
+struct GemmKernels {
+  int tile_rows;
+  int panel_cols;
+  // Packs `rows` x `k` elements; element (r, k) is at a[r * row_stride + k].
+  void (*pack_rows)(const float* a, int64_t row_stride, int64_t rows, int64_t k, float* packed);
+  // Packs the panels that hold columns [0, cols); element (k, n) is at b[k * stride + n], or at
+  // b[n * stride + k] if `transposed`. Multiplies each by `scale`.
+  void (*pack_panels)(const float* b, int64_t stride, bool transposed, int64_t k, int64_t cols,
+                      float scale, float* packed);
+  void (*multiply)(const GemmBlock& block);
+};
+
+HEADRACE_DECLARE_KERNELS(GemmKernels, gemm_kernels)
+
+// Memory aligned for the kernels, freed with its owner.
+struct AlignedDelete {
+  void operator()(float* p) const;
+};
+using AlignedFloats = std::unique_ptr<float[], AlignedDelete>;
+AlignedFloats make_aligned_floats(int64_t count);
+
+// A constant B, packed once per Plan.
+class PackedPanels {
+ public:
+  PackedPanels() = default;
+  // Strides as in GemmKernels::pack_panels.
+  PackedPanels(const GemmKernels& kernels, const float* b, int64_t stride, bool transposed,
+               int64_t k, int64_t cols, float scale = 1.0f);
+
+  int64_t k() const { return k_; }
+  int64_t cols() const { return cols_; }
+  int64_t bytes() const { return panels_ * panel_size_ * static_cast<int64_t>(sizeof(float)); }
+  int64_t panels() const { return panels_; }
+  const float* panel(int64_t i) const { return data_.get() + i * panel_size_; }
+
+ private:
+  int64_t k_ = 0;
+  int64_t cols_ = 0;
+  int64_t panels_ = 0;
+  int64_t panel_size_ = 0;
+  AlignedFloats data_;
+};
+
+// C[rows, cols] = A[rows, k] * B, spread over the run's threads.
+struct GemmTask {
+  const float* a = nullptr;
+  int64_t a_stride = 0;
+  int64_t rows = 0;
+  float* c = nullptr;
+  int64_t c_stride = 0;
+  Epilogue epilogue;
+};
+void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
+          const GemmTask& task);
+
+// Rows of A that leave room for panels of B in a core's L2 cache.
+int64_t gemm_block_rows(const GemmKernels& kernels, int64_t k);
+
+// The attribute `activation` of a fused op. Throws Error(kUnsupportedOp) for an unknown one.
+Activation activation_of(const NodeSpec& spec);
+
+}  // namespace headrace
