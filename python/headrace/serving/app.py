@@ -21,6 +21,7 @@ from headrace.serving.decode import InferCall
 from headrace.serving.encode import encode
 from headrace.serving.errors import error_text, http_status, outcome, retry_after
 from headrace.serving.host import ModelHost, ServedModel
+from headrace.serving.watch import DisconnectWatch
 
 Scope = dict[str, Any]
 Headers = list[tuple[bytes, bytes]]
@@ -28,8 +29,6 @@ Headers = list[tuple[bytes, bytes]]
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 BINARY: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
 EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
-# Most requests are answered sooner than this; only for those that wait longer is it worth watching the connection.
-WATCH_AFTER_S = 0.002
 
 
 def build_asgi(host: ModelHost, *, body_bytes_max: int = BODY_BYTES_MAX) -> OipApp:
@@ -50,6 +49,7 @@ class OipApp:
         self.body_bytes_max = body_bytes_max
         # HTTP status -> answers, of every route.
         self.responses: dict[int, int] = {}
+        self._watch = DisconnectWatch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request (ASGI 3)."""
@@ -75,7 +75,7 @@ class OipApp:
             call = served.decoder.decode(body, headers.json_length)
             decoded = perf_counter()
             stages["decode"].observe(decoded - received)
-            result = await _run_watched(served, call, headers, receive)
+            result = await self._run(served, call, headers, receive)
             computed = perf_counter()
             stages["infer"].observe(computed - decoded)
             payload, json_length = encode(served.name, served.version, call.id, call.outputs, result)
@@ -91,6 +91,19 @@ class OipApp:
                 length = (b"inference-header-content-length", str(json_length).encode())
                 await self._send(send, 200, payload, BINARY, length)
         stages["total"].observe(perf_counter() - started)
+
+    async def _run(self, served: ServedModel, call: InferCall, headers: BodyHeaders, receive: Receive) -> Result:
+        """Runs `call`; where the client goes away meanwhile, takes it out of the queue and raises `Cancelled`."""
+        watched = self._watch.enter(receive)
+        try:
+            return await served.infer(call, headers.deadline_ms)
+        except asyncio.CancelledError:
+            if not watched.gone:
+                raise
+            watched.swallow_cancel()
+            raise Cancelled("client: got a closed connection, expected it open until the answer") from None
+        finally:
+            watched.leave()
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every route but the inference of a loaded model."""
@@ -182,39 +195,6 @@ class OipApp:
         length = (b"content-length", str(len(body)).encode())
         await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
         await send({"type": "http.response.body", "body": body})
-
-
-async def _run_watched(served: ServedModel, call: InferCall, headers: BodyHeaders, receive: Receive) -> Result:
-    """Runs `call`; where the client goes away meanwhile, takes it out of the queue and raises `Cancelled`."""
-    task = asyncio.current_task()
-    assert task is not None
-    watcher: asyncio.Task[None] | None = None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        # The body has been read, so the next message can only be the disconnect.
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
-
-    def start_watching() -> None:
-        nonlocal watcher
-        watcher = asyncio.create_task(watch())
-
-    timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, start_watching)
-    try:
-        return await served.infer(call, headers.deadline_ms)
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        task.uncancel()
-        raise Cancelled("client: got a closed connection, expected it open until the answer") from None
-    finally:
-        timer.cancel()
-        if watcher is not None and not gone:
-            watcher.cancel()
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
