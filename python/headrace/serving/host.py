@@ -206,7 +206,9 @@ class ModelHost:
                 if version not in self._served[name]:
                     if progress is not None:
                         progress(f"{name} version {version}")
-                    self._served[name][version] = self._open(config, version)
+                    served = self._open(config, version)
+                    # A new dict, because the event loop may be looking through the old one.
+                    self._served[name] = {**self._served[name], version: served}
                     self._publish()
 
     def _open(self, config: ModelConfig, version: int) -> ServedModel:
@@ -245,8 +247,8 @@ class ModelHost:
 
     def __iter__(self) -> Iterator[ServedModel]:
         """Every loaded version of every model."""
-        for versions in list(self._served.values()):
-            yield from list(versions.values())
+        for versions in self._served.values():
+            yield from versions.values()
 
     def versions(self, name: str) -> list[str]:
         """The loaded versions of one model, oldest first."""
@@ -298,8 +300,9 @@ class ModelHost:
         """
         if name not in self._models:
             raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._models)}")
-        del self._models[name]
-        versions = self._served.pop(name)
+        versions = self._served[name]
+        self._models = {other: config for other, config in self._models.items() if other != name}
+        self._served = {other: loaded for other, loaded in self._served.items() if other != name}
         self._publish()
         for served in versions.values():
             served.close()

@@ -76,6 +76,8 @@ async def _serve(
         server_header=False,
         date_header=False,
         backlog=1024,
+        # Longer than load balancers keep idle connections (60 s), so that it is never we who close one being reused.
+        timeout_keep_alive=75,
         ws="none",
         timeout_graceful_shutdown=DRAIN_S_MAX,
     )

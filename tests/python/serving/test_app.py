@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import re
+import time
 import zlib
 from typing import Any
 
@@ -330,3 +331,26 @@ def test_lifespan_is_acknowledged() -> None:
 
     asyncio.run(main())
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_the_python_cost_of_an_inference_stays_within_its_budget() -> None:
+    """150 us around the engine for 30 floats in JSON. The least of many blocks, so that a busy machine does not fail."""
+    served = make_served()
+
+    class Immediate:
+        async def infer(self, req: Any, *, deadline_ms: float | None = None, priority: int = 0) -> Any:
+            return {"y": req["x"]}
+
+    next(iter(served.host)).batcher = Immediate()  # type: ignore[assignment]
+    body = rows(*(0.1 * i for i in range(30)))
+
+    async def main() -> float:
+        best = 1.0
+        for _ in range(20):
+            started = time.perf_counter()
+            for _ in range(50):
+                await acall(served.app, "POST", INFER, body)
+            best = min(best, (time.perf_counter() - started) / 50)
+        return best
+
+    assert asyncio.run(main()) < 150e-6
