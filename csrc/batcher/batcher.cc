@@ -1,0 +1,382 @@
+#include "batcher/batcher.h"
+
+#include <algorithm>
+#include <exception>
+
+#include "batcher/pause.h"
+
+namespace headrace {
+namespace {
+
+// How long the idle scheduler spins before it parks: as long as waking a parked thread takes, so
+// that it costs at most as much again, and a caller in a closed loop never waits for a wake-up.
+constexpr auto kSpin = std::chrono::microseconds(50);
+// A Job without a deadline takes its turn among equal priorities as if it had this long, so that
+// Jobs with deadlines cannot hold it back for ever.
+constexpr auto kPatience = std::chrono::seconds(10);
+// The share of the time to a deadline that admission lets the backlog fill. The rest is what
+// Batches grow into: with none left, each would be cut down to its most urgent Job.
+constexpr double kBacklogShare = 0.75;
+// An estimate that only ever refuses would never be corrected. After so many refusals in a row by
+// an idle Engine, and so many times the estimate since the last Batch (at most 5% of its time), one
+// Job is let in as a probe.
+constexpr int kProbeRefusals = 16;
+constexpr double kProbeEstimates = 20;
+// Where nothing is known about how long Batches take.
+constexpr double kRetryUnknown_s = 0.1;
+constexpr double kRetryMin_s = 1e-3;
+
+double seconds_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+Clock::duration to_duration(double seconds) {
+  std::chrono::duration<double> bounded(std::min(seconds, 1e9));  // 30 years; the clock overflows
+  return std::chrono::duration_cast<Clock::duration>(bounded);
+}
+
+int positive(int value, const char* name) {
+  if (value < 1) {
+    fail(ErrorKind::kBackendUnavailable, "batcher: got ", name, "=", value,
+         ", expected at least 1");
+  }
+  return value;
+}
+
+}  // namespace
+
+Batcher::Batcher(BatchRunner& runner, CompletionSink& sink, BatcherOptions options)
+    : runner_(runner), sink_(sink), options_(options), spin_(usable_cores() > 1) {
+  positive(options.max_queue, "max_queue");
+  batch_sizes_.resize(static_cast<size_t>(positive(options.max_batch, "max_batch")) + 1);
+  batch_.reserve(static_cast<size_t>(options.max_batch));
+  late_.reserve(static_cast<size_t>(options.max_queue));
+  scheduler_ = std::thread([this] { schedule(); });
+  scheduler_id_ = scheduler_.get_id();
+}
+
+Batcher::~Batcher() {
+  close(false);
+}
+
+void Batcher::fit(std::span<const CostModel::Sample> samples) {
+  std::lock_guard lock(mutex_);
+  cost_.fit(samples);
+}
+
+void Batcher::submit(Job& job) {
+  auto now = Clock::now();
+  bool wake;
+  {
+    std::lock_guard lock(mutex_);
+    if (job.deadline == kNoDeadline && options_.slo_s > 0) {
+      job.deadline = now + to_duration(options_.slo_s);
+    }
+    job.due = std::min(job.deadline, now + kPatience);
+    job.probe = false;
+    offered_.add(now, 1);
+    offered_work_.add(now, static_cast<double>(job.work));
+    try {
+      admit(job, now);
+    } catch (...) {
+      ++ledger_.refused;
+      throw;
+    }
+    job.id = next_id_++;
+    job.arrival = now;
+    job.status = JobStatus::kQueued;
+    double work = static_cast<double>(job.work);
+    work_per_job_ += (work_per_job_ == 0 ? 1 : 0.05) * (work - work_per_job_);
+    queue_.push(&job);
+    ++ledger_.accepted;
+    ++ledger_.waiting;
+    has_work_.store(true, std::memory_order_release);
+    wake = parked_;
+  }
+  if (wake) work_came_.notify_one();
+}
+
+void Batcher::admit(Job& job, Clock::time_point now) {
+  if (closing_) fail(ErrorKind::kBackendUnavailable, "got a Request for a closed Batcher");
+  if (queue_.size() >= static_cast<size_t>(options_.max_queue)) {
+    double retry_s = cost_.known() ? running_s(now) + cost_.fixed_s() : kRetryUnknown_s;
+    throw OverloadedError(
+        str("queue full: got ", queue_.size(), " waiting Requests, expected fewer ",
+            "than max_queue=", options_.max_queue),
+        std::max(retry_s, kRetryMin_s));
+  }
+  if (job.deadline == kNoDeadline) return;
+  double left_s = seconds_between(now, job.deadline);
+  if (left_s <= 0) {
+    fail(ErrorKind::kDeadlineExceeded, "deadline: got one that passed ", -left_s * 1e3,
+         " ms before the Request came, expected one in the future");
+  }
+  if (!cost_.known()) return;
+  JobQueue::Ahead ahead = queue_.ahead_of(job.priority, job.due);
+  bool idle = ledger_.running == 0 && ahead.jobs == 0;
+  double own_s = cost_.seconds(static_cast<double>(job.work));
+  double finish_s = running_s(now) + seconds_of(ahead.jobs + 1, ahead.work + job.work);
+  double needed_s = own_s + (finish_s - own_s) / kBacklogShare;
+  if (needed_s <= left_s) {
+    refused_idle_ = 0;
+    return;
+  }
+  if (idle && ++refused_idle_ > kProbeRefusals &&
+      seconds_between(batch_start_, now) > kProbeEstimates * own_s) {
+    refused_idle_ = 0;
+    job.probe = true;
+    return;
+  }
+  throw OverloadedError(
+      str("got a deadline in ", left_s * 1e3, " ms, expected at least ", needed_s * 1e3,
+          " ms: ", ahead.jobs, " Requests wait ahead, ", ledger_.running, " run"),
+      std::max(needed_s - left_s, kRetryMin_s));
+}
+
+// How long `jobs` Jobs take in Batches as large as allowed.
+double Batcher::seconds_of(size_t jobs, int64_t work) const {
+  size_t limit = static_cast<size_t>(options_.max_batch);
+  double batches = static_cast<double>((jobs + limit - 1) / limit);
+  return batches * cost_.fixed_s() + cost_.per_work_s() * static_cast<double>(work);
+}
+
+// How long the running Batch is likely to take from now on.
+double Batcher::running_s(Clock::time_point now) const {
+  if (ledger_.running == 0) return 0;
+  double elapsed_s = seconds_between(batch_start_, now);
+  return std::max(batch_estimate_s_ - elapsed_s, 0.1 * elapsed_s);
+}
+
+bool Batcher::cancel(Job& job) {
+  {
+    std::lock_guard lock(mutex_);
+    if (job.status != JobStatus::kQueued) return false;
+    queue_.remove(&job);
+    job.status = JobStatus::kCancelled;
+    --ledger_.waiting;
+    ++ledger_.cancelled;
+  }
+  Job* jobs[] = {&job};
+  sink_.completed(jobs);
+  return true;
+}
+
+void Batcher::close(bool drain) {
+  if (std::this_thread::get_id() == scheduler_id_) {
+    fail(ErrorKind::kExecution, "got close() on the scheduler's own thread, expected another one");
+  }
+  std::vector<Job*> dropped;
+  {
+    std::lock_guard lock(mutex_);
+    closing_ = true;
+    while (!drain && !queue_.empty()) {
+      dropped.push_back(queue_.pop());
+      dropped.back()->status = JobStatus::kCancelled;
+      --ledger_.waiting;
+      ++ledger_.cancelled;
+    }
+    has_work_.store(true, std::memory_order_release);
+  }
+  work_came_.notify_all();
+  for (Job* job : dropped) {
+    job->error = ErrorKind::kCancelled;
+    job->message = "the Batcher was closed before the Request ran";
+  }
+  if (!dropped.empty()) sink_.completed(dropped);
+  std::lock_guard lock(join_mutex_);
+  if (scheduler_.joinable()) scheduler_.join();
+}
+
+void Batcher::schedule() {
+  while (wait_for_work()) {
+    pack();
+    if (!late_.empty()) sink_.completed(late_);
+    if (!batch_.empty()) run_batch();
+  }
+}
+
+// False when closed and drained.
+bool Batcher::wait_for_work() {
+  if (spin_ && !has_work_.load(std::memory_order_acquire)) {
+    auto end = Clock::now() + kSpin;
+    do {
+      for (int i = 0; i < 8 && !has_work_.load(std::memory_order_acquire); ++i) spin_pause();
+    } while (!has_work_.load(std::memory_order_acquire) && Clock::now() < end);
+  }
+  std::unique_lock lock(mutex_);
+  parked_ = true;
+  work_came_.wait(lock, [this] { return !queue_.empty() || closing_; });
+  parked_ = false;
+  return !queue_.empty();
+}
+
+bool Batcher::too_late(const Job& job, Clock::time_point now) const {
+  if (job.deadline == kNoDeadline) return false;
+  // A probe is there to find out whether the estimate is right.
+  double own_s = job.probe ? 0 : cost_.seconds(static_cast<double>(job.work));
+  return seconds_between(now, job.deadline) < own_s;
+}
+
+// Moves Jobs from the queue to batch_, most urgent first: at most max_batch, and no more than all
+// of them have time for. Those for which it is too late go to late_.
+void Batcher::pack() {
+  batch_.clear();
+  late_.clear();
+  std::unique_lock lock(mutex_);
+  auto now = Clock::now();
+  queue_.take_expired(now, [this](Job* job) { late_.push_back(job); });
+  int64_t work = 0;
+  auto earliest = kNoDeadline;
+  while (!queue_.empty() && batch_.size() < static_cast<size_t>(options_.max_batch)) {
+    Job* job = queue_.front();
+    if (too_late(*job, now)) {
+      late_.push_back(queue_.pop());
+      continue;
+    }
+    earliest = std::min(earliest, job->deadline);
+    double batch_s = cost_.seconds(static_cast<double>(work + job->work));
+    if (!batch_.empty() && earliest != kNoDeadline && seconds_between(now, earliest) < batch_s) {
+      break;
+    }
+    batch_.push_back(queue_.pop());
+    work += job->work;
+    batch_estimate_s_ = batch_s;
+  }
+  if (queue_.empty() && !closing_) has_work_.store(false, std::memory_order_relaxed);
+  for (Job* job : late_) job->status = JobStatus::kExpired;
+  ledger_.waiting -= static_cast<int64_t>(late_.size());
+  ledger_.expired += static_cast<int64_t>(late_.size());
+  if (!batch_.empty()) dispatch(now);
+  lock.unlock();
+  for (Job* job : late_) {
+    job->error = ErrorKind::kDeadlineExceeded;
+    job->message = str("not computed: waited ", seconds_between(job->arrival, now) * 1e3,
+                       " ms, too long for a deadline of ",
+                       seconds_between(job->arrival, job->deadline) * 1e3, " ms");
+  }
+}
+
+// Enters batch_ in the books as running, under the mutex.
+void Batcher::dispatch(Clock::time_point now) {
+  auto jobs = static_cast<int64_t>(batch_.size());
+  double delay_s = 0;
+  for (Job* job : batch_) {
+    job->status = JobStatus::kRunning;
+    double waited_s = seconds_between(job->arrival, now);
+    queue_delay_.add(waited_s);
+    delay_s += waited_s;
+  }
+  delay_.add(now, delay_s / static_cast<double>(jobs));
+  ledger_.waiting -= jobs;
+  ledger_.running += jobs;
+  batch_start_ = now;
+  refused_idle_ = 0;
+  ++batches_;
+  ++batch_sizes_[batch_.size()];
+}
+
+void Batcher::run_batch() {
+  int64_t work = 0;
+  for (Job* job : batch_) work += job->work;
+  auto start = Clock::now();
+  bool whole = try_run(batch_);
+  if (!whole) split(batch_);
+  auto now = Clock::now();
+  {
+    std::lock_guard lock(mutex_);
+    double seconds = seconds_between(start, now);
+    compute_.add(seconds);
+    busy_.add(now, seconds);
+    if (whole && batch_.front()->status == JobStatus::kOk) {
+      cost_.observe(static_cast<double>(work), seconds);
+    }
+  }
+  sink_.completed(batch_);
+}
+
+// True if all Jobs have ended: well, or, where there is only one, with its error.
+bool Batcher::try_run(std::span<Job*> jobs) {
+  Job& first = *jobs.front();
+  try {
+    runner_.run(jobs);
+    end(jobs, JobStatus::kOk);
+    return true;
+  } catch (const Error& error) {
+    if (jobs.size() > 1) return false;
+    first.error = error.kind();
+    first.message = error.what();
+  } catch (const std::exception& error) {
+    if (jobs.size() > 1) return false;
+    first.error = ErrorKind::kExecution;
+    first.message = error.what();
+  } catch (...) {
+    if (jobs.size() > 1) return false;
+    first.error = ErrorKind::kExecution;
+    first.message = "got an exception of an unknown type from the Engine";
+  }
+  end(jobs, JobStatus::kFailed);
+  return true;
+}
+
+// Runs the halves of a Batch that failed, and of those what fails again, down to the culprits.
+// Whose deadline passes meanwhile is not run any more.
+void Batcher::split(std::span<Job*> jobs) {
+  for (std::span<Job*> half : {jobs.first(jobs.size() / 2), jobs.subspan(jobs.size() / 2)}) {
+    auto now = Clock::now();
+    auto in_time = std::partition(half.begin(), half.end(),
+                                  [&](const Job* job) { return job->deadline > now; });
+    std::span<Job*> late(in_time, half.end());
+    for (Job* job : late) {
+      job->error = ErrorKind::kDeadlineExceeded;
+      job->message =
+          "not computed: the deadline passed while a failed Batch was run again in parts";
+    }
+    end(late, JobStatus::kExpired);
+    std::span<Job*> left(half.begin(), in_time);
+    if (!left.empty() && !try_run(left)) split(left);
+  }
+}
+
+void Batcher::end(std::span<Job* const> jobs, JobStatus status) {
+  auto count = static_cast<int64_t>(jobs.size());
+  std::lock_guard lock(mutex_);
+  for (Job* job : jobs) job->status = status;
+  ledger_.running -= count;
+  (status == JobStatus::kOk       ? ledger_.ok
+   : status == JobStatus::kFailed ? ledger_.failed
+                                  : ledger_.expired) += count;
+}
+
+BatcherStats Batcher::stats() const {
+  auto now = Clock::now();
+  std::lock_guard lock(mutex_);
+  BatcherStats stats;
+  stats.ledger = ledger_;
+  stats.batches = batches_;
+  stats.batch_sizes = batch_sizes_;
+  stats.offered_rps = offered_.per_second(now);
+  stats.offered_work_per_s = offered_work_.per_second(now);
+  stats.utilisation = std::min(1.0, busy_.per_second(now));
+  stats.queue_delay_s = std::max(delay_.value(now), queue_.oldest_wait_s(now));
+  stats.queue_delay = queue_delay_;
+  stats.compute = compute_;
+  stats.cost_fixed_s = cost_.fixed_s();
+  stats.cost_per_work_s = cost_.per_work_s();
+  measure_capacity(stats);
+  return stats;
+}
+
+// Capacity is reached at Batches as large as the options and half of the SLO allow: a Request that
+// comes while one runs waits for it and then runs in the next.
+void Batcher::measure_capacity(BatcherStats& stats) const {
+  if (!cost_.known() || work_per_job_ <= 0) return;
+  double per_job_s = std::max(cost_.per_work_s() * work_per_job_, 1e-12);
+  double jobs = options_.max_batch;
+  if (options_.slo_s > 0) {
+    jobs = std::clamp((options_.slo_s / 2 - cost_.fixed_s()) / per_job_s, 1.0, jobs);
+  }
+  stats.capacity_rps = jobs / (cost_.fixed_s() + jobs * per_job_s);
+  stats.capacity_work_per_s = stats.capacity_rps * work_per_job_;
+}
+
+}  // namespace headrace

@@ -1,0 +1,140 @@
+// The scheduler in front of an Engine: admits, orders, forms Batches, completes.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "batcher/cost_model.h"
+#include "batcher/job.h"
+#include "batcher/meters.h"
+#include "batcher/queue.h"
+
+namespace headrace {
+
+struct BatcherOptions {
+  int max_queue = 1024;  // Jobs waiting; one more is refused
+  int max_batch = 64;    // Jobs per Batch
+  double slo_s = 0;      // the deadline of Jobs that bring none; 0 for no deadline
+};
+
+// Every submitted Job is either refused or accepted, and every accepted one ends once:
+// accepted = ok + failed + expired + cancelled + waiting + running, in every snapshot.
+struct Ledger {
+  int64_t accepted = 0;
+  int64_t refused = 0;
+  int64_t ok = 0;
+  int64_t failed = 0;
+  int64_t expired = 0;
+  int64_t cancelled = 0;
+  int64_t waiting = 0;
+  int64_t running = 0;
+};
+
+struct BatcherStats {
+  Ledger ledger;
+  int64_t batches = 0;               // that ran as one, or were split after a failure
+  std::vector<int64_t> batch_sizes;  // [n]: Batches of n Jobs
+  double offered_rps = 0;            // arrivals, refused ones included
+  double offered_work_per_s = 0;
+  double capacity_rps = 0;  // sustainable at full Batches, by the cost model; 0 while unknown
+  double capacity_work_per_s = 0;
+  double utilisation = 0;    // share of recent time in which the Engine ran
+  double queue_delay_s = 0;  // of recent Jobs, or of the longest waiting one if that is more
+  DurationHistogram queue_delay;
+  DurationHistogram compute;  // per Batch
+  double cost_fixed_s = 0;    // the cost model: fixed + per_work * work
+  double cost_per_work_s = 0;
+};
+
+// Work-conserving: an idle Engine takes whatever waits, at once; while it is busy, Jobs gather by
+// themselves. One scheduler thread forms and runs the Batches. All methods are thread-safe.
+class Batcher {
+ public:
+  // Runner and sink are borrowed and must outlive the Batcher.
+  Batcher(BatchRunner& runner, CompletionSink& sink, BatcherOptions options);
+  // Like close(false).
+  ~Batcher();
+  Batcher(const Batcher&) = delete;
+  Batcher& operator=(const Batcher&) = delete;
+
+  // Teaches the cost model from warm-up runs.
+  void fit(std::span<const CostModel::Sample> samples);
+
+  // Takes the Job, or throws and leaves it with the caller: OverloadedError if there is no room or
+  // the Job could not be done by its deadline, Error(kDeadlineExceeded) if that has passed already,
+  // Error(kBackendUnavailable) once closed.
+  void submit(Job& job);
+
+  // Takes a Job that still waits out of the queue and tells the sink, before it returns. False if
+  // it runs or has ended.
+  bool cancel(Job& job);
+
+  // Refuses new Jobs, runs those that wait (drain) or cancels them, and returns when the Engine is
+  // idle. Not to be called from the scheduler thread, that is from a runner or a sink: throws
+  // Error(kExecution) there.
+  void close(bool drain);
+
+  BatcherStats stats() const;
+
+ private:
+  // The scheduler thread.
+  void schedule();
+  bool wait_for_work();
+  void pack();
+  bool too_late(const Job& job, Clock::time_point now) const;
+  void dispatch(Clock::time_point now);
+  void run_batch();
+  bool try_run(std::span<Job*> jobs);
+  void split(std::span<Job*> jobs);
+  void end(std::span<Job* const> jobs, JobStatus status);
+
+  // Under the mutex.
+  void admit(Job& job, Clock::time_point now);
+  double seconds_of(size_t jobs, int64_t work) const;
+  double running_s(Clock::time_point now) const;
+  void measure_capacity(BatcherStats& stats) const;
+
+  BatchRunner& runner_;
+  CompletionSink& sink_;
+  const BatcherOptions options_;
+  const bool spin_;  // whether another core can bring work meanwhile
+
+  mutable std::mutex mutex_;  // guards everything down to scheduler_
+  std::condition_variable work_came_;
+  JobQueue queue_;
+  CostModel cost_;
+  Ledger ledger_;
+  uint64_t next_id_ = 1;
+  bool parked_ = false;
+  bool closing_ = false;
+  Clock::time_point batch_start_{};  // of the running Batch, else of the last one
+  double batch_estimate_s_ = 0;
+  int refused_idle_ = 0;  // Jobs in a row that an idle Engine was estimated to be too slow for
+  RateMeter offered_;
+  RateMeter offered_work_;
+  RateMeter busy_;
+  FadingMean delay_;
+  double work_per_job_ = 0;
+  int64_t batches_ = 0;
+  std::vector<int64_t> batch_sizes_;
+  DurationHistogram queue_delay_;
+  DurationHistogram compute_;
+
+  // What the spinning scheduler looks at without the mutex; written under it.
+  std::atomic<bool> has_work_{false};
+
+  // The scheduler thread's own; sized once.
+  std::vector<Job*> batch_;
+  std::vector<Job*> late_;
+
+  std::mutex join_mutex_;
+  std::thread scheduler_;
+  std::thread::id scheduler_id_;  // stays after the join
+};
+
+}  // namespace headrace

@@ -1,0 +1,120 @@
+#include "batcher/cost_model.h"
+
+#include <algorithm>
+
+namespace headrace {
+namespace {
+
+constexpr double kPriorWeight = 0.2;  // of about 20 that the recent Batches have together
+constexpr double kFade = 0.95;        // per Batch: a memory of about 20 Batches
+constexpr double kOutlier = 2.0;      // times or part of the estimate
+constexpr int kStreak = 3;
+constexpr double kSecondsMin = 1e-7;  // below the clock's noise, relative errors mean nothing
+
+}  // namespace
+
+void CostModel::Sums::add(double work, double seconds, double weight) {
+  n += weight;
+  x += weight * work;
+  xx += weight * work * work;
+  y += weight * seconds;
+  xy += weight * work * seconds;
+}
+
+void CostModel::Sums::scale(double factor) {
+  n *= factor;
+  x *= factor;
+  xx *= factor;
+  y *= factor;
+  xy *= factor;
+}
+
+// Every sample's seconds times `ratio`; the weights are relative, so they change by its square.
+void CostModel::Sums::change_speed(double ratio) {
+  scale(1 / (ratio * ratio));
+  y *= ratio;
+  xy *= ratio;
+}
+
+void CostModel::fit(std::span<const Sample> samples) {
+  *this = CostModel();
+  double work_min = 0;
+  double work_max = 0;
+  int added = 0;
+  auto add = [&](double work, double seconds) {
+    seconds = std::max(seconds, kSecondsMin);
+    prior_.add(work, seconds, 1 / (seconds * seconds));
+    ++added;
+  };
+  for (const Sample& sample : samples) {
+    if (!(sample.work > 0) || !(sample.seconds > 0)) continue;
+    add(sample.work, sample.seconds);
+    work_min = known_ ? std::min(work_min, sample.work) : sample.work;
+    work_max = std::max(work_max, sample.work);
+    known_ = true;
+  }
+  if (!known_) return;
+  recent_ = prior_;
+  // Samples of one size leave the slope open: assume that half of the time is fixed.
+  if (work_min == work_max) add(0, prior_.y / prior_.n / 2);
+  prior_.scale(kPriorWeight / added);
+  solve();
+}
+
+double CostModel::without_outliers(double seconds, double estimate) {
+  double ratio = seconds / estimate;
+  int side = ratio > kOutlier ? 1 : ratio < 1 / kOutlier ? -1 : 0;
+  if (side == 0) {
+    streak_ = 0;
+    return seconds;
+  }
+  if (side * streak_ <= 0) {
+    streak_ = 0;
+    streak_ratio_ = ratio;
+  }
+  streak_ += side;
+  streak_ratio_ = side > 0 ? std::min(streak_ratio_, ratio) : std::max(streak_ratio_, ratio);
+  if (side * streak_ >= kStreak) {
+    prior_.change_speed(streak_ratio_);
+    recent_.change_speed(streak_ratio_);
+    streak_ = 0;
+    return seconds;
+  }
+  return estimate * (side > 0 ? kOutlier : 1 / kOutlier);
+}
+
+void CostModel::observe(double work, double seconds) {
+  seconds = std::max(seconds, kSecondsMin);
+  if (!known_) {
+    Sample first{work, seconds};
+    fit({&first, 1});
+    return;
+  }
+  double estimate = std::max(this->seconds(work), kSecondsMin);
+  seconds = without_outliers(seconds, estimate);
+  recent_.scale(kFade);
+  recent_.add(work, seconds, 1 / (estimate * estimate));
+  solve();
+}
+
+void CostModel::solve() {
+  double n = prior_.n + recent_.n;
+  double x = prior_.x + recent_.x;
+  double xx = prior_.xx + recent_.xx;
+  double y = prior_.y + recent_.y;
+  double xy = prior_.xy + recent_.xy;
+  double determinant = n * xx - x * x;
+  if (determinant > 1e-12 * n * xx) {
+    per_work_s_ = (n * xy - x * y) / determinant;
+    fixed_s_ = (y - per_work_s_ * x) / n;
+  }
+  if (per_work_s_ < 0) {
+    per_work_s_ = 0;
+    fixed_s_ = y / n;
+  } else if (fixed_s_ < 0) {
+    fixed_s_ = 0;
+    per_work_s_ = xy / xx;
+  }
+}
+
+}  // namespace headrace

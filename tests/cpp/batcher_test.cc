@@ -1,0 +1,639 @@
+#include "batcher/batcher.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include "check.h"
+
+namespace headrace {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Runs what it is told to; can be held inside run(), so that Jobs gather behind it.
+class FakeRunner : public BatchRunner {
+ public:
+  std::function<void(std::span<Job* const>)> body = [](auto) {};
+
+  void run(std::span<Job* const> jobs) override {
+    {
+      std::unique_lock lock(mutex_);
+      std::vector<uint64_t> ids;
+      for (const Job* job : jobs) ids.push_back(job->id);
+      runs_.push_back(ids);
+      changed_.notify_all();
+      changed_.wait(lock, [&] { return !held_; });
+    }
+    body(jobs);
+  }
+
+  void hold() { set_held(true); }
+  void release() { set_held(false); }
+
+  void wait_for_runs(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return runs_.size() >= count; });
+  }
+
+  std::vector<std::vector<uint64_t>> runs() {
+    std::lock_guard lock(mutex_);
+    return runs_;
+  }
+
+  // How many runs the Job was in.
+  int runs_of(const Job& job) {
+    int count = 0;
+    for (const auto& ids : runs()) count += static_cast<int>(std::ranges::count(ids, job.id));
+    return count;
+  }
+
+ private:
+  void set_held(bool held) {
+    std::lock_guard lock(mutex_);
+    held_ = held;
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool held_ = false;
+  std::vector<std::vector<uint64_t>> runs_;
+};
+
+class FakeSink : public CompletionSink {
+ public:
+  void completed(std::span<Job* const> jobs) noexcept override {
+    std::lock_guard lock(mutex_);
+    ++calls_;
+    for (Job* job : jobs) done_.push_back(job);
+    changed_.notify_all();
+  }
+
+  void wait_for(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return done_.size() >= count; });
+  }
+
+  std::vector<Job*> done() {
+    std::lock_guard lock(mutex_);
+    return done_;
+  }
+
+  int calls() {
+    std::lock_guard lock(mutex_);
+    return calls_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Job*> done_;
+  int calls_ = 0;
+};
+
+// A Batcher with its surroundings and the Jobs submitted to it, which outlive it.
+struct Bench {
+  explicit Bench(BatcherOptions options = {}) : batcher(runner, sink, options) {}
+  ~Bench() { runner.release(); }
+
+  Job& job(int64_t work = 1) {
+    jobs.emplace_back().work = work;
+    return jobs.back();
+  }
+  Job& submit(int priority = 0, Clock::duration in = Clock::duration::max(), int64_t work = 1) {
+    Job& job = this->job(work);
+    job.priority = priority;
+    if (in != Clock::duration::max()) job.deadline = Clock::now() + in;
+    batcher.submit(job);
+    return job;
+  }
+  // Submits one Job and holds the Engine in it.
+  Job& occupy() {
+    runner.hold();
+    size_t before = runner.runs().size();
+    Job& first = submit();
+    runner.wait_for_runs(before + 1);
+    return first;
+  }
+  void check_balance() {
+    Ledger ledger = batcher.stats().ledger;
+    HR_CHECK_EQ(ledger.accepted, ledger.ok + ledger.failed + ledger.expired + ledger.cancelled +
+                                     ledger.waiting + ledger.running);
+  }
+
+  std::deque<Job> jobs;
+  FakeRunner runner;
+  FakeSink sink;
+  Batcher batcher;
+};
+
+std::vector<uint64_t> ids_of(std::initializer_list<const Job*> jobs) {
+  std::vector<uint64_t> ids;
+  for (const Job* job : jobs) ids.push_back(job->id);
+  return ids;
+}
+
+void fit_linear(Batcher& batcher, double fixed_s, double per_work_s) {
+  std::vector<CostModel::Sample> samples;
+  for (double work : {1.0, 10.0, 100.0}) samples.push_back({work, fixed_s + per_work_s * work});
+  batcher.fit(samples);
+}
+
+HR_TEST(batcher_runs_at_once_when_idle_and_gathers_while_busy) {
+  Bench bench({.max_batch = 4});
+  bench.occupy();
+  for (int i = 0; i < 6; ++i) bench.submit();
+  bench.runner.release();
+  bench.sink.wait_for(7);
+  std::vector<size_t> sizes;
+  for (const auto& run : bench.runner.runs()) sizes.push_back(run.size());
+  HR_CHECK(sizes == (std::vector<size_t>{1, 4, 2}));
+  HR_CHECK_EQ(bench.sink.calls(), 3);
+  BatcherStats stats = bench.batcher.stats();
+  HR_CHECK_EQ(stats.batches, 3);
+  HR_CHECK_EQ(stats.batch_sizes[4], 1);
+  HR_CHECK_EQ(stats.ledger.ok, 7);
+  bench.check_balance();
+}
+
+HR_TEST(batcher_orders_by_priority_then_deadline_then_arrival) {
+  Bench bench({.max_batch = 1});
+  Job& first = bench.occupy();
+  Job& relaxed = bench.submit();
+  Job& late = bench.submit(0, std::chrono::seconds(9));
+  Job& early = bench.submit(0, std::chrono::seconds(5));
+  Job& urgent = bench.submit(1);
+  Job& relaxed_too = bench.submit();
+  bench.runner.release();
+  bench.sink.wait_for(6);
+  std::vector<uint64_t> order;
+  for (const auto& run : bench.runner.runs()) order.push_back(run[0]);
+  HR_CHECK(order == ids_of({&first, &urgent, &early, &late, &relaxed, &relaxed_too}));
+}
+
+HR_TEST(batcher_refuses_when_full) {
+  Bench bench({.max_queue = 2});
+  bench.occupy();
+  bench.submit();
+  bench.submit();
+  Job& refused = bench.job();
+  double retry_s = 0;
+  try {
+    bench.batcher.submit(refused);
+  } catch (const OverloadedError& error) {
+    retry_s = error.retry_after_s();
+  }
+  HR_CHECK(retry_s > 0);
+  bench.runner.release();
+  bench.sink.wait_for(3);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.refused, 1);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.accepted, 3);
+  bench.check_balance();
+}
+
+HR_TEST(batcher_refuses_what_cannot_meet_its_deadline) {
+  Bench bench;
+  fit_linear(bench.batcher, 0.010, 0.010);
+  HR_CHECK_THROWS(bench.submit(0, milliseconds(15)), OverloadedError);  // 20 ms alone
+  bench.submit(0, milliseconds(60000));
+  bench.sink.wait_for(1);
+  // Behind 100 ms of backlog, 50 ms are too few for what takes 20 ms. It would fit at the head.
+  fit_linear(bench.batcher, 0.010, 0.010);
+  bench.occupy();
+  bench.submit(0, std::chrono::seconds(5), 10);
+  HR_CHECK_THROWS(bench.submit(-1, milliseconds(50)), OverloadedError);
+  bench.submit(0, std::chrono::seconds(2));
+  bench.runner.release();
+  bench.sink.wait_for(4);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.refused, 2);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.ok, 4);
+  for (const Job& job : bench.jobs) {
+    HR_CHECK_EQ(bench.runner.runs_of(job), job.status == JobStatus::kOk ? 1 : 0);
+  }
+}
+
+HR_TEST(batcher_refuses_a_deadline_that_has_passed) {
+  Bench bench;
+  ErrorKind kind = ErrorKind::kExecution;
+  try {
+    bench.submit(0, milliseconds(-1));
+  } catch (const Error& error) {
+    kind = error.kind();
+  }
+  HR_CHECK(kind == ErrorKind::kDeadlineExceeded);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.refused, 1);
+}
+
+HR_TEST(batcher_never_computes_the_expired) {
+  Bench bench;
+  bench.occupy();
+  Job& expired = bench.submit(-1, milliseconds(5));
+  Job& good = bench.submit();
+  std::this_thread::sleep_for(milliseconds(10));
+  bench.runner.release();
+  bench.sink.wait_for(3);
+  HR_CHECK(expired.status == JobStatus::kExpired);
+  HR_CHECK(expired.error == ErrorKind::kDeadlineExceeded);
+  HR_CHECK(good.status == JobStatus::kOk);
+  HR_CHECK_EQ(bench.runner.runs_of(expired), 0);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.expired, 1);
+  bench.check_balance();
+}
+
+HR_TEST(batcher_gives_jobs_its_slo_as_deadline) {
+  Bench bench({.slo_s = 0.005});
+  bench.occupy();
+  Job& expired = bench.submit();
+  Job& own = bench.submit(0, std::chrono::seconds(60));
+  std::this_thread::sleep_for(milliseconds(10));
+  bench.runner.release();
+  bench.sink.wait_for(3);
+  HR_CHECK(expired.status == JobStatus::kExpired);
+  HR_CHECK(own.status == JobStatus::kOk);
+}
+
+HR_TEST(batcher_keeps_batches_within_the_time_of_their_members) {
+  Bench bench;
+  bench.runner.body = [](std::span<Job* const> jobs) {
+    // The cost model learns from what runs well only: keep it as fitted below.
+    if (jobs.front()->id == 1) throw std::runtime_error("no");
+  };
+  bench.occupy();
+  for (int i = 0; i < 5; ++i) bench.submit(0, std::chrono::seconds(25 + i));
+  bench.submit(-1);
+  fit_linear(bench.batcher, 0, 10);  // seconds: two fit into 25
+  bench.runner.release();
+  bench.runner.wait_for_runs(2);
+  HR_CHECK_EQ(bench.runner.runs()[1].size(), 2u);
+  bench.sink.wait_for(7);
+}
+
+HR_TEST(batcher_cancels_only_what_waits) {
+  Bench bench;
+  Job& running = bench.occupy();
+  Job& waiting = bench.submit();
+  HR_CHECK(!bench.batcher.cancel(running));
+  HR_CHECK(bench.batcher.cancel(waiting));
+  HR_CHECK(!bench.batcher.cancel(waiting));
+  HR_CHECK_EQ(bench.sink.done().size(), 1u);  // told at once, not after the running Batch
+  HR_CHECK_EQ(bench.batcher.stats().ledger.waiting, 0);
+  bench.check_balance();
+  bench.runner.release();
+  bench.sink.wait_for(2);
+  HR_CHECK(!bench.batcher.cancel(running));
+  HR_CHECK_EQ(bench.runner.runs_of(waiting), 0);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.cancelled, 1);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.ok, 1);
+}
+
+HR_TEST(batcher_splits_a_failed_batch_down_to_the_culprits) {
+  Bench bench;
+  bench.runner.body = [](std::span<Job* const> jobs) {
+    for (const Job* job : jobs) {
+      if (job->work == 13) fail(ErrorKind::kShapeMismatch, "bad one: ", job->id);
+    }
+  };
+  bench.occupy();
+  for (int i = 0; i < 30; ++i) bench.submit(0, Clock::duration::max(), i % 10 == 7 ? 13 : 1);
+  bench.runner.release();
+  bench.sink.wait_for(31);
+  HR_CHECK_EQ(bench.sink.calls(), 2);
+  for (const Job& job : bench.jobs) {
+    bool bad = job.work == 13;
+    HR_CHECK(job.status == (bad ? JobStatus::kFailed : JobStatus::kOk));
+    HR_CHECK_EQ(job.message, bad ? "bad one: " + std::to_string(job.id) : "");
+    if (bad) HR_CHECK(job.error == ErrorKind::kShapeMismatch);
+  }
+  HR_CHECK_EQ(bench.batcher.stats().ledger.failed, 3);
+  HR_CHECK_EQ(bench.batcher.stats().batches, 2);
+  bench.check_balance();
+}
+
+HR_TEST(batcher_survives_any_exception) {
+  Bench bench;
+  bench.runner.body = [](std::span<Job* const>) { throw 42; };
+  Job& job = bench.submit();
+  bench.sink.wait_for(1);
+  HR_CHECK(job.status == JobStatus::kFailed);
+  HR_CHECK(!job.message.empty());
+  bench.runner.body = [](std::span<Job* const>) {};
+  HR_CHECK_EQ(bench.submit().id, 2u);
+  bench.sink.wait_for(2);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.ok, 1);
+}
+
+HR_TEST(batcher_stops_rerunning_what_expires_during_a_split) {
+  Bench bench;
+  bench.runner.body = [](std::span<Job* const> jobs) {
+    if (jobs.size() > 1) {
+      std::this_thread::sleep_for(milliseconds(20));
+      throw std::runtime_error("no");
+    }
+  };
+  bench.occupy();
+  Job& expires = bench.submit(0, milliseconds(15));
+  Job& stays = bench.submit();
+  bench.runner.release();
+  bench.sink.wait_for(3);
+  HR_CHECK(expires.status == JobStatus::kExpired);
+  HR_CHECK(stays.status == JobStatus::kOk);
+  bench.check_balance();
+}
+
+HR_TEST(batcher_close_drains) {
+  Bench bench;
+  bench.occupy();
+  for (int i = 0; i < 5; ++i) bench.submit();
+  std::thread closer([&] { bench.batcher.close(true); });
+  std::thread closer_too([&] { bench.batcher.close(true); });
+  std::this_thread::sleep_for(milliseconds(2));
+  bench.runner.release();
+  closer.join();
+  closer_too.join();
+  HR_CHECK_EQ(bench.sink.done().size(), 6u);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.ok, 6);
+  HR_CHECK_THROWS(bench.submit(), Error);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.refused, 1);
+  bench.check_balance();
+}
+
+HR_TEST(batcher_close_without_drain_cancels) {
+  Bench bench;
+  Job& running = bench.occupy();
+  Job& waiting = bench.submit();
+  std::thread closer([&] { bench.batcher.close(false); });
+  bench.sink.wait_for(1);
+  HR_CHECK(waiting.status == JobStatus::kCancelled);
+  HR_CHECK(!waiting.message.empty());
+  bench.runner.release();
+  closer.join();
+  HR_CHECK(running.status == JobStatus::kOk);
+  HR_CHECK_EQ(bench.sink.done().size(), 2u);
+  bench.check_balance();
+}
+
+HR_TEST(batcher_refuses_to_close_itself) {
+  Bench bench;
+  bool refused = false;
+  bench.runner.body = [&](std::span<Job* const>) {
+    try {
+      bench.batcher.close(true);
+    } catch (const Error&) {
+      refused = true;
+    }
+  };
+  bench.submit();
+  bench.sink.wait_for(1);
+  bench.batcher.close(true);
+  HR_CHECK(refused);
+}
+
+HR_TEST(batcher_puts_an_estimate_that_refuses_all_to_the_test) {
+  Bench bench;
+  fit_linear(bench.batcher, 0.001, 0);
+  bench.submit();
+  bench.sink.wait_for(1);
+  fit_linear(bench.batcher, 0.005, 0);  // far too much
+  int refused = 0;
+  Job* admitted = nullptr;
+  while (admitted == nullptr && refused < 10000) {
+    try {
+      admitted = &bench.submit(0, milliseconds(4));
+    } catch (const OverloadedError&) {
+      ++refused;
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  }
+  HR_CHECK(refused >= 16);
+  HR_CHECK(admitted != nullptr);
+  bench.sink.wait_for(2);
+}
+
+// Three times more is offered than the Engine can do: it stays busy, and nearly all it accepts is
+// answered in time.
+HR_TEST(batcher_keeps_goodput_under_overload) {
+  constexpr double kFixed_s = 2e-3, kPer_s = 0.5e-3;
+  Bench bench({.max_batch = 16, .slo_s = 0.06});
+  std::atomic<int> in_time{0};
+  bench.runner.body = [&](std::span<Job* const> jobs) {
+    auto seconds = std::chrono::duration<double>(kFixed_s + kPer_s * double(jobs.size()));
+    std::this_thread::sleep_for(seconds);
+    auto now = Clock::now();
+    for (const Job* job : jobs) in_time += now <= job->deadline + milliseconds(5) ? 1 : 0;
+  };
+  fit_linear(bench.batcher, kFixed_s, kPer_s);
+  auto start = Clock::now();
+  int64_t sent = 0;
+  while (Clock::now() - start < milliseconds(600)) {
+    double elapsed_s = std::chrono::duration<double>(Clock::now() - start).count();
+    for (; double(sent) < 4800 * elapsed_s; ++sent) {
+      try {
+        bench.submit();
+      } catch (const OverloadedError&) {
+      }
+    }
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  bench.batcher.close(true);
+  BatcherStats stats = bench.batcher.stats();
+  double capacity = 16 / (kFixed_s + 16 * kPer_s);
+  std::cout << "  overload: sent " << sent << ", ok " << stats.ledger.ok << ", in time " << in_time
+            << ", expired " << stats.ledger.expired << ", capacity in that time " << capacity * 0.6
+            << ", mean batch " << double(stats.ledger.ok) / double(stats.batches) << "\n";
+  HR_CHECK(double(stats.ledger.ok) > 0.5 * 0.6 * capacity);
+  HR_CHECK(double(in_time) > 0.9 * double(stats.ledger.accepted));
+  HR_CHECK(stats.ledger.refused > sent / 3);
+  bench.check_balance();
+}
+
+HR_TEST(batcher_loses_nothing_under_stress) {
+  Bench bench({.max_queue = 64, .max_batch = 8});
+  bench.runner.body = [](std::span<Job* const> jobs) {
+    for (const Job* job : jobs) {
+      if (job->work == 13) throw std::runtime_error("bad");
+    }
+  };
+  constexpr int kThreads = 4, kJobs = 2000;
+  std::vector<std::deque<Job>> jobs(kThreads);
+  std::atomic<int64_t> accepted{0}, cancelled{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(static_cast<unsigned>(t));
+      for (int i = 0; i < kJobs; ++i) {
+        Job& job = jobs[t].emplace_back();
+        job.work = random() % 50 == 0 ? 13 : 1;
+        job.priority = static_cast<int>(random() % 3);
+        if (random() % 4 == 0) {
+          job.deadline = Clock::now() + std::chrono::microseconds(random() % 300);
+        }
+        try {
+          bench.batcher.submit(job);
+          ++accepted;
+        } catch (const Error&) {
+          continue;
+        }
+        if (random() % 8 == 0 && bench.batcher.cancel(job)) ++cancelled;
+        if (random() % 64 == 0) bench.check_balance();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  bench.batcher.close(true);
+  std::vector<Job*> done = bench.sink.done();
+  HR_CHECK_EQ(static_cast<int64_t>(done.size()), accepted.load());
+  std::ranges::sort(done);
+  HR_CHECK(std::ranges::adjacent_find(done) == done.end());
+  for (const Job* job : done) {
+    HR_CHECK(job->work != 13 || job->status != JobStatus::kOk);
+    HR_CHECK(job->work == 13 || job->status != JobStatus::kFailed);
+  }
+  Ledger ledger = bench.batcher.stats().ledger;
+  HR_CHECK_EQ(ledger.accepted, accepted.load());
+  HR_CHECK_EQ(ledger.refused, kThreads * kJobs - accepted.load());
+  HR_CHECK_EQ(ledger.cancelled, cancelled.load());
+  HR_CHECK_EQ(ledger.waiting + ledger.running, 0);
+  bench.check_balance();
+}
+
+HR_TEST(queue_agrees_with_a_sorted_list) {
+  std::mt19937 random(7);
+  JobQueue queue;
+  std::deque<Job> jobs;
+  std::vector<Job*> model;
+  auto before = [](const Job* a, const Job* b) {
+    if (a->priority != b->priority) return a->priority > b->priority;
+    if (a->due != b->due) return a->due < b->due;
+    return a->id < b->id;
+  };
+  Clock::time_point zero{};
+  for (int round = 0; round < 5000; ++round) {
+    unsigned action = random() % 10;
+    if (action < 5 || model.empty()) {
+      Job& job = jobs.emplace_back();
+      job.id = jobs.size();
+      job.priority = static_cast<int>(random() % 3);
+      job.work = 1 + random() % 5;
+      job.deadline = zero + milliseconds(round + random() % 200);
+      job.due = job.deadline;
+      JobQueue::Ahead ahead = queue.ahead_of(job.priority, job.due);
+      size_t place = std::ranges::lower_bound(model, &job, before) - model.begin();
+      HR_CHECK_EQ(ahead.jobs, place);
+      int64_t work = 0;
+      for (size_t i = 0; i < place; ++i) work += model[i]->work;
+      HR_CHECK_EQ(ahead.work, work);
+      model.insert(model.begin() + static_cast<long>(place), &job);
+      queue.push(&job);
+    } else if (action < 7) {
+      HR_CHECK_EQ(queue.front(), model.front());
+      HR_CHECK_EQ(queue.pop(), model.front());
+      model.erase(model.begin());
+    } else if (action < 9) {
+      size_t victim = random() % model.size();
+      queue.remove(model[victim]);
+      model.erase(model.begin() + static_cast<long>(victim));
+    } else {
+      auto now = zero + milliseconds(round + random() % 20);
+      std::vector<Job*> expired;
+      queue.take_expired(now, [&](Job* job) { expired.push_back(job); });
+      std::vector<Job*> expected;
+      std::erase_if(model, [&](Job* job) {
+        if (job->deadline > now) return false;
+        expected.push_back(job);
+        return true;
+      });
+      HR_CHECK(expired == expected);
+    }
+    int64_t work = 0;
+    for (const Job* job : model) work += job->work;
+    HR_CHECK_EQ(queue.work(), work);
+    HR_CHECK_EQ(queue.size(), model.size());
+  }
+}
+
+HR_TEST(cost_model_recovers_a_line) {
+  CostModel model;
+  HR_CHECK(!model.known());
+  std::vector<CostModel::Sample> samples;
+  for (double work : {1.0, 8.0, 64.0}) samples.push_back({work, 1e-3 + 2e-4 * work});
+  model.fit(samples);
+  HR_CHECK_NEAR(model.fixed_s() / 1e-3, 1.0, 1e-6);
+  HR_CHECK_NEAR(model.per_work_s() / 2e-4, 1.0, 1e-6);
+}
+
+HR_TEST(cost_model_learns_without_a_fit) {
+  CostModel model;
+  std::mt19937 random(3);
+  for (int i = 0; i < 200; ++i) {
+    double work = 1 + random() % 64;
+    double noise = 0.95 + 0.1 * (random() % 1000) / 1000.0;
+    model.observe(work, (1e-3 + 1e-4 * work) * noise);
+  }
+  for (double work : {1.0, 16.0, 64.0}) {
+    HR_CHECK_NEAR(model.seconds(work) / (1e-3 + 1e-4 * work), 1.0, 0.1);
+  }
+}
+
+HR_TEST(cost_model_stays_sane_on_batches_of_one_size) {
+  CostModel model;
+  for (int i = 0; i < 1000; ++i) model.observe(8, 2e-3);
+  HR_CHECK_NEAR(model.seconds(8) / 2e-3, 1.0, 1e-3);
+  HR_CHECK(model.fixed_s() >= 0 && model.per_work_s() >= 0);
+  HR_CHECK(model.seconds(16) <= 4.01e-3);
+}
+
+HR_TEST(cost_model_shrugs_off_an_outlier_and_follows_a_change) {
+  CostModel model;
+  std::vector<CostModel::Sample> samples{{1, 1e-3}, {10, 2e-3}, {100, 12e-3}};
+  model.fit(samples);
+  for (int i = 0; i < 20; ++i) model.observe(10, 2e-3);
+  model.observe(10, 1.0);
+  HR_CHECK_NEAR(model.seconds(10) / 2e-3, 1.0, 0.1);
+  for (int i = 0; i < 20; ++i) model.observe(10, 2e-3);
+  for (int i = 0; i < 4; ++i) model.observe(10, 20e-3);
+  HR_CHECK_NEAR(model.seconds(10) / 20e-3, 1.0, 0.1);
+  HR_CHECK_NEAR(model.seconds(100) / 120e-3, 1.0, 0.2);
+  for (int i = 0; i < 4; ++i) model.observe(10, 2e-3);
+  HR_CHECK_NEAR(model.seconds(10) / 2e-3, 1.0, 0.15);
+}
+
+HR_TEST(rate_meter_measures_from_the_start) {
+  RateMeter meter;
+  Clock::time_point now{std::chrono::hours(1)};
+  HR_CHECK_EQ(meter.per_second(now), 0.0);
+  for (int i = 0; i < 1000; ++i) meter.add(now += milliseconds(2), 1);  // 500 per second
+  HR_CHECK_NEAR(meter.per_second(now) / 500, 1.0, 0.02);
+  HR_CHECK(meter.per_second(now + std::chrono::seconds(20)) < 1);
+}
+
+HR_TEST(fading_mean_fades_when_idle) {
+  FadingMean mean;
+  Clock::time_point now{std::chrono::hours(1)};
+  for (int i = 0; i < 500; ++i) mean.add(now += milliseconds(1), 3.0);
+  HR_CHECK_NEAR(mean.value(now), 3.0, 0.01);
+  HR_CHECK(mean.value(now + std::chrono::seconds(20)) < 0.01);
+}
+
+HR_TEST(duration_histogram_gives_quantiles) {
+  DurationHistogram histogram;
+  HR_CHECK_EQ(histogram.quantile(0.5), 0.0);
+  for (int i = 1; i <= 1000; ++i) histogram.add(i * 1e-4);
+  HR_CHECK_NEAR(histogram.quantile(0.5) / 0.05, 1.0, 0.2);
+  HR_CHECK_NEAR(histogram.quantile(0.99) / 0.099, 1.0, 0.3);
+  histogram.add(0);
+  histogram.add(1e9);
+  HR_CHECK_EQ(histogram.count(), 1002);
+  for (int b = 0; b + 1 < DurationHistogram::kBuckets; ++b) {
+    DurationHistogram one;
+    one.add(DurationHistogram::upper_bound(b));
+    HR_CHECK_EQ(one.counts()[static_cast<size_t>(b)], 1);
+  }
+}
+
+}  // namespace
+}  // namespace headrace
