@@ -10,7 +10,12 @@ const OpRegistry& OpRegistry::global() {
     register_activation_ops(all);
     register_elementwise_ops(all);
     register_linear_ops(all);
+    register_index_ops(all);
+    register_norm_ops(all);
+    register_reduce_ops(all);
     register_shape_ops(all);
+    register_softmax_ops(all);
+    register_tree_ops(all);
     return all;
   }();
   return registry;

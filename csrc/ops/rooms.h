@@ -8,6 +8,11 @@ class OpRegistry;
 void register_activation_ops(OpRegistry& registry);
 void register_elementwise_ops(OpRegistry& registry);
 void register_linear_ops(OpRegistry& registry);
+void register_index_ops(OpRegistry& registry);
+void register_norm_ops(OpRegistry& registry);
+void register_reduce_ops(OpRegistry& registry);
 void register_shape_ops(OpRegistry& registry);
+void register_softmax_ops(OpRegistry& registry);
+void register_tree_ops(OpRegistry& registry);
 
 }  // namespace headrace

@@ -1,0 +1,407 @@
+// From a stated Ensemble to a Forest of integer codes.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <utility>
+
+#include "core/error.h"
+#include "ops/trees/forest.h"
+
+namespace headrace {
+namespace {
+
+// The largest T <= value, so that for every x of type T: x <= value exactly if x <= this.
+template <class T>
+T round_down(double value) {
+  T rounded = static_cast<T>(value);
+  return static_cast<double>(rounded) > value
+             ? std::nextafter(rounded, -std::numeric_limits<T>::infinity())
+             : rounded;
+}
+
+// What a branch asks, reduced to one question on T: "x <= threshold" or "x is in the set", with
+// the children swapped where ONNX's test is the opposite.
+template <class T>
+struct Question {
+  bool is_set = false;
+  bool swapped = false;
+  bool nan_true = false;  // NaN counts as "yes", before any swap
+  T threshold = 0;
+  std::vector<T> members;
+};
+
+template <class T>
+Question<T> question_of(const Branch& branch, const Ensemble& ensemble) {
+  Question<T> q;
+  bool strict = branch.test == BranchTest::kLt || branch.test == BranchTest::kGte;
+  q.swapped = branch.test == BranchTest::kGte || branch.test == BranchTest::kGt ||
+              branch.test == BranchTest::kNeq;
+  // NaN differs from everything: it takes kNeq's true branch whatever nan_true says.
+  q.nan_true = branch.test == BranchTest::kNeq ? false : branch.nan_true != q.swapped;
+  auto add_member = [&](double value) {
+    if (static_cast<double>(static_cast<T>(value)) == value) {
+      q.members.push_back(static_cast<T>(value));
+    }
+  };
+  switch (branch.test) {
+    case BranchTest::kEq:
+    case BranchTest::kNeq:
+      q.is_set = true;
+      add_member(branch.value);
+      return q;
+    case BranchTest::kMember:
+      q.is_set = true;
+      for (double member : ensemble.sets[static_cast<size_t>(branch.set)]) add_member(member);
+      std::ranges::sort(q.members);
+      return q;
+    default:
+      break;
+  }
+  // Nothing is <= NaN or < -inf: the empty set.
+  if (std::isnan(branch.value) ||
+      (strict && branch.value == -std::numeric_limits<double>::infinity())) {
+    q.is_set = true;
+    return q;
+  }
+  q.threshold = round_down<T>(branch.value);
+  if (strict && static_cast<double>(q.threshold) == branch.value) {
+    q.threshold = std::nextafter(q.threshold, -std::numeric_limits<T>::infinity());
+  }
+  q.threshold += T{0};  // one zero, not two
+  return q;
+}
+
+template <class T>
+class Compiler {
+ public:
+  Compiler(const NodeSpec& node, const Ensemble& ensemble, std::vector<T>& thresholds,
+           std::vector<T>& members, Forest& forest)
+      : node_(node),
+        ensemble_(ensemble),
+        thresholds_(thresholds),
+        members_(members),
+        forest_(forest) {}
+
+  void compile() {
+    forest_.targets = ensemble_.targets;
+    for (const Branch& branch : ensemble_.branches) {
+      questions_.push_back(question_of<T>(branch, ensemble_));
+      forest_.feature_end = std::max(forest_.feature_end, branch.feature + 1);
+    }
+    number_columns();
+    visited_.assign(ensemble_.branches.size(), -1);
+    leaf_numbers_.resize(static_cast<size_t>(ensemble_.leaves()));
+    for (size_t t = 0; t < ensemble_.roots.size(); ++t) add_tree(static_cast<int32_t>(t));
+    plan_costs();
+  }
+
+ private:
+  // Where a branch finds its answer: codes[column] <= threshold.
+  struct Answer {
+    uint32_t column = 0;
+    uint32_t threshold = 0;
+  };
+
+  void number_columns();
+  void number_ranks(FeatureCodes& codes, const std::vector<int32_t>& branches);
+  void number_sets(FeatureCodes& codes, const std::vector<int32_t>& branches);
+  void add_tree(int32_t index);
+  void add_nodes(int32_t tree_index, Tree& tree);
+  void add_steps(Tree& tree);
+  void add_weights(Tree& tree);
+  void append_node(uint32_t child, uint32_t column, uint32_t threshold, uint32_t leaf);
+  void set_node(int64_t at, uint32_t child, Answer answer);
+  void plan_costs();
+
+  NodeRef child(int32_t branch, bool answer) const {
+    const Branch& b = ensemble_.branches[static_cast<size_t>(branch)];
+    return answer != questions_[static_cast<size_t>(branch)].swapped ? b.if_true : b.if_false;
+  }
+
+  const NodeSpec& node_;
+  const Ensemble& ensemble_;
+  std::vector<T>& thresholds_;
+  std::vector<T>& members_;
+  Forest& forest_;
+  std::vector<Question<T>> questions_;  // per branch
+  std::vector<Answer> answers_;         // per branch
+  std::vector<int32_t> visited_;        // per branch: the last tree that has it
+  // Of the tree being added: its leaves by number, and its branches with parents before children,
+  // each with the numbers of its children (>= 0 a branch's place here, else ~leaf number).
+  struct Placed {
+    int32_t branch;
+    int32_t child[2];  // for "no", for "yes"
+  };
+  struct LeafNumber {
+    int32_t tree = -1;
+    int32_t number = 0;
+  };
+  std::vector<LeafNumber> leaf_numbers_;  // per leaf
+  std::vector<int32_t> tree_leaves_;
+  std::vector<Placed> tree_branches_;
+};
+
+template <class T>
+void Compiler<T>::number_ranks(FeatureCodes& codes, const std::vector<int32_t>& branches) {
+  std::vector<T> sorted;
+  bool nan_answers[2] = {false, false};
+  for (int32_t b : branches) {
+    const Question<T>& q = questions_[static_cast<size_t>(b)];
+    if (q.is_set) continue;
+    sorted.push_back(q.threshold);
+    nan_answers[q.nan_true] = true;
+  }
+  std::ranges::sort(sorted);
+  sorted.erase(std::ranges::unique(sorted).begin(), sorted.end());
+  if (nan_answers[false]) codes.rank_nan_false = forest_.columns++;
+  if (nan_answers[true]) codes.rank_nan_true = forest_.columns++;
+  codes.thresholds = static_cast<int32_t>(thresholds_.size());
+  codes.search_steps = static_cast<int32_t>(std::bit_width(sorted.size()));
+  if (sorted.size() > 255) forest_.code_bits = std::max(forest_.code_bits, 16);
+  if (sorted.size() > 65535) forest_.code_bits = 32;
+  for (int32_t b : branches) {
+    const Question<T>& q = questions_[static_cast<size_t>(b)];
+    if (q.is_set) continue;
+    auto rank = std::ranges::lower_bound(sorted, q.threshold) - sorted.begin();
+    int32_t column = q.nan_true ? codes.rank_nan_true : codes.rank_nan_false;
+    answers_[static_cast<size_t>(b)] = {static_cast<uint32_t>(column), static_cast<uint32_t>(rank)};
+  }
+  sorted.resize((size_t{1} << codes.search_steps) - 1, std::numeric_limits<T>::infinity());
+  thresholds_.insert(thresholds_.end(), sorted.begin(), sorted.end());
+}
+
+template <class T>
+void Compiler<T>::number_sets(FeatureCodes& codes, const std::vector<int32_t>& branches) {
+  std::map<std::pair<std::vector<T>, bool>, int32_t> columns;
+  codes.sets_begin = static_cast<int32_t>(forest_.sets.size());
+  for (int32_t b : branches) {
+    const Question<T>& q = questions_[static_cast<size_t>(b)];
+    if (!q.is_set) continue;
+    auto [it, added] = columns.try_emplace({q.members, q.nan_true}, forest_.columns);
+    if (added) {
+      auto begin = static_cast<int32_t>(members_.size());
+      members_.insert(members_.end(), q.members.begin(), q.members.end());
+      forest_.sets.push_back({.column = forest_.columns++,
+                              .begin = begin,
+                              .end = static_cast<int32_t>(members_.size()),
+                              .nan_code = q.nan_true ? 0 : 1});
+    }
+    answers_[static_cast<size_t>(b)] = {static_cast<uint32_t>(it->second), 0};
+  }
+  codes.sets_end = static_cast<int32_t>(forest_.sets.size());
+}
+
+template <class T>
+void Compiler<T>::number_columns() {
+  std::map<int32_t, std::vector<int32_t>> by_feature;
+  for (size_t b = 0; b < questions_.size(); ++b) {
+    by_feature[ensemble_.branches[b].feature].push_back(static_cast<int32_t>(b));
+  }
+  answers_.resize(questions_.size());
+  for (const auto& [feature, branches] : by_feature) {
+    FeatureCodes codes{.feature = feature,
+                       .thresholds = 0,
+                       .search_steps = 0,
+                       .rank_nan_true = -1,
+                       .rank_nan_false = -1,
+                       .sets_begin = 0,
+                       .sets_end = 0};
+    number_ranks(codes, branches);
+    number_sets(codes, branches);
+    forest_.features.push_back(codes);
+  }
+  forest_.columns = std::max(forest_.columns, 1);  // leaves look at column 0
+  if (forest_.columns > 65535) forest_.code_bits = 32;
+}
+
+template <class T>
+void Compiler<T>::append_node(uint32_t child, uint32_t column, uint32_t threshold, uint32_t leaf) {
+  if (forest_.code_bits == 32) {
+    forest_.wide_nodes.push_back({child, column, threshold});
+  } else {
+    forest_.nodes.push_back(
+        {child, static_cast<uint16_t>(column), static_cast<uint16_t>(threshold)});
+  }
+  forest_.node_leaf.push_back(leaf);
+}
+
+template <class T>
+void Compiler<T>::set_node(int64_t at, uint32_t child, Answer answer) {
+  auto i = static_cast<size_t>(at);
+  if (forest_.code_bits == 32) {
+    forest_.wide_nodes[i] = {child, answer.column, answer.threshold};
+  } else {
+    forest_.nodes[i] = {child, static_cast<uint16_t>(answer.column),
+                        static_cast<uint16_t>(answer.threshold)};
+  }
+}
+
+// Lays the tree out level by level, siblings side by side, which is also the order to walk it in.
+template <class T>
+void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
+  struct Pending {
+    NodeRef ref;
+    int32_t depth;
+    int32_t parent;  // place in tree_branches_, or -1
+    int side;
+  };
+  std::vector<Pending> queue{{ensemble_.roots[static_cast<size_t>(tree_index)], 0, -1, 0}};
+  tree_leaves_.clear();
+  tree_branches_.clear();
+  tree.nodes_begin = static_cast<int64_t>(forest_.node_leaf.size());
+  append_node(0, 0, 0, 0);
+  int64_t depth_sum = 0;
+  int64_t leaf_visits = 0;
+  for (size_t i = 0; i < queue.size(); ++i) {
+    Pending at = queue[i];
+    int64_t place = tree.nodes_begin + static_cast<int64_t>(i);
+    int32_t number;
+    if (at.ref < 0) {
+      LeafNumber& leaf = leaf_numbers_[static_cast<size_t>(~at.ref)];
+      if (leaf.tree != tree_index) {
+        leaf = {tree_index, static_cast<int32_t>(tree_leaves_.size())};
+        tree_leaves_.push_back(~at.ref);
+      }
+      number = ~leaf.number;
+      set_node(place, static_cast<uint32_t>(place), {0, std::numeric_limits<uint32_t>::max()});
+      forest_.node_leaf[static_cast<size_t>(place)] = static_cast<uint32_t>(leaf.number);
+      tree.depth = std::max(tree.depth, at.depth);
+      depth_sum += at.depth;
+      ++leaf_visits;
+    } else {
+      auto branch = static_cast<size_t>(at.ref);
+      if (visited_[branch] == tree_index) {
+        node_.invalid(str("tree ", tree_index, " reaches a branch on feature ",
+                          ensemble_.branches[branch].feature, " twice, expected a tree"));
+      }
+      visited_[branch] = tree_index;
+      number = static_cast<int32_t>(tree_branches_.size());
+      tree_branches_.push_back({at.ref, {0, 0}});
+      auto child_place = static_cast<uint32_t>(forest_.node_leaf.size());
+      set_node(place, child_place, answers_[branch]);
+      for (bool yes : {true, false}) {
+        queue.push_back({child(at.ref, yes), at.depth + 1, number, yes ? 1 : 0});
+        append_node(0, 0, 0, 0);
+      }
+    }
+    if (at.parent >= 0) tree_branches_[static_cast<size_t>(at.parent)].child[at.side] = number;
+  }
+  if (forest_.node_leaf.size() > std::numeric_limits<uint32_t>::max()) {
+    node_.unsupported("got more than 2^32 tree nodes, expected fewer");
+  }
+  tree.leaves = static_cast<int32_t>(tree_leaves_.size());
+  tree.mean_depth = static_cast<double>(depth_sum) / static_cast<double>(leaf_visits);
+}
+
+// Far above where walking gets cheaper; keeps slot numbers in 16 bits.
+constexpr int32_t kMaxLockstepLeaves = 4096;
+
+template <class T>
+void Compiler<T>::add_steps(Tree& tree) {
+  tree.steps_begin = tree.steps_end = static_cast<int64_t>(forest_.steps.size());
+  auto branches = static_cast<int32_t>(tree_branches_.size());
+  bool counts = forest_.code_bits == 8    ? tree.leaves <= 256
+                : forest_.code_bits == 16 ? tree.leaves <= kMaxLockstepLeaves
+                                          : false;
+  if (!counts || branches == 0 || branches > kMaxLockstepLeaves) return;
+  // Children come after their parent, so backwards they come first.
+  auto slot = [&](int32_t number) {
+    return static_cast<int16_t>(number < 0 ? number : branches - 1 - number);
+  };
+  for (int32_t i = branches - 1; i >= 0; --i) {
+    const Placed& placed = tree_branches_[static_cast<size_t>(i)];
+    const Answer& answer = answers_[static_cast<size_t>(placed.branch)];
+    forest_.steps.push_back({static_cast<uint16_t>(answer.column),
+                             static_cast<uint16_t>(answer.threshold), slot(placed.child[1]),
+                             slot(placed.child[0])});
+  }
+  tree.steps_end = static_cast<int64_t>(forest_.steps.size());
+}
+
+template <class T>
+void Compiler<T>::add_weights(Tree& tree) {
+  auto begin_of = [&](int32_t leaf) { return ensemble_.leaf_begin[static_cast<size_t>(leaf)]; };
+  tree.single = true;
+  tree.target = -1;
+  for (int32_t leaf : tree_leaves_) {
+    if (begin_of(leaf + 1) - begin_of(leaf) != 1) {
+      tree.single = false;
+      break;
+    }
+    int32_t target = ensemble_.weights[static_cast<size_t>(begin_of(leaf))].target;
+    if (tree.target < 0) tree.target = target;
+    tree.single = tree.single && tree.target == target;
+  }
+  if (tree.single) {
+    tree.weights_begin = static_cast<int64_t>(forest_.weights.size());
+    for (int32_t leaf : tree_leaves_) {
+      forest_.weights.push_back(ensemble_.weights[static_cast<size_t>(begin_of(leaf))].value);
+    }
+    return;
+  }
+  tree.weights_begin = static_cast<int64_t>(forest_.leaf_begin.size());
+  for (int32_t leaf : tree_leaves_) {
+    forest_.leaf_begin.push_back(static_cast<int32_t>(forest_.leaf_weights.size()));
+    forest_.leaf_weights.insert(forest_.leaf_weights.end(),
+                                ensemble_.weights.begin() + begin_of(leaf),
+                                ensemble_.weights.begin() + begin_of(leaf + 1));
+  }
+  forest_.leaf_begin.push_back(static_cast<int32_t>(forest_.leaf_weights.size()));
+}
+
+template <class T>
+void Compiler<T>::add_tree(int32_t index) {
+  Tree tree{};
+  add_nodes(index, tree);
+  add_steps(tree);
+  add_weights(tree);
+  forest_.trees.push_back(tree);
+}
+
+// Cycles per unit of work on current x86 cores; only their ratios matter, and only for speed.
+constexpr double kStepCycles = 2;  // one branch in lockstep, per vector
+constexpr double kWalkCycles = 3;  // one level of a walk, paths interleaved
+
+template <class T>
+void Compiler<T>::plan_costs() {
+  int vector_bytes = node_.isa == Isa::kAvx512 ? 64 : node_.isa == Isa::kAvx2 ? 32 : 16;
+  double vectors = kBlockRows * (forest_.code_bits / 8.0) / vector_bytes;
+  double lockstep_cycles = 0;
+  double row_cycles = 0;
+  for (Tree& tree : forest_.trees) {
+    auto steps = static_cast<double>(tree.steps_end - tree.steps_begin);
+    double lockstep = steps * vectors * kStepCycles;
+    double row = tree.mean_depth * kWalkCycles;
+    if (steps > 0 && lockstep > row * kBlockRows) tree.steps_end = tree.steps_begin;
+    if (tree.steps_end == tree.steps_begin) continue;
+    lockstep_cycles += lockstep;
+    row_cycles += row;
+    forest_.lockstep_steps = std::max(forest_.lockstep_steps, static_cast<int32_t>(steps));
+    forest_.lockstep_leaves = std::max(forest_.lockstep_leaves, tree.leaves);
+  }
+  forest_.few_rows =
+      row_cycles > 0 ? static_cast<int64_t>(lockstep_cycles / row_cycles) : kBlockRows;
+}
+
+}  // namespace
+
+int64_t Forest::bytes() const {
+  auto of = [](const auto& v) { return static_cast<int64_t>(v.size() * sizeof(v[0])); };
+  return of(features) + of(sets) + of(thresholds_f32) + of(members_f32) + of(thresholds_f64) +
+         of(members_f64) + of(trees) + of(steps) + of(nodes) + of(wide_nodes) + of(node_leaf) +
+         of(weights) + of(leaf_begin) + of(leaf_weights);
+}
+
+Forest compile_forest(const NodeSpec& node, const Ensemble& ensemble, bool wide) {
+  Forest forest;
+  if (wide) {
+    Compiler<double>(node, ensemble, forest.thresholds_f64, forest.members_f64, forest).compile();
+  } else {
+    Compiler<float>(node, ensemble, forest.thresholds_f32, forest.members_f32, forest).compile();
+  }
+  return forest;
+}
+
+}  // namespace headrace

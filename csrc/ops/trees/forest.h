@@ -1,0 +1,134 @@
+// A tree ensemble compiled for speed: feature values become small integer codes once per row, and
+// trees compare codes.
+//
+// A branch "x <= t" only asks how x ranks among the thresholds of its feature. So the rank of x
+// among them, its code, answers every branch of the ensemble on that feature with one integer
+// comparison, exactly. Codes have 8 bits where no feature has more than 255 distinct thresholds
+// (LightGBM's and XGBoost's histograms), else 16 or 32.
+//
+// Two ways to find a row's leaf in a tree, which always find the same one:
+//  - lockstep: for 64 rows at once, evaluate every branch of the tree bottom-up; a branch's value
+//    is the leaf that its subtree ends in. One compare and one blend per branch and vector of
+//    codes, no gather and no jump, so it wins for trees of up to some hundred leaves.
+//  - walk: follow the path from the root, several paths interleaved to hide latency. For larger
+//    trees, and for the odd row.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/cpu.h"
+#include "ops/simd/dispatch.h"
+#include "ops/trees/ensemble.h"
+
+namespace headrace {
+
+inline constexpr int kBlockRows = 64;
+
+// The codes of one feature. A rank column holds how many thresholds are below the value; a set
+// column 0 for a member of the set and 1 otherwise; every branch asks "code <= its threshold".
+// There are two rank columns where branches disagree on where NaN goes.
+struct FeatureCodes {
+  int32_t feature;
+  int32_t thresholds;      // first of 2^search_steps - 1 sorted thresholds, padded with +inf
+  int32_t search_steps;    // of the binary search
+  int32_t rank_nan_true;   // column with code 0 for NaN, or -1
+  int32_t rank_nan_false;  // column with the highest code for NaN, or -1
+  int32_t sets_begin;      // set columns
+  int32_t sets_end;
+};
+
+struct SetColumn {
+  int32_t column;
+  int32_t begin;  // members
+  int32_t end;
+  int32_t nan_code;
+};
+
+// One branch of a tree in lockstep. Slots are vectors of leaf numbers: slot i >= 0 is the result of
+// the tree's step i, the last one being the root's, and slot ~i holds number i in every lane.
+struct LockstepStep {
+  uint16_t column;
+  uint16_t threshold;
+  int16_t if_true;
+  int16_t if_false;
+};
+
+// A node of a tree to walk: the next node is child + (code > threshold). A leaf is its own child
+// and has the highest threshold.
+struct WalkNode {
+  uint32_t child;
+  uint16_t column;
+  uint16_t threshold;
+};
+struct WideWalkNode {
+  uint32_t child;
+  uint32_t column;
+  uint32_t threshold;
+};
+
+struct Tree {
+  int32_t leaves;
+  int32_t depth;        // longest path, in branches
+  double mean_depth;    // over leaves
+  int32_t target;       // of all the leaves' weights if `single`
+  bool single;          // every leaf has one weight, and all have the same target
+  int64_t steps_begin;  // lockstep; none if the tree is only walked
+  int64_t steps_end;
+  int64_t nodes_begin;    // walk; the first is the root
+  int64_t weights_begin;  // `single`: weight of leaf 0; else leaf 0's place in leaf_begin
+};
+
+struct Forest {
+  int code_bits = 8;  // 8, 16 or 32
+  int32_t columns = 0;
+  int32_t feature_end = 0;  // features a row must have
+  int32_t targets = 0;
+  std::vector<FeatureCodes> features;
+  std::vector<SetColumn> sets;
+  // In the type in which inputs are compared; the other pair is empty.
+  std::vector<float> thresholds_f32;
+  std::vector<float> members_f32;
+  std::vector<double> thresholds_f64;
+  std::vector<double> members_f64;
+
+  std::vector<Tree> trees;
+  std::vector<LockstepStep> steps;
+  std::vector<WalkNode> nodes;
+  std::vector<WideWalkNode> wide_nodes;  // instead of nodes if codes have 32 bits
+  std::vector<uint32_t> node_leaf;       // per node to walk: its leaf's number in its tree
+  std::vector<double> weights;           // of `single` trees
+  std::vector<int32_t> leaf_begin;       // of other trees: per leaf, into leaf_weights
+  std::vector<LeafWeight> leaf_weights;
+
+  int32_t lockstep_steps = 0;   // the most any tree has
+  int32_t lockstep_leaves = 0;  // likewise
+  int64_t few_rows = 0;         // up to so many rows of a block are cheaper walked one by one
+  int64_t bytes() const;
+};
+
+// Throws through `node` where the trees are not trees or exceed what codes can count.
+// `wide` compiles for inputs compared in double.
+Forest compile_forest(const NodeSpec& node, const Ensemble& ensemble, bool wide);
+
+// Kernels for one block of kBlockRows rows, `codes` being [column][row]; loose ends of a block
+// hold any code. Codes are uint8_t, uint16_t or uint32_t, by index 0, 1, 2.
+struct TreeKernels {
+  // ranks[i] = number of thresholds below values[i], for kBlockRows values.
+  void (*rank_f32)(const float* thresholds, int32_t search_steps, const float* values,
+                   int32_t* ranks);
+  void (*rank_f64)(const double* thresholds, int32_t search_steps, const double* values,
+                   int32_t* ranks);
+  // Leaf numbers of all rows into slot count - 1. `slots` is slot 0, 64-byte aligned.
+  void (*lockstep_8)(const LockstepStep* steps, int64_t count, const uint8_t* codes,
+                     uint8_t* slots);
+  void (*lockstep_16)(const LockstepStep* steps, int64_t count, const uint16_t* codes,
+                      uint16_t* slots);
+  // sums[row] += weights[leaf[row]] for kBlockRows rows; `leaves` bounds the leaf numbers.
+  void (*add_weights_8)(const double* weights, int32_t leaves, const uint8_t* leaf, double* sums);
+  void (*add_weights_16)(const double* weights, int32_t leaves, const uint16_t* leaf, double* sums);
+};
+
+HEADRACE_DECLARE_KERNELS(TreeKernels, kTreeKernels)
+
+}  // namespace headrace

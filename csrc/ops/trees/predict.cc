@@ -1,0 +1,358 @@
+#include "ops/trees/predict.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+namespace headrace {
+namespace {
+
+// Paths walked at once: enough to hide the latency of one step behind the others' steps.
+constexpr int kPaths = 8;
+// Steps between looks at whether every path has ended.
+constexpr int kStepsPerLook = 4;
+// Fewer rows than this are not worth waking another thread for.
+constexpr int64_t kMinRowsPerThread = 4;
+
+template <class Source, class T>
+T value_at(const FeatureTable& table, int64_t row, int32_t feature) {
+  Source value;
+  std::memcpy(&value, table.data + (row * table.features + feature) * sizeof(Source),
+              sizeof(Source));
+  return static_cast<T>(value);
+}
+
+// Tables that are compared in float are float; those compared in double may be integers too.
+template <class T>
+T load_value(const FeatureTable& table, int64_t row, int32_t feature) {
+  if constexpr (std::is_same_v<T, double>) {
+    switch (table.dtype) {
+      case DType::kI32:
+        return value_at<int32_t, T>(table, row, feature);
+      case DType::kI64:
+        return value_at<int64_t, T>(table, row, feature);
+      default:
+        break;
+    }
+  }
+  return value_at<T, T>(table, row, feature);
+}
+
+template <class T>
+std::span<const T> thresholds_of(const Forest& forest) {
+  if constexpr (std::is_same_v<T, float>) {
+    return forest.thresholds_f32;
+  } else {
+    return forest.thresholds_f64;
+  }
+}
+
+template <class T>
+std::span<const T> members_of(const Forest& forest) {
+  if constexpr (std::is_same_v<T, float>) {
+    return forest.members_f32;
+  } else {
+    return forest.members_f64;
+  }
+}
+
+template <class T>
+int32_t set_code(const SetColumn& set, const T* members, T value) {
+  if (std::isnan(value)) return set.nan_code;
+  return std::binary_search(members + set.begin, members + set.end, value) ? 0 : 1;
+}
+
+template <class Code>
+auto nodes_of(const Forest& forest) {
+  if constexpr (sizeof(Code) == 4) {
+    return forest.wide_nodes.data();
+  } else {
+    return forest.nodes.data();
+  }
+}
+
+// Walks kPaths paths to their leaves; path p starts at node at[p] and reads codes[p][column *
+// stride].
+template <class Code, class Node>
+void walk(const Node* nodes, const Code* const* codes, int64_t stride, uint32_t* at) {
+  bool moved;
+  do {
+    uint32_t before[kPaths];
+    for (int p = 0; p < kPaths; ++p) before[p] = at[p];
+    for (int step = 0; step < kStepsPerLook; ++step) {
+      for (int p = 0; p < kPaths; ++p) {
+        Node node = nodes[at[p]];
+        at[p] = node.child + (codes[p][node.column * stride] > node.threshold ? 1 : 0);
+      }
+    }
+    moved = false;
+    for (int p = 0; p < kPaths; ++p) moved |= before[p] != at[p];
+  } while (moved);
+}
+
+}  // namespace
+
+// What one thread needs; all of it scratch.
+template <class Code>
+struct ForestPredictor::Workspace {
+  Code* codes;         // [columns][kBlockRows]
+  Code* slots;         // lockstep: slot 0
+  double* scores;      // [targets][kBlockRows]
+  double* row_scores;  // [targets], at least two
+  uint32_t* ends;      // of a row: where its path through each tree ends
+
+  static int64_t round(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+  static int64_t codes_bytes(const Forest& f) {
+    return round(f.columns * kBlockRows * static_cast<int64_t>(sizeof(Code)));
+  }
+  static int64_t slots_bytes(const Forest& f) {
+    int64_t slots = f.lockstep_steps + f.lockstep_leaves;
+    return round(slots * kBlockRows * static_cast<int64_t>(sizeof(Code)));
+  }
+  static int64_t scores_bytes(const Forest& f) {
+    return round(f.targets * kBlockRows * static_cast<int64_t>(sizeof(double)));
+  }
+  static int64_t row_bytes(const Forest& f) {
+    return round(std::max(f.targets, 2) * static_cast<int64_t>(sizeof(double)));
+  }
+  static int64_t ends_bytes(const Forest& f) {
+    auto trees = static_cast<int64_t>(f.trees.size()) + kPaths;
+    return round(trees * static_cast<int64_t>(sizeof(uint32_t)));
+  }
+  static int64_t bytes(const Forest& f) {
+    return codes_bytes(f) + slots_bytes(f) + scores_bytes(f) + row_bytes(f) + ends_bytes(f);
+  }
+
+  Workspace(const Forest& f, std::byte* memory)
+      : codes(reinterpret_cast<Code*>(memory)),
+        slots(reinterpret_cast<Code*>(memory += codes_bytes(f)) + f.lockstep_leaves * kBlockRows),
+        scores(reinterpret_cast<double*>(memory += slots_bytes(f))),
+        row_scores(reinterpret_cast<double*>(memory += scores_bytes(f))),
+        ends(reinterpret_cast<uint32_t*>(memory + row_bytes(f))) {}
+
+  // Writes the slots that hold leaf numbers, and codes for ensembles that ask nothing.
+  void fill_constants(const Forest& f) {
+    for (int64_t leaf = 0; leaf < f.lockstep_leaves; ++leaf) {
+      Code* slot = slots - (leaf + 1) * kBlockRows;
+      std::fill(slot, slot + kBlockRows, static_cast<Code>(leaf));
+    }
+    std::fill(codes, codes + kBlockRows, Code{0});
+  }
+};
+
+ForestPredictor::ForestPredictor(Forest forest, Aggregate aggregate, Isa isa)
+    : forest_(std::move(forest)),
+      aggregate_(aggregate),
+      kernels_(HEADRACE_KERNELS(isa, kTreeKernels)) {}
+
+template <class T, class Code>
+void ForestPredictor::encode_block(const FeatureTable& table, int64_t row, int64_t rows,
+                                   Code* codes) const {
+  constexpr Code kHighest = std::numeric_limits<Code>::max();
+  const T* thresholds = thresholds_of<T>(forest_).data();
+  const T* members = members_of<T>(forest_).data();
+  T values[kBlockRows] = {};
+  int32_t ranks[kBlockRows];
+  for (const FeatureCodes& feature : forest_.features) {
+    for (int64_t i = 0; i < rows; ++i) {
+      values[i] = load_value<T>(table, row + i, feature.feature);
+    }
+    if constexpr (std::is_same_v<T, float>) {
+      kernels_.rank_f32(thresholds + feature.thresholds, feature.search_steps, values, ranks);
+    } else {
+      kernels_.rank_f64(thresholds + feature.thresholds, feature.search_steps, values, ranks);
+    }
+    auto write = [&](int32_t column, Code nan_code) {
+      if (column < 0) return;
+      Code* out = codes + static_cast<int64_t>(column) * kBlockRows;
+      for (int i = 0; i < kBlockRows; ++i) {
+        out[i] = values[i] != values[i] ? nan_code : static_cast<Code>(ranks[i]);
+      }
+    };
+    write(feature.rank_nan_true, 0);
+    write(feature.rank_nan_false, kHighest);
+    for (int32_t s = feature.sets_begin; s < feature.sets_end; ++s) {
+      const SetColumn& set = forest_.sets[static_cast<size_t>(s)];
+      Code* out = codes + static_cast<int64_t>(set.column) * kBlockRows;
+      for (int i = 0; i < kBlockRows; ++i) {
+        out[i] = static_cast<Code>(set_code(set, members, values[i]));
+      }
+    }
+  }
+}
+
+// Like encode_block for one row, with the codes side by side.
+template <class T, class Code>
+void ForestPredictor::encode_row(const FeatureTable& table, int64_t row, Code* codes) const {
+  constexpr Code kHighest = std::numeric_limits<Code>::max();
+  const T* thresholds = thresholds_of<T>(forest_).data();
+  const T* members = members_of<T>(forest_).data();
+  for (const FeatureCodes& feature : forest_.features) {
+    T value = load_value<T>(table, row, feature.feature);
+    bool nan = std::isnan(value);
+    const T* sorted = thresholds + feature.thresholds;
+    int32_t rank = 0;
+    for (int32_t step = (1 << feature.search_steps) >> 1; step > 0; step >>= 1) {
+      rank += sorted[rank + step - 1] < value ? step : 0;
+    }
+    auto code = static_cast<Code>(rank);
+    if (feature.rank_nan_true >= 0) codes[feature.rank_nan_true] = nan ? Code{0} : code;
+    if (feature.rank_nan_false >= 0) codes[feature.rank_nan_false] = nan ? kHighest : code;
+    for (int32_t s = feature.sets_begin; s < feature.sets_end; ++s) {
+      const SetColumn& set = forest_.sets[static_cast<size_t>(s)];
+      codes[set.column] = static_cast<Code>(set_code(set, members, value));
+    }
+  }
+}
+
+void ForestPredictor::start(double* scores) const {
+  double first = aggregate_ == Aggregate::kMin   ? std::numeric_limits<double>::infinity()
+                 : aggregate_ == Aggregate::kMax ? -std::numeric_limits<double>::infinity()
+                                                 : 0.0;
+  std::fill(scores, scores + forest_.targets * kBlockRows, first);
+}
+
+void ForestPredictor::add_leaf(const Tree& tree, uint32_t leaf, double* row_scores) const {
+  auto add = [&](int32_t target, double value) {
+    double& score = row_scores[static_cast<int64_t>(target) * kBlockRows];
+    if (aggregate_ == Aggregate::kMin) {
+      score = std::min(score, value);
+    } else if (aggregate_ == Aggregate::kMax) {
+      score = std::max(score, value);
+    } else {
+      score += value;
+    }
+  };
+  auto at = static_cast<size_t>(tree.weights_begin) + leaf;
+  if (tree.single) return add(tree.target, forest_.weights[at]);
+  for (int32_t w = forest_.leaf_begin[at]; w < forest_.leaf_begin[at + 1]; ++w) {
+    const LeafWeight& weight = forest_.leaf_weights[static_cast<size_t>(w)];
+    add(weight.target, weight.value);
+  }
+}
+
+void ForestPredictor::finish(double* scores) const {
+  int64_t n = static_cast<int64_t>(forest_.targets) * kBlockRows;
+  if (aggregate_ == Aggregate::kAverage) {
+    auto trees = static_cast<double>(forest_.trees.size());
+    for (int64_t i = 0; i < n; ++i) scores[i] /= trees;
+  } else if (aggregate_ != Aggregate::kSum) {
+    // A target that no leaf has a weight for scores zero.
+    for (int64_t i = 0; i < n; ++i) scores[i] = std::isinf(scores[i]) ? 0.0 : scores[i];
+  }
+}
+
+template <class Code>
+void ForestPredictor::score_block(Workspace<Code>& work, int64_t rows) const {
+  bool sums = aggregate_ == Aggregate::kSum || aggregate_ == Aggregate::kAverage;
+  start(work.scores);
+  for (const Tree& tree : forest_.trees) {
+    if constexpr (sizeof(Code) < 4) {
+      if (tree.steps_end > tree.steps_begin) {
+        int64_t steps = tree.steps_end - tree.steps_begin;
+        const LockstepStep* first = forest_.steps.data() + tree.steps_begin;
+        const Code* leaf = work.slots + (steps - 1) * kBlockRows;
+        const double* weights = forest_.weights.data() + tree.weights_begin;
+        bool fast = tree.single && sums;
+        double* scores = work.scores + (fast ? tree.target : 0) * int64_t{kBlockRows};
+        if constexpr (sizeof(Code) == 1) {
+          kernels_.lockstep_8(first, steps, work.codes, work.slots);
+          if (fast) kernels_.add_weights_8(weights, tree.leaves, leaf, scores);
+        } else {
+          kernels_.lockstep_16(first, steps, work.codes, work.slots);
+          if (fast) kernels_.add_weights_16(weights, tree.leaves, leaf, scores);
+        }
+        if (!fast) {
+          for (int64_t i = 0; i < rows; ++i) add_leaf(tree, leaf[i], work.scores + i);
+        }
+        continue;
+      }
+    }
+    for (int64_t row = 0; row < rows; row += kPaths) {
+      const Code* codes[kPaths];
+      uint32_t at[kPaths];
+      for (int p = 0; p < kPaths; ++p) {
+        codes[p] = work.codes + row + p;
+        at[p] = static_cast<uint32_t>(tree.nodes_begin);
+      }
+      walk<Code>(nodes_of<Code>(forest_), codes, kBlockRows, at);
+      for (int64_t i = row; i < std::min(row + kPaths, rows); ++i) {
+        add_leaf(tree, forest_.node_leaf[at[i - row]], work.scores + i);
+      }
+    }
+  }
+}
+
+template <class Code>
+void ForestPredictor::score_row(Workspace<Code>& work, int64_t slot) const {
+  auto trees = static_cast<int64_t>(forest_.trees.size());
+  const Code* codes[kPaths];
+  std::fill(codes, codes + kPaths, work.codes);
+  for (int64_t t = 0; t < trees; t += kPaths) {
+    uint32_t* at = work.ends + t;
+    for (int p = 0; p < kPaths; ++p) {
+      int64_t tree = std::min(t + p, trees - 1);
+      at[p] = static_cast<uint32_t>(forest_.trees[static_cast<size_t>(tree)].nodes_begin);
+    }
+    walk<Code>(nodes_of<Code>(forest_), codes, 1, at);
+  }
+  for (int64_t t = 0; t < trees; ++t) {
+    add_leaf(forest_.trees[static_cast<size_t>(t)], forest_.node_leaf[work.ends[t]],
+             work.scores + slot);
+  }
+}
+
+template <class T, class Code>
+void ForestPredictor::predict_typed(const OpRun& run, const FeatureTable& table,
+                                    EmitScores emit) const {
+  int64_t stride = Workspace<Code>::bytes(forest_);
+  std::byte* memory = run.scratch(stride * run.threads());
+  int64_t few = std::min<int64_t>(forest_.few_rows, kBlockRows);
+  auto rows_alone = [&](Workspace<Code>& work, int64_t row, int64_t rows) {
+    start(work.scores);
+    work.codes[0] = 0;
+    for (int64_t i = 0; i < rows; ++i) {
+      encode_row<T, Code>(table, row + i, work.codes);
+      score_row(work, i);
+    }
+    finish(work.scores);
+    emit(row, rows, work.scores, work.row_scores);
+  };
+  if (table.rows <= few) {
+    run.parallel_ranges(table.rows, kMinRowsPerThread, [&](int64_t begin, int64_t end, int thread) {
+      Workspace<Code> work(forest_, memory + stride * thread);
+      rows_alone(work, begin, end - begin);
+    });
+    return;
+  }
+  int64_t blocks = (table.rows + kBlockRows - 1) / kBlockRows;
+  run.parallel(blocks, [&](int64_t block, int thread) {
+    Workspace<Code> work(forest_, memory + stride * thread);
+    int64_t row = block * kBlockRows;
+    int64_t rows = std::min<int64_t>(kBlockRows, table.rows - row);
+    if (rows <= few) return rows_alone(work, row, rows);
+    work.fill_constants(forest_);
+    encode_block<T, Code>(table, row, rows, work.codes);
+    score_block(work, rows);
+    finish(work.scores);
+    emit(row, rows, work.scores, work.row_scores);
+  });
+}
+
+void ForestPredictor::predict(const OpRun& run, const FeatureTable& table, EmitScores emit) const {
+  if (table.rows == 0) return;
+  auto typed = [&]<class T>(T) {
+    if (forest_.code_bits == 8) return predict_typed<T, uint8_t>(run, table, emit);
+    if (forest_.code_bits == 16) return predict_typed<T, uint16_t>(run, table, emit);
+    return predict_typed<T, uint32_t>(run, table, emit);
+  };
+  if (table.dtype == DType::kF32) {
+    typed(float{});
+  } else {
+    typed(double{});
+  }
+}
+
+}  // namespace headrace
