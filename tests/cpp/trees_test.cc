@@ -350,7 +350,7 @@ HR_TEST(binary_classifier_with_one_score) {
   auto op = make(spec, available_isas().back());
   Tensors got = run_one(*op, spec.output_dtypes, {Tensor::of({100, 6}, x)});
   auto labels = got[0].values<StringRef>();
-  std::vector<float> scores = scores;
+  std::vector<float> scores = got[1].values<float>();
   for (size_t i = 0; i < 100; ++i) {
     double p = 1 / (1 + std::exp(-(margin[i] + 0.25)));
     HR_CHECK_EQ(labels[i].view(), p > 0.5 ? "yes" : "no");
@@ -370,7 +370,7 @@ HR_TEST(classifier_with_a_score_per_class) {
   auto op = make(spec, available_isas().back());
   Tensors got = run_one(*op, spec.output_dtypes, {Tensor::of({100, 6}, x)});
   auto labels = got[0].values<int64_t>();
-  std::vector<float> scores = scores;
+  std::vector<float> scores = got[1].values<float>();
   for (size_t i = 0; i < 100; ++i) {
     const double* m = margin.data() + 3 * i;
     double sum = std::exp(m[0]) + std::exp(m[1]) + std::exp(m[2]);
