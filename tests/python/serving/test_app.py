@@ -267,8 +267,10 @@ def test_a_client_that_leaves_takes_its_request_out_of_the_queue() -> None:
         second = asyncio.create_task(served.app(scope, receive, send))
         await _until_queued(served, 2)
         gone.set()
-        await asyncio.wait_for(second, 10)
+        await asyncio.wait({second}, timeout=10)
+        assert second.done()
         assert not second.cancelled()
+        assert second.cancelling() == 0
         assert served.batchers[0].ledger["cancelled"] == 1
         served.engines[0].gate.set()
         return await first
@@ -334,7 +336,7 @@ def test_lifespan_is_acknowledged() -> None:
 
 
 def test_the_python_cost_of_an_inference_stays_within_its_budget() -> None:
-    """150 us around the engine for 30 floats in JSON. The least of many blocks, so that a busy machine does not fail."""
+    """150 us around the engine for 30 floats in JSON; the least of many blocks, as the machine may be busy."""
     served = make_served()
 
     class Immediate:

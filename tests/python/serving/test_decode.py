@@ -135,6 +135,11 @@ BAD: list[tuple[bytes, type[Exception], str]] = [
     (body(parameters={"binary_data_size": 12}), errors.MalformedRequest, "got binary_data_size 12, expected 0 to 0"),
     (body(parameters={"binary_data_size": -1}), errors.MalformedRequest, "got binary_data_size -1"),
     (body(parameters={"shared_memory_region": "r"}), errors.MalformedRequest, "shared memory extension is not offered"),
+    (
+        b'{"inputs":[%s,%s]}' % ((b'{"name":"x","shape":[0,3],"datatype":"FP32","data":[]}',) * 2),
+        errors.MalformedRequest,
+        "got 'x' twice, expected each input once",
+    ),
     (rows(1, 2, 3, outputs=[{"name": "z"}]), errors.UnknownInput, "outputs: got 'z', expected one of y"),
     (rows(1, 2, 3, outputs=[{"name": "y"}] * 2), errors.MalformedRequest, "got 'y' twice"),
     (rows(1, 2, 3, parameters={"timeout": -5}), errors.MalformedRequest, "parameters.timeout: got -5"),
