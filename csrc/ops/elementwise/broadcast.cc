@@ -191,15 +191,4 @@ void ElementwiseOp::run(const OpRun& run) const {
   run_broadcast(run, {inputs, run.inputs()}, run.output(0), loop_);
 }
 
-void require_inputs(const NodeSpec& spec, size_t count) {
-  bool complete = spec.inputs() == count;
-  for (size_t i = 0; i < count && complete; ++i) complete = spec.has_input(i);
-  if (!complete) spec.invalid(str("got ", spec.inputs(), " inputs, expected ", count));
-}
-
-void unsupported_dtype(const NodeSpec& spec, size_t input) {
-  spec.unsupported(
-      str("no kernel for input ", input, " of dtype ", name_of(spec.input_dtypes[input])));
-}
-
 }  // namespace headrace

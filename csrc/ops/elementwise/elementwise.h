@@ -1,7 +1,7 @@
 // Elementwise ops: one loop over elements, numpy broadcasting around it.
 #pragma once
 
-#include "ops/op.h"
+#include "ops/node_inputs.h"
 
 namespace headrace {
 
@@ -74,11 +74,6 @@ void binary_loop(const LoopArgs& args) {
     for (int64_t i = 0; i < args.n; ++i) out[i] = R(F()(a[i * step_a], b[i * step_b]));
   }
 }
-
-// Throws unless the node has exactly that many inputs, all present.
-void require_inputs(const NodeSpec& spec, size_t count);
-// Refuses the node for the dtype of one of its inputs.
-[[noreturn]] void unsupported_dtype(const NodeSpec& spec, size_t input);
 
 void register_arithmetic(OpRegistry& registry);
 void register_comparison(OpRegistry& registry);

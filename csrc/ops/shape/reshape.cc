@@ -205,27 +205,6 @@ std::unique_ptr<Op> make_dropout(const NodeSpec& spec) {
 
 }  // namespace
 
-IntList::IntList(const NodeSpec& spec, std::string_view attribute, size_t input) : input_(input) {
-  if (spec.has(attribute)) {
-    values_ = spec.ints(attribute);
-    fixed_ = true;
-    return;
-  }
-  if (!spec.has_input(input)) return;
-  if (spec.input_dtypes[input] != DType::kI64) {
-    spec.unsupported(str(attribute, " of dtype ", name_of(spec.input_dtypes[input])));
-  }
-  if (spec.is_constant(input)) {
-    std::span<const int64_t> constant = spec.constants[input].span<int64_t>();
-    values_.assign(constant.begin(), constant.end());
-    fixed_ = true;
-  }
-}
-
-int64_t int_at(const ConstTensorView& tensor, int64_t i) {
-  return tensor.dtype == DType::kI32 ? tensor.as<int32_t>()[i] : tensor.as<int64_t>()[i];
-}
-
 void register_views(OpRegistry& registry) {
   registry.add("Identity", make_identity);
   registry.add("Reshape", make_reshape);

@@ -5,6 +5,10 @@ namespace headrace {
 
 void register_shape_ops(OpRegistry& registry) {
   register_views(registry);
+  register_transpose(registry);
+  register_slice(registry);
+  register_concat(registry);
+  register_generate(registry);
 }
 
 }  // namespace headrace

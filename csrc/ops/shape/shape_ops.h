@@ -2,7 +2,7 @@
 #pragma once
 
 #include "core/strided.h"
-#include "ops/op.h"
+#include "ops/node_inputs.h"
 
 namespace headrace {
 
@@ -13,39 +13,10 @@ class ViewOp : public Op {
   int alias() const final { return 0; }
 };
 
-// The node's list of integers that was an attribute in old opsets and is an input in new ones.
-// Reads the constant, the Request's tensor or the attribute, whichever there is.
-class IntList {
- public:
-  IntList() = default;
-  // `input` is where new opsets have it.
-  IntList(const NodeSpec& spec, std::string_view attribute, size_t input);
-
-  bool present(InputViews inputs) const { return fixed_ || from_input(inputs); }
-  // Empty if absent. Valid while the op and the Request are.
-  std::span<const int64_t> get(InputViews inputs) const {
-    return from_input(inputs) ? inputs[input_].span<int64_t>() : std::span<const int64_t>(values_);
-  }
-
- private:
-  bool from_input(InputViews inputs) const {
-    return !fixed_ && input_ < inputs.size() && inputs[input_].present();
-  }
-  std::vector<int64_t> values_;
-  bool fixed_ = false;
-  size_t input_ = 0;
-};
-
-// An int32 or int64 tensor's element, as int64.
-int64_t int_at(const ConstTensorView& tensor, int64_t i);
-
 void register_views(OpRegistry& registry);
 void register_transpose(OpRegistry& registry);
 void register_concat(OpRegistry& registry);
 void register_slice(OpRegistry& registry);
-void register_pad(OpRegistry& registry);
-void register_expand(OpRegistry& registry);
 void register_generate(OpRegistry& registry);
-void register_spatial(OpRegistry& registry);
 
 }  // namespace headrace

@@ -1,0 +1,37 @@
+#include "ops/node_inputs.h"
+
+namespace headrace {
+
+void require_inputs(const NodeSpec& spec, size_t count) {
+  bool complete = spec.inputs() == count;
+  for (size_t i = 0; i < count && complete; ++i) complete = spec.has_input(i);
+  if (!complete) spec.invalid(str("got ", spec.inputs(), " inputs, expected ", count));
+}
+
+void unsupported_dtype(const NodeSpec& spec, size_t input) {
+  spec.unsupported(
+      str("no kernel for input ", input, " of dtype ", name_of(spec.input_dtypes[input])));
+}
+
+IntList::IntList(const NodeSpec& spec, std::string_view attribute, size_t input) : input_(input) {
+  if (spec.has(attribute)) {
+    values_ = spec.ints(attribute);
+    fixed_ = true;
+    return;
+  }
+  if (!spec.has_input(input)) return;
+  if (spec.input_dtypes[input] != DType::kI64) {
+    spec.unsupported(str(attribute, " of dtype ", name_of(spec.input_dtypes[input])));
+  }
+  if (spec.is_constant(input)) {
+    std::span<const int64_t> constant = spec.constants[input].span<int64_t>();
+    values_.assign(constant.begin(), constant.end());
+    fixed_ = true;
+  }
+}
+
+int64_t int_at(const ConstTensorView& tensor, int64_t i) {
+  return tensor.dtype == DType::kI32 ? tensor.as<int32_t>()[i] : tensor.as<int64_t>()[i];
+}
+
+}  // namespace headrace

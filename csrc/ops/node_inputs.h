@@ -1,0 +1,43 @@
+// What factories and ops of several rooms do with a node's inputs.
+#pragma once
+
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "ops/op.h"
+
+namespace headrace {
+
+// Throws Error(kInvalidModel) unless the node has exactly that many inputs, all present.
+void require_inputs(const NodeSpec& spec, size_t count);
+// Refuses the node for the dtype of one of its inputs.
+[[noreturn]] void unsupported_dtype(const NodeSpec& spec, size_t input);
+
+// The node's list of integers that was an attribute in old opsets and is an input in new ones.
+// Reads the constant, the Request's tensor or the attribute, whichever there is.
+class IntList {
+ public:
+  IntList() = default;
+  // `input` is where new opsets have it.
+  IntList(const NodeSpec& spec, std::string_view attribute, size_t input);
+
+  bool present(InputViews inputs) const { return fixed_ || from_input(inputs); }
+  // Empty if absent. Valid while the op and the Request are.
+  std::span<const int64_t> get(InputViews inputs) const {
+    return from_input(inputs) ? inputs[input_].span<int64_t>() : std::span<const int64_t>(values_);
+  }
+
+ private:
+  bool from_input(InputViews inputs) const {
+    return !fixed_ && input_ < inputs.size() && inputs[input_].present();
+  }
+  std::vector<int64_t> values_;
+  bool fixed_ = false;
+  size_t input_ = 0;
+};
+
+// An int32 or int64 tensor's element, as int64.
+int64_t int_at(const ConstTensorView& tensor, int64_t i);
+
+}  // namespace headrace

@@ -1,0 +1,10 @@
+#include "ops/reduce/reduce.h"
+#include "ops/rooms.h"
+
+namespace headrace {
+
+void register_reduce_ops(OpRegistry& registry) {
+  register_reduce(registry);
+}
+
+}  // namespace headrace
