@@ -128,6 +128,10 @@ HR_INLINE Vi select(Vm m, Vi a, Vi b) {
 HR_INLINE bool any(Vm m) {
   return m.m != 0;
 }
+// True in the lanes below n.
+HR_INLINE Vm first_lanes(int64_t n) {
+  return {head(n)};
+}
 HR_INLINE Vi operator+(Vi a, Vi b) {
   return {_mm512_add_epi32(a.v, b.v)};
 }
@@ -276,6 +280,9 @@ HR_INLINE Vi select(Vm m, Vi a, Vi b) {
 }
 HR_INLINE bool any(Vm m) {
   return _mm256_movemask_ps(m.m) != 0;
+}
+HR_INLINE Vm first_lanes(int64_t n) {
+  return {_mm256_castsi256_ps(head(n))};
 }
 HR_INLINE Vi operator+(Vi a, Vi b) {
   return {_mm256_add_epi32(a.v, b.v)};
@@ -446,6 +453,10 @@ HR_INLINE Vi select(Vm m, Vi a, Vi b) {
 }
 HR_INLINE bool any(Vm m) {
   return (m.m[0] | m.m[1] | m.m[2] | m.m[3]) != 0;
+}
+HR_INLINE Vm first_lanes(int64_t n) {
+  int32_t count = n >= 4 ? 4 : static_cast<int32_t>(n);
+  return {RawI{0, 1, 2, 3} < RawI{count, count, count, count}};
 }
 HR_INLINE Vi operator+(Vi a, Vi b) {
   return {a.v + b.v};
