@@ -10,7 +10,7 @@ reads the Batchers' own ledgers, so the numbers on ``/metrics`` are the ones the
 | headrace_queue_requests | model, version | Requests accepted and not answered yet |
 | headrace_batches_total | model, version | Batches run |
 | headrace_batch_size_requests | model, version | histogram: Requests per Batch |
-| headrace_stage_seconds | model, version, stage | histogram: decode, infer (queue and compute), encode, total |
+| headrace_stage_seconds | model, version, stage | histogram: decode, queue, compute (per Batch), encode, total |
 | headrace_queue_delay_seconds | model, version | the Batcher's estimate of the delay a Request meets now |
 | headrace_capacity_requests_per_second | model, version | measured capacity |
 | headrace_offered_requests_per_second | model, version | measured arrival rate |
@@ -24,13 +24,14 @@ or no hope of meeting the deadline) and rejected (a wrong request) never were.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
     from headrace.serving.host import ModelHost, ServedModel
@@ -70,7 +71,8 @@ class _HostCollector:
         served = [(model, model.batcher.stats()) for model in self._host]
         yield from _ledger(served)
         yield from _scheduler(served)
-        yield _stages([model for model, _ in served])
+        yield _batch_sizes(served)
+        yield _stages(served)
 
 
 Served = list[tuple["ServedModel", dict[str, Any]]]
@@ -106,9 +108,30 @@ def _scheduler(served: Served) -> Iterable[Metric]:
     return queued, batches, delay, capacity, offered
 
 
-def _stages(models: Iterable[ServedModel]) -> Metric:
+def _batch_sizes(served: Served) -> Metric:
+    sizes = HistogramMetricFamily("headrace_batch_size_requests", "Requests per Batch.", labels=_MODEL)
+    for model, stats in served:
+        # batch_sizes[n] is the number of Batches of n Requests. Powers of two are bounds enough.
+        counts: list[int] = stats["batch_sizes"]
+        bounds = [1 << power for power in range((model.settings.max_batch - 1).bit_length() + 1)]
+        buckets = [(str(bound), float(sum(counts[: bound + 1]))) for bound in bounds]
+        total = sum(size * count for size, count in enumerate(counts))
+        sizes.add_metric([model.name, model.version], [*buckets, ("+Inf", float(sum(counts)))], total)
+    return sizes
+
+
+def _stages(served: Served) -> Metric:
     stages = HistogramMetricFamily("headrace_stage_seconds", "Latency by stage.", labels=[*_MODEL, "stage"])
-    for model in models:
+    for model, stats in served:
+        labels = [model.name, model.version]
         for stage, histogram in model.stages.items():
-            stages.add_metric([model.name, model.version, stage], histogram.cumulative(), histogram.total)
+            stages.add_metric([*labels, stage], histogram.cumulative(), histogram.total)
+        for stage, key in (("queue", "queue_delay"), ("compute", "compute")):
+            stages.add_metric([*labels, stage], _thinned(stats[key]["buckets"]), stats[key]["total_s"])
     return stages
+
+
+def _thinned(buckets: Sequence[tuple[float, int]]) -> list[tuple[str, float]]:
+    """Every second bound of the Batcher's: a factor of 2 apart is as fine as a dashboard shows."""
+    kept = [*buckets[:-1:2], buckets[-1]]
+    return [(floatToGoString(bound), float(count)) for bound, count in kept]

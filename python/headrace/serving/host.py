@@ -87,7 +87,7 @@ class ServedModel:
     """One version of one model, loaded, warmed and answering.
 
     Attributes:
-        stages: Seconds by stage: decode, infer (queue and compute), encode, total. Written by the event loop only.
+        stages: Seconds by stage: decode, encode, total (the Batcher knows the rest). Written by the event loop only.
         rejected: Requests that never reached the Batcher, because they were wrong.
         nonfinite: Results in which an output had NaN or Inf.
     """
@@ -99,7 +99,7 @@ class ServedModel:
         self.engine = engine
         self.batcher = batcher
         self.decoder = Decoder(engine.signature)
-        self.stages = {stage: Histogram() for stage in ("decode", "infer", "encode", "total")}
+        self.stages = {stage: Histogram() for stage in ("decode", "encode", "total")}
         self.rejected = 0
         self.nonfinite = 0
         self._guarded = tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
-from serving_fakes import Served, acall, call, make_config, make_served, rows
+from serving_fakes import FakeBatcher, Served, acall, call, make_config, make_served, rows
 
 INFER = "/v2/models/doubler/infer"
 
@@ -65,14 +65,24 @@ def test_stages_are_observed_per_model_and_version() -> None:
         call(served.app, "POST", INFER, rows(1, 2, 3))
     call(served.app, "POST", INFER, b"junk")
     samples = scrape(served)
-    for stage, count in (("decode", 3), ("infer", 3), ("encode", 3), ("total", 4)):
+    for stage, count in (("decode", 3), ("queue", 3), ("compute", 3), ("encode", 3), ("total", 4)):
         assert samples["headrace_stage_seconds_count", ("doubler", stage, "2")] == count
         assert samples["headrace_stage_seconds_count", ("doubler", stage, "1")] == 0
         assert samples["headrace_stage_seconds_count", ("other", stage, "1")] == 0
-    parts = sum(
-        samples["headrace_stage_seconds_sum", ("doubler", stage, "2")] for stage in ("decode", "infer", "encode")
-    )
+    parts = sum(samples["headrace_stage_seconds_sum", ("doubler", stage, "2")] for stage in ("decode", "encode"))
     assert 0 < parts < samples["headrace_stage_seconds_sum", ("doubler", "total", "2")]
+
+
+def test_batch_sizes_are_a_histogram() -> None:
+    served = make_served(make_config(max_batch=6))
+    sizes = [0, 5, 2, 0, 0, 1, 3]  # five Batches of one Request, two of two, one of five, three of six
+    served.batchers[0].stats = lambda: {**FakeBatcher.stats(served.batchers[0]), "batch_sizes": sizes}  # type: ignore[method-assign]
+    samples = scrape(served)
+    name = "headrace_batch_size_requests"
+    buckets = {labels[0]: value for (key, labels), value in samples.items() if key == name + "_bucket"}
+    assert buckets == {"1": 5, "2": 7, "4": 7, "8": 11, "+Inf": 11}
+    assert samples[name + "_count", ("doubler", "1")] == 11
+    assert samples[name + "_sum", ("doubler", "1")] == 5 + 4 + 5 + 18
 
 
 def test_guards_and_readiness_are_told() -> None:

@@ -99,7 +99,18 @@ class FakeBatcher:
             self.ledger["queued"] -= 1
 
     def stats(self) -> dict[str, Any]:
-        return {**self.ledger, "batches": 0, "queue_delay_s": 0.0, "capacity_rps": 0.0, "offered_rps": 0.0}
+        ran = self.ledger["ok"] + self.ledger["failed"]
+        took = {"count": ran, "total_s": 0.003 * ran, "buckets": [(0.001, 0), (0.004, ran), (float("inf"), ran)]}
+        return {
+            **self.ledger,
+            "batches": ran,
+            "batch_sizes": [0, ran],
+            "queue_delay": took,
+            "compute": took,
+            "queue_delay_s": 0.0,
+            "capacity_rps": 0.0,
+            "offered_rps": 0.0,
+        }
 
     def close(self) -> None:
         assert self.ledger["queued"] == 0, "closed with accepted Requests still unanswered"

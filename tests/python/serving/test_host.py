@@ -71,14 +71,13 @@ def test_the_warm_up_request_fits_the_signature() -> None:
     for spec in MIRROR.inputs:
         assert request[spec.name].shape == (1, 2)
         assert request[spec.name].dtype == spec.numpy_dtype
-    assert request["in_string"].tolist() == [["", ""]]
 
 
 def test_a_warm_up_file_is_used_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
     np.savez(tmp_path / "warmup.npz", x=np.ones((4, 3), np.float32))
     assert warmup_request(DOUBLER, tmp_path)["x"].shape == (4, 3)
     np.savez(tmp_path / "warmup.npz", z=np.ones(1))
-    with pytest.raises(ConfigError, match=r"warmup\.npz: got .*x.* expected one array for each of"):
+    with pytest.raises(ConfigError, match=r"warmup\.npz: got .*x.* expected .*one array for each of"):
         warmup_request(DOUBLER, tmp_path)
     (tmp_path / "warmup.npz").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match=r"warmup\.npz"):
