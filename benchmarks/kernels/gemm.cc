@@ -1,7 +1,7 @@
-// headrace_bench_kernels: the packed product's speed on one core as a share of the peak that plain
+// headrace_bench_gemm: the packed product's speed on one core as a share of the peak that plain
 // multiply-adds reach in the same run.
 //
-// Usage: headrace_bench_kernels [isa]
+// Usage: headrace_bench_gemm [isa]
 #include <chrono>
 #include <cstdio>
 #include <cstring>

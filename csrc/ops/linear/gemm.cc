@@ -34,14 +34,14 @@ AlignedFloats make_aligned_floats(int64_t count) {
   return AlignedFloats(static_cast<float*>(::operator new[](bytes, kAlignment)));
 }
 
-PackedPanels::PackedPanels(const GemmKernels& kernels, const float* b, int64_t stride,
-                           bool transposed, int64_t k, int64_t cols, float scale)
+PackedPanels::PackedPanels(const GemmKernels& kernels, Matrix b, int64_t k, int64_t cols,
+                           float scale)
     : k_(k),
       cols_(cols),
       panels_(ceil_div(cols, kernels.panel_cols)),
       panel_size_(k * kernels.panel_cols),
       data_(make_aligned_floats(panels_ * panel_size_)) {
-  kernels.pack_panels(b, stride, transposed, k, cols, scale, data_.get());
+  kernels.pack_panels(b, k, cols, scale, data_.get());
 }
 
 int64_t gemm_block_rows(const GemmKernels& kernels, int64_t k) {
@@ -75,7 +75,7 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
     int64_t panel = b.panels() * range / ranges;
     int64_t panel_end = b.panels() * (range + 1) / ranges;
     float* a = packed + thread * packed_size;
-    kernels.pack_rows(task.a + row * task.a_stride, task.a_stride, row_end - row, b.k(), a);
+    kernels.pack_rows({task.a + row * task.a_stride, task.a_stride}, row_end - row, b.k(), a);
     int64_t col = panel * kernels.panel_cols;
     Epilogue epilogue = task.epilogue;
     if (epilogue.bias) epilogue.bias += epilogue.bias_per_row ? row : col;
@@ -88,6 +88,92 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
                       .c = task.c + row * task.c_stride + col,
                       .c_stride = task.c_stride,
                       .epilogue = epilogue});
+  });
+}
+
+namespace {
+
+// How one Request's products are spread: `ranges` of columns for each of `matrices` products.
+struct Spread {
+  int64_t first_task;
+  int64_t matrices;
+  int64_t ranges;
+};
+
+// Packs the operands of one range of one product into `packed` and multiplies them.
+void multiply_range(const GemmKernels& kernels, const DynamicProducts& p, int64_t matrix,
+                    int64_t panel, int64_t panel_end, float scale, bool add, float* packed) {
+  Matrix a = p.a;
+  Matrix b = p.b;
+  int64_t rest = matrix;
+  for (int axis = p.batch.rank() - 1; axis >= 0; --axis) {
+    a.data += rest % p.batch[axis] * p.a_steps[axis];
+    b.data += rest % p.batch[axis] * p.b_steps[axis];
+    rest /= p.batch[axis];
+  }
+  int64_t col = panel * kernels.panel_cols;
+  int64_t cols = std::min(p.cols, panel_end * kernels.panel_cols) - col;
+  float* b_packed = packed;
+  float* a_packed = packed + (panel_end - panel) * kernels.panel_cols * p.k;
+  kernels.pack_panels(b.from_col(col), p.k, cols, scale, b_packed);
+  int64_t step = gemm_block_rows(kernels, p.k);
+  for (int64_t row = 0; row < p.rows; row += step) {
+    int64_t rows = std::min(step, p.rows - row);
+    kernels.pack_rows(a.from_row(row), rows, p.k, a_packed);
+    float* c = p.c + (matrix * p.rows + row) * p.cols + col;
+    Epilogue epilogue;
+    if (add) {
+      epilogue.residual = c;
+      epilogue.residual_stride = p.cols;
+    }
+    kernels.multiply({.a = a_packed,
+                      .b = b_packed,
+                      .rows = rows,
+                      .k = p.k,
+                      .cols = cols,
+                      .c = c,
+                      .c_stride = p.cols,
+                      .epilogue = epilogue});
+  }
+}
+
+}  // namespace
+
+void gemm_dynamic(const OpRun& run, const GemmKernels& kernels,
+                  FunctionRef<DynamicProducts(size_t request)> products, float scale, bool add) {
+  auto* spread = run.scratch_of<Spread>(static_cast<int64_t>(run.requests()));
+  int64_t matrices = 0;
+  for (size_t r = 0; r < run.requests(); ++r) matrices += products(r).batch.elements();
+  // Only where the products are too few to go round are they split themselves.
+  int64_t wanted = ceil_div(kTasksPerThread * run.threads(), std::max<int64_t>(matrices, 1));
+  if (run.threads() == 1) wanted = 1;
+  int64_t tasks = 0;
+  int64_t packed_size = 0;
+  for (size_t r = 0; r < run.requests(); ++r) {
+    DynamicProducts p = products(r);
+    int64_t panels = ceil_div(p.cols, kernels.panel_cols);
+    int64_t count = p.rows == 0 || panels == 0 ? 0 : p.batch.elements();
+    int64_t work = p.rows * p.k * p.cols;
+    int64_t ranges = std::max<int64_t>(1, std::min({wanted, work / kTaskWork, panels}));
+    spread[r] = {tasks, count, ranges};
+    tasks += count * ranges;
+    int64_t rows = std::min(p.rows, gemm_block_rows(kernels, p.k));
+    packed_size = std::max(packed_size, ceil_div(panels, ranges) * kernels.panel_cols * p.k +
+                                            packed_rows_size(rows, p.k));
+  }
+  packed_size = ceil_div(packed_size, 16) * 16;
+  float* packed = run.scratch_of<float>(packed_size * run.threads());
+  run.parallel(tasks, [&](int64_t task, int thread) {
+    const Spread* next =
+        std::upper_bound(spread, spread + run.requests(), task,
+                         [](int64_t value, const Spread& s) { return value < s.first_task; });
+    const Spread& s = next[-1];
+    DynamicProducts p = products(static_cast<size_t>(&s - spread));
+    int64_t matrix = (task - s.first_task) / s.ranges;
+    int64_t range = (task - s.first_task) % s.ranges;
+    int64_t panels = ceil_div(p.cols, kernels.panel_cols);
+    multiply_range(kernels, p, matrix, panels * range / s.ranges, panels * (range + 1) / s.ranges,
+                   scale, add, packed + thread * packed_size);
   });
 }
 

@@ -17,6 +17,7 @@
 
 #include "core/cpu.h"
 #include "core/function_ref.h"
+#include "core/strided.h"
 #include "ops/simd/dispatch.h"
 
 namespace headrace {
@@ -48,6 +49,20 @@ struct Epilogue {
   float clip_max = 0.0f;
 };
 
+// Element (i, j) is at data[i * stride + j], or at data[j * stride + i] if transposed.
+struct Matrix {
+  const float* data = nullptr;
+  int64_t stride = 0;
+  bool transposed = false;
+
+  Matrix from_row(int64_t i) const {
+    return {data + (transposed ? i : i * stride), stride, transposed};
+  }
+  Matrix from_col(int64_t j) const {
+    return {data + (transposed ? j * stride : j), stride, transposed};
+  }
+};
+
 // Columns of A in one packed block, and the distance of its rows: 25 cache lines, an odd number, so
 // that the rows of a tile spread over the sets of the L1 cache.
 inline constexpr int64_t kGemmBlockK = 384;
@@ -73,12 +88,10 @@ struct GemmBlock {
 struct GemmKernels {
   int tile_rows;
   int panel_cols;
-  // Packs `rows` x `k` elements; element (r, k) is at a[r * row_stride + k].
-  void (*pack_rows)(const float* a, int64_t row_stride, int64_t rows, int64_t k, float* packed);
-  // Packs the panels that hold columns [0, cols); element (k, n) is at b[k * stride + n], or at
-  // b[n * stride + k] if `transposed`. Multiplies each by `scale`.
-  void (*pack_panels)(const float* b, int64_t stride, bool transposed, int64_t k, int64_t cols,
-                      float scale, float* packed);
+  // Packs `rows` x `k` elements.
+  void (*pack_rows)(Matrix a, int64_t rows, int64_t k, float* packed);
+  // Packs the panels that hold columns [0, cols), each element multiplied by `scale`.
+  void (*pack_panels)(Matrix b, int64_t k, int64_t cols, float scale, float* packed);
   void (*multiply)(const GemmBlock& block);
 };
 
@@ -95,9 +108,7 @@ AlignedFloats make_aligned_floats(int64_t count);
 class PackedPanels {
  public:
   PackedPanels() = default;
-  // Strides as in GemmKernels::pack_panels.
-  PackedPanels(const GemmKernels& kernels, const float* b, int64_t stride, bool transposed,
-               int64_t k, int64_t cols, float scale = 1.0f);
+  PackedPanels(const GemmKernels& kernels, Matrix b, int64_t k, int64_t cols, float scale = 1.0f);
 
   int64_t k() const { return k_; }
   int64_t cols() const { return cols_; }
@@ -124,6 +135,23 @@ struct GemmTask {
 };
 void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
           const GemmTask& task);
+
+// A batch of products of one Request, whose operands are both known only now.
+struct DynamicProducts {
+  Matrix a;  // of the first product
+  Matrix b;
+  float* c = nullptr;  // dense; one product after the other
+  int64_t rows = 0;
+  int64_t k = 0;
+  int64_t cols = 0;
+  Shape batch;      // of products
+  Strides a_steps;  // elements from matrix to matrix along each axis of `batch`
+  Strides b_steps;
+};
+
+// C = scale * A * B (+ C, if `add`) for every product of every Request, both operands packed here.
+void gemm_dynamic(const OpRun& run, const GemmKernels& kernels,
+                  FunctionRef<DynamicProducts(size_t request)> products, float scale, bool add);
 
 // Rows of A that leave room for panels of B in a core's L2 cache.
 int64_t gemm_block_rows(const GemmKernels& kernels, int64_t k);

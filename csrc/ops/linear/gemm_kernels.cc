@@ -181,11 +181,16 @@ void multiply(const GemmBlock& block) {
   }
 }
 
-void pack_rows(const float* a, int64_t row_stride, int64_t rows, int64_t k, float* packed) {
+void pack_rows(Matrix a, int64_t rows, int64_t k, float* packed) {
   for (int64_t begin = 0; begin < k; begin += kGemmBlockK) {
     const int64_t count = k - begin < kGemmBlockK ? k - begin : kGemmBlockK;
     for (int64_t r = 0; r < rows; ++r, packed += kGemmRowStride) {
-      const float* from = a + r * row_stride + begin;
+      if (a.transposed) {
+        const float* from = a.data + begin * a.stride + r;
+        for (int64_t i = 0; i < count; ++i) packed[i] = from[i * a.stride];
+        continue;
+      }
+      const float* from = a.data + r * a.stride + begin;
       int64_t i = 0;
       for (; i + kLanes <= count; i += kLanes) store(packed + i, load(from + i));
       for (; i < count; ++i) packed[i] = from[i];
@@ -193,24 +198,33 @@ void pack_rows(const float* a, int64_t row_stride, int64_t rows, int64_t k, floa
   }
 }
 
-void pack_panels(const float* b, int64_t stride, bool transposed, int64_t k, int64_t cols,
-                 float scale, float* packed) {
-  const Vf factor = splat(scale);
-  for (int64_t col = 0; col < cols; col += kCols) {
-    const int64_t count = cols - col < kCols ? cols - col : kCols;
-    for (int64_t i = 0; i < k; ++i, packed += kCols) {
-      if (transposed) {
-        for (int64_t n = 0; n < count; ++n) packed[n] = b[(col + n) * stride + i] * scale;
-        for (int64_t n = count; n < kCols; ++n) packed[n] = 0.0f;
-      } else {
-        const float* from = b + i * stride + col;
-        for (int64_t n = 0; n < kCols; n += kLanes) {
-          int64_t left = count - n;
-          Vf x = left >= kLanes ? load(from + n) : left > 0 ? load(from + n, left) : splat(0.0f);
-          store(packed + n, x * factor);
-        }
-      }
+// One panel, of B's first `count` columns.
+void pack_panel(Matrix b, int64_t k, int64_t count, float scale, float* packed) {
+  if (b.transposed) {
+    // Column by column, so that reads run along memory; the panel stays in the cache.
+    for (int64_t n = 0; n < kCols; ++n) {
+      const float* from = b.data + n * b.stride;
+      for (int64_t i = 0; i < k; ++i) packed[i * kCols + n] = n < count ? from[i] * scale : 0.0f;
     }
+    return;
+  }
+  const Vf factor = splat(scale);
+  for (int64_t i = 0; i < k; ++i, packed += kCols) {
+    const float* from = b.data + i * b.stride;
+    for (int64_t n = 0; n < kCols; n += kLanes) {
+      int64_t left = count - n;
+      Vf x = left >= kLanes ? load(from + n) : left > 0 ? load(from + n, left) : splat(0.0f);
+      store(packed + n, x * factor);
+    }
+  }
+}
+
+void pack_panels(Matrix b, int64_t k, int64_t cols, float scale, float* packed) {
+  for (int64_t col = 0; col < cols; col += kCols, packed += k * kCols) {
+    const int64_t count = cols - col < kCols ? cols - col : kCols;
+    // Matrix's members are inline functions that other ISAs' files may share: none is called here.
+    const float* from = b.data + (b.transposed ? col * b.stride : col);
+    pack_panel({from, b.stride, b.transposed}, k, count, scale, packed);
   }
 }
 

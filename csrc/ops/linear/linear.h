@@ -1,0 +1,44 @@
+// The op that Linear, and MatMul and Gemm with constant weights, turn into.
+#pragma once
+
+#include <vector>
+
+#include "ops/linear/gemm.h"
+#include "ops/op.h"
+
+namespace headrace {
+
+// Y = act(X * B + bias) + residual over all rows of all Requests at once. X is input 0.
+class PackedLinear : public Op {
+ public:
+  struct Parts {
+    PackedPanels panels;
+    std::vector<float> bias;  // empty if none
+    Activation activation = Activation::kNone;
+    int residual = -1;           // the input that is the residual
+    unsigned consumed = 0;       // bit i: input i is packed or copied here
+    bool matrices_only = false;  // X must have two dims
+  };
+
+  PackedLinear(const GemmKernels& kernels, Parts parts)
+      : kernels_(kernels), parts_(std::move(parts)) {}
+
+  void infer(InputViews inputs, std::span<Shape> outputs) const override;
+  void run(const OpRun& run) const override;
+  bool can_overwrite(size_t input) const override {
+    return static_cast<int>(input) == parts_.residual;
+  }
+  bool consumes(size_t input) const override { return input < 32 && parts_.consumed >> input & 1; }
+  int64_t packed_bytes() const override;
+
+ private:
+  void run_rows(const OpRun& run, size_t first, int64_t rows) const;
+
+  const GemmKernels& kernels_;
+  Parts parts_;
+};
+
+std::unique_ptr<Op> make_matmul(const NodeSpec& spec);
+std::unique_ptr<Op> make_gemm(const NodeSpec& spec);
+
+}  // namespace headrace
