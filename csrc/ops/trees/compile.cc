@@ -94,7 +94,9 @@ class Compiler {
     visited_.assign(ensemble_.branches.size(), -1);
     leaf_numbers_.resize(static_cast<size_t>(ensemble_.leaves()));
     for (size_t t = 0; t < ensemble_.roots.size(); ++t) add_tree(static_cast<int32_t>(t));
-    plan_costs();
+    end_group();
+    forest_.few_rows =
+        row_cycles_ > 0 ? static_cast<int64_t>(lockstep_cycles_ / row_cycles_) : kBlockRows;
   }
 
  private:
@@ -109,11 +111,13 @@ class Compiler {
   void number_sets(FeatureCodes& codes, const std::vector<int32_t>& branches);
   void add_tree(int32_t index);
   void add_nodes(int32_t tree_index, Tree& tree);
-  void add_steps(Tree& tree);
+  double lockstep_cycles(int64_t steps) const;
+  std::vector<LockstepStep> steps_of(const Tree& tree) const;
+  void group_tree(const Tree& tree, std::vector<LockstepStep> steps);
+  void end_group();
   void add_weights(Tree& tree);
   void append_node(uint32_t child, uint32_t column, uint32_t threshold, uint32_t leaf);
   void set_node(int64_t at, uint32_t child, Answer answer);
-  void plan_costs();
 
   NodeRef child(int32_t branch, bool answer) const {
     const Branch& b = ensemble_.branches[static_cast<size_t>(branch)];
@@ -141,6 +145,9 @@ class Compiler {
   std::vector<LeafNumber> leaf_numbers_;  // per leaf
   std::vector<int32_t> tree_leaves_;
   std::vector<Placed> tree_branches_;
+  std::vector<std::vector<LockstepStep>> pending_;  // of the last trees: a group not yet full
+  double lockstep_cycles_ = 0;                      // per block, all trees in lockstep
+  double row_cycles_ = 0;                           // per row, the same trees walked
 };
 
 template <class T>
@@ -298,14 +305,30 @@ void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
 // Far above where walking gets cheaper; keeps slot numbers in 16 bits.
 constexpr int32_t kMaxLockstepLeaves = 4096;
 
+// Cycles per unit of work on current x86 cores; only their ratios matter, and only for speed.
+constexpr double kStepCycles = 2;  // one branch in lockstep, per vector
+constexpr double kWalkCycles = 3;  // one level of a walk, paths interleaved
+
 template <class T>
-void Compiler<T>::add_steps(Tree& tree) {
-  tree.steps_begin = tree.steps_end = static_cast<int64_t>(forest_.steps.size());
+double Compiler<T>::lockstep_cycles(int64_t steps) const {
+  int vector_bytes = node_.isa == Isa::kAvx512 ? 64 : node_.isa == Isa::kAvx2 ? 32 : 16;
+  double vectors = kBlockRows * (forest_.code_bits / 8.0) / vector_bytes;
+  return static_cast<double>(steps) * vectors * kStepCycles;
+}
+
+// The steps of the tree just numbered, with if_true and if_false numbering branches of this tree
+// only; none if walking it is cheaper.
+template <class T>
+std::vector<LockstepStep> Compiler<T>::steps_of(const Tree& tree) const {
+  std::vector<LockstepStep> steps;
   auto branches = static_cast<int32_t>(tree_branches_.size());
   bool counts = forest_.code_bits == 8    ? tree.leaves <= 256
                 : forest_.code_bits == 16 ? tree.leaves <= kMaxLockstepLeaves
                                           : false;
-  if (!counts || branches == 0 || branches > kMaxLockstepLeaves) return;
+  if (!counts || branches == 0 || branches > kMaxLockstepLeaves ||
+      lockstep_cycles(branches) > tree.mean_depth * kWalkCycles * kBlockRows) {
+    return steps;
+  }
   // Children come after their parent, so backwards they come first.
   auto slot = [&](int32_t number) {
     return static_cast<int16_t>(number < 0 ? number : branches - 1 - number);
@@ -313,11 +336,57 @@ void Compiler<T>::add_steps(Tree& tree) {
   for (int32_t i = branches - 1; i >= 0; --i) {
     const Placed& placed = tree_branches_[static_cast<size_t>(i)];
     const Answer& answer = answers_[static_cast<size_t>(placed.branch)];
-    forest_.steps.push_back({static_cast<uint16_t>(answer.column),
-                             static_cast<uint16_t>(answer.threshold), slot(placed.child[1]),
-                             slot(placed.child[0])});
+    steps.push_back({static_cast<uint16_t>(answer.column), static_cast<uint16_t>(answer.threshold),
+                     slot(placed.child[1]), slot(placed.child[0])});
   }
-  tree.steps_end = static_cast<int64_t>(forest_.steps.size());
+  return steps;
+}
+
+// Closes the group of trees that `pending_` has the steps of.
+template <class T>
+void Compiler<T>::end_group() {
+  if (pending_.empty()) return;
+  TreeGroup group{.first_tree = static_cast<int32_t>(forest_.trees.size() - pending_.size()),
+                  .trees = static_cast<int32_t>(pending_.size()),
+                  .steps_begin = static_cast<int64_t>(forest_.steps.size()),
+                  .steps = 0};
+  size_t turns = 0;
+  for (const auto& steps : pending_) turns = std::max(turns, steps.size());
+  for (size_t turn = 0; turn < turns; ++turn) {
+    for (size_t t = 0; t < kGroupTrees; ++t) {
+      auto slot = [&](int16_t own) {
+        return static_cast<int16_t>(own < 0 ? own : own * kGroupTrees + static_cast<int>(t));
+      };
+      LockstepStep step{0, 0, -1, -1};
+      if (t < pending_.size() && turn < pending_[t].size()) {
+        step = pending_[t][turn];
+        step.if_true = slot(step.if_true);
+        step.if_false = slot(step.if_false);
+      } else if (t < pending_.size()) {
+        step.if_true = step.if_false = slot(static_cast<int16_t>(turn - 1));
+      }
+      forest_.steps.push_back(step);
+    }
+  }
+  group.steps = static_cast<int32_t>(turns * kGroupTrees);
+  forest_.lockstep_steps = std::max(forest_.lockstep_steps, group.steps);
+  forest_.groups.push_back(group);
+  pending_.clear();
+}
+
+// Puts the last of the trees into a group.
+template <class T>
+void Compiler<T>::group_tree(const Tree& tree, std::vector<LockstepStep> steps) {
+  auto index = static_cast<int32_t>(forest_.trees.size()) - 1;
+  if (steps.empty()) {
+    forest_.groups.push_back({.first_tree = index, .trees = 1, .steps_begin = 0, .steps = 0});
+    return;
+  }
+  lockstep_cycles_ += lockstep_cycles(static_cast<int64_t>(steps.size()));
+  row_cycles_ += tree.mean_depth * kWalkCycles;
+  forest_.lockstep_leaves = std::max(forest_.lockstep_leaves, tree.leaves);
+  pending_.push_back(std::move(steps));
+  if (pending_.size() == kGroupTrees) end_group();
 }
 
 template <class T>
@@ -355,34 +424,11 @@ template <class T>
 void Compiler<T>::add_tree(int32_t index) {
   Tree tree{};
   add_nodes(index, tree);
-  add_steps(tree);
   add_weights(tree);
+  std::vector<LockstepStep> steps = steps_of(tree);
+  if (steps.empty()) end_group();
   forest_.trees.push_back(tree);
-}
-
-// Cycles per unit of work on current x86 cores; only their ratios matter, and only for speed.
-constexpr double kStepCycles = 2;  // one branch in lockstep, per vector
-constexpr double kWalkCycles = 3;  // one level of a walk, paths interleaved
-
-template <class T>
-void Compiler<T>::plan_costs() {
-  int vector_bytes = node_.isa == Isa::kAvx512 ? 64 : node_.isa == Isa::kAvx2 ? 32 : 16;
-  double vectors = kBlockRows * (forest_.code_bits / 8.0) / vector_bytes;
-  double lockstep_cycles = 0;
-  double row_cycles = 0;
-  for (Tree& tree : forest_.trees) {
-    auto steps = static_cast<double>(tree.steps_end - tree.steps_begin);
-    double lockstep = steps * vectors * kStepCycles;
-    double row = tree.mean_depth * kWalkCycles;
-    if (steps > 0 && lockstep > row * kBlockRows) tree.steps_end = tree.steps_begin;
-    if (tree.steps_end == tree.steps_begin) continue;
-    lockstep_cycles += lockstep;
-    row_cycles += row;
-    forest_.lockstep_steps = std::max(forest_.lockstep_steps, static_cast<int32_t>(steps));
-    forest_.lockstep_leaves = std::max(forest_.lockstep_leaves, tree.leaves);
-  }
-  forest_.few_rows =
-      row_cycles > 0 ? static_cast<int64_t>(lockstep_cycles / row_cycles) : kBlockRows;
+  group_tree(tree, std::move(steps));
 }
 
 }  // namespace
@@ -390,8 +436,8 @@ void Compiler<T>::plan_costs() {
 int64_t Forest::bytes() const {
   auto of = [](const auto& v) { return static_cast<int64_t>(v.size() * sizeof(v[0])); };
   return of(features) + of(sets) + of(thresholds_f32) + of(members_f32) + of(thresholds_f64) +
-         of(members_f64) + of(trees) + of(steps) + of(nodes) + of(wide_nodes) + of(node_leaf) +
-         of(weights) + of(leaf_begin) + of(leaf_weights);
+         of(members_f64) + of(trees) + of(groups) + of(steps) + of(nodes) + of(wide_nodes) +
+         of(node_leaf) + of(weights) + of(leaf_begin) + of(leaf_weights);
 }
 
 Forest compile_forest(const NodeSpec& node, const Ensemble& ensemble, bool wide) {

@@ -46,7 +46,7 @@ struct SetColumn {
 };
 
 // One branch of a tree in lockstep. Slots are vectors of leaf numbers: slot i >= 0 is the result of
-// the tree's step i, the last one being the root's, and slot ~i holds number i in every lane.
+// step i, and slot ~i holds number i in every lane.
 struct LockstepStep {
   uint16_t column;
   uint16_t threshold;
@@ -69,15 +69,24 @@ struct WideWalkNode {
 
 struct Tree {
   int32_t leaves;
-  int32_t depth;        // longest path, in branches
-  double mean_depth;    // over leaves
-  int32_t target;       // of all the leaves' weights if `single`
-  bool single;          // every leaf has one weight, and all have the same target
-  int64_t steps_begin;  // lockstep; none if the tree is only walked
-  int64_t steps_end;
+  int32_t depth;          // longest path, in branches
+  double mean_depth;      // over leaves
+  int32_t target;         // of all the leaves' weights if `single`
+  bool single;            // every leaf has one weight, and all have the same target
   int64_t nodes_begin;    // walk; the first is the root
   int64_t weights_begin;  // `single`: weight of leaf 0; else leaf 0's place in leaf_begin
 };
+
+// Neighbours among the trees that are evaluated together. Steps of a group in lockstep take turns,
+// tree 0, tree 1, ..., tree 0, ..., so that a step seldom waits for the one before it; shorter
+// trees repeat their result at the end. The last `trees` slots hold the roots' results.
+struct TreeGroup {
+  int32_t first_tree;
+  int32_t trees;
+  int64_t steps_begin;
+  int32_t steps;  // 0 if the trees are walked
+};
+inline constexpr int kGroupTrees = 4;
 
 struct Forest {
   int code_bits = 8;  // 8, 16 or 32
@@ -93,6 +102,7 @@ struct Forest {
   std::vector<double> members_f64;
 
   std::vector<Tree> trees;
+  std::vector<TreeGroup> groups;  // all trees, in order
   std::vector<LockstepStep> steps;
   std::vector<WalkNode> nodes;
   std::vector<WideWalkNode> wide_nodes;  // instead of nodes if codes have 32 bits
@@ -101,8 +111,8 @@ struct Forest {
   std::vector<int32_t> leaf_begin;       // of other trees: per leaf, into leaf_weights
   std::vector<LeafWeight> leaf_weights;
 
-  int32_t lockstep_steps = 0;   // the most any tree has
-  int32_t lockstep_leaves = 0;  // likewise
+  int32_t lockstep_steps = 0;   // the most any group has
+  int32_t lockstep_leaves = 0;  // the most any tree in lockstep has
   int64_t few_rows = 0;         // up to so many rows of a block are cheaper walked one by one
   int64_t bytes() const;
 };
@@ -119,7 +129,8 @@ struct TreeKernels {
                    int32_t* ranks);
   void (*rank_f64)(const double* thresholds, int32_t search_steps, const double* values,
                    int32_t* ranks);
-  // Leaf numbers of all rows into slot count - 1. `slots` is slot 0, 64-byte aligned.
+  // Computes slots 0 .. count - 1, `slots` being slot 0, 64-byte aligned; count is a multiple of
+  // kGroupTrees.
   void (*lockstep_8)(const LockstepStep* steps, int64_t count, const uint8_t* codes,
                      uint8_t* slots);
   void (*lockstep_16)(const LockstepStep* steps, int64_t count, const uint16_t* codes,

@@ -245,43 +245,59 @@ void ForestPredictor::finish(double* scores) const {
 }
 
 template <class Code>
-void ForestPredictor::score_block(Workspace<Code>& work, int64_t rows) const {
+void ForestPredictor::add_lockstep(const TreeGroup& group, Workspace<Code>& work,
+                                   int64_t rows) const {
+  const LockstepStep* steps = forest_.steps.data() + group.steps_begin;
+  if constexpr (sizeof(Code) == 1) {
+    kernels_.lockstep_8(steps, group.steps, work.codes, work.slots);
+  } else {
+    kernels_.lockstep_16(steps, group.steps, work.codes, work.slots);
+  }
   bool sums = aggregate_ == Aggregate::kSum || aggregate_ == Aggregate::kAverage;
+  for (int32_t t = 0; t < group.trees; ++t) {
+    const Tree& tree = forest_.trees[static_cast<size_t>(group.first_tree + t)];
+    const Code* leaf = work.slots + (group.steps - kGroupTrees + t) * kBlockRows;
+    if (!tree.single || !sums) {
+      for (int64_t i = 0; i < rows; ++i) add_leaf(tree, leaf[i], work.scores + i);
+      continue;
+    }
+    const double* weights = forest_.weights.data() + tree.weights_begin;
+    double* scores = work.scores + tree.target * int64_t{kBlockRows};
+    if constexpr (sizeof(Code) == 1) {
+      kernels_.add_weights_8(weights, tree.leaves, leaf, scores);
+    } else {
+      kernels_.add_weights_16(weights, tree.leaves, leaf, scores);
+    }
+  }
+}
+
+template <class Code>
+void ForestPredictor::add_walked(const Tree& tree, Workspace<Code>& work, int64_t rows) const {
+  for (int64_t row = 0; row < rows; row += kPaths) {
+    const Code* codes[kPaths];
+    uint32_t at[kPaths];
+    for (int p = 0; p < kPaths; ++p) {
+      codes[p] = work.codes + row + p;
+      at[p] = static_cast<uint32_t>(tree.nodes_begin);
+    }
+    walk<Code>(nodes_of<Code>(forest_), codes, kBlockRows, at);
+    for (int64_t i = row; i < std::min(row + kPaths, rows); ++i) {
+      add_leaf(tree, forest_.node_leaf[at[i - row]], work.scores + i);
+    }
+  }
+}
+
+template <class Code>
+void ForestPredictor::score_block(Workspace<Code>& work, int64_t rows) const {
   start(work.scores);
-  for (const Tree& tree : forest_.trees) {
+  for (const TreeGroup& group : forest_.groups) {
     if constexpr (sizeof(Code) < 4) {
-      if (tree.steps_end > tree.steps_begin) {
-        int64_t steps = tree.steps_end - tree.steps_begin;
-        const LockstepStep* first = forest_.steps.data() + tree.steps_begin;
-        const Code* leaf = work.slots + (steps - 1) * kBlockRows;
-        const double* weights = forest_.weights.data() + tree.weights_begin;
-        bool fast = tree.single && sums;
-        double* scores = work.scores + (fast ? tree.target : 0) * int64_t{kBlockRows};
-        if constexpr (sizeof(Code) == 1) {
-          kernels_.lockstep_8(first, steps, work.codes, work.slots);
-          if (fast) kernels_.add_weights_8(weights, tree.leaves, leaf, scores);
-        } else {
-          kernels_.lockstep_16(first, steps, work.codes, work.slots);
-          if (fast) kernels_.add_weights_16(weights, tree.leaves, leaf, scores);
-        }
-        if (!fast) {
-          for (int64_t i = 0; i < rows; ++i) add_leaf(tree, leaf[i], work.scores + i);
-        }
+      if (group.steps > 0) {
+        add_lockstep(group, work, rows);
         continue;
       }
     }
-    for (int64_t row = 0; row < rows; row += kPaths) {
-      const Code* codes[kPaths];
-      uint32_t at[kPaths];
-      for (int p = 0; p < kPaths; ++p) {
-        codes[p] = work.codes + row + p;
-        at[p] = static_cast<uint32_t>(tree.nodes_begin);
-      }
-      walk<Code>(nodes_of<Code>(forest_), codes, kBlockRows, at);
-      for (int64_t i = row; i < std::min(row + kPaths, rows); ++i) {
-        add_leaf(tree, forest_.node_leaf[at[i - row]], work.scores + i);
-      }
-    }
+    add_walked(forest_.trees[static_cast<size_t>(group.first_tree)], work, rows);
   }
 }
 

@@ -41,6 +41,10 @@ class ForestPredictor {
   template <class T, class Code>
   void encode_row(const FeatureTable& table, int64_t row, Code* codes) const;
   template <class Code>
+  void add_lockstep(const TreeGroup& group, Workspace<Code>& work, int64_t rows) const;
+  template <class Code>
+  void add_walked(const Tree& tree, Workspace<Code>& work, int64_t rows) const;
+  template <class Code>
   void score_block(Workspace<Code>& work, int64_t rows) const;
   template <class Code>
   void score_row(Workspace<Code>& work, int64_t slot) const;

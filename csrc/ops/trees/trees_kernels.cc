@@ -61,23 +61,35 @@ HR_INLINE Codes choose(Codes code, uint16_t threshold, Codes yes, Codes no) {
 #endif
 
 template <class Code>
-void lockstep(const LockstepStep* steps, int64_t count, const Code* codes, Code* slots) {
+HR_INLINE void take_step(LockstepStep step, const char* codes, const char* slots, char* result) {
   constexpr int kSlot = kBlockRows * sizeof(Code);
   constexpr int kVector = sizeof(Codes);
+  const char* column = codes + static_cast<int64_t>(step.column) * kSlot;
+  const char* yes = slots + static_cast<int64_t>(step.if_true) * kSlot;
+  const char* no = slots + static_cast<int64_t>(step.if_false) * kSlot;
+  for (int b = 0; b < kSlot; b += kVector) {
+    store_codes(result + b, choose(load_codes(column + b), static_cast<Code>(step.threshold),
+                                   load_codes(yes + b), load_codes(no + b)));
+  }
+}
+
+// The unrolling matters: cores guess from a load's address in the code which earlier store it
+// depends on, so loads of trees that take turns must not share one.
+template <class Code>
+void lockstep(const LockstepStep* steps, int64_t count, const Code* codes, Code* slots) {
+  constexpr int kSlot = kBlockRows * sizeof(Code);
   const auto* code_bytes = reinterpret_cast<const char*>(codes);
   auto* slot_bytes = reinterpret_cast<char*>(slots);
   char* result = slot_bytes;
-  for (int64_t s = 0; s < count; ++s, result += kSlot) {
-    LockstepStep step = steps[s];
-    const char* column = code_bytes + static_cast<int64_t>(step.column) * kSlot;
-    const char* yes = slot_bytes + static_cast<int64_t>(step.if_true) * kSlot;
-    const char* no = slot_bytes + static_cast<int64_t>(step.if_false) * kSlot;
-    for (int b = 0; b < kSlot; b += kVector) {
-      store_codes(result + b, choose(load_codes(column + b), static_cast<Code>(step.threshold),
-                                     load_codes(yes + b), load_codes(no + b)));
-    }
+  for (int64_t s = 0; s < count; s += kGroupTrees) {
+    take_step<Code>(steps[s], code_bytes, slot_bytes, result);
+    take_step<Code>(steps[s + 1], code_bytes, slot_bytes, result + kSlot);
+    take_step<Code>(steps[s + 2], code_bytes, slot_bytes, result + 2 * kSlot);
+    take_step<Code>(steps[s + 3], code_bytes, slot_bytes, result + 3 * kSlot);
+    result += kGroupTrees * kSlot;
   }
 }
+static_assert(kGroupTrees == 4);
 
 // A binary search in lockstep: step sizes are the same for every value.
 template <class T>
