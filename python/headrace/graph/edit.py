@@ -102,7 +102,29 @@ def substitute(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
         name = old.name
         old.name = f"{name}_replaced"
         new.name = name
+    _keep_annotation(old, new)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _keep_annotation(old: ir.Value, new: ir.Value) -> None:
+    """What is said about `old` holds for the value that takes its place."""
+    if new.const_value is not None:
+        return
+    if new.type is None:
+        new.type = old.type
+    if new.shape is None or (old.shape is not None and len(new.shape) != len(old.shape)):
+        new.shape = old.shape
+    elif old.shape is not None:
+        new.shape = ir.Shape([was if _says_more(was, now) else now for was, now in zip(old.shape, new.shape, strict=True)])
+
+
+def _says_more(was: int | ir.SymbolicDim, now: int | ir.SymbolicDim) -> bool:
+    def weight(dim: int | ir.SymbolicDim) -> int:
+        if isinstance(dim, int):
+            return 3
+        return 0 if dim.value is None else 1 if dim.value.startswith("unk__") else 2
+
+    return weight(was) > weight(now)
 
 
 def insert_before(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.errors import InvalidModel
+from headrace.errors import ModelError
 from headrace.graph._onnx_ir import ir
 from headrace.signature import Dim, Signature, TensorSpec
 
@@ -22,6 +22,9 @@ _DTYPES = {
     ir.DataType.BFLOAT16: "bfloat16",
     ir.DataType.STRING: "string",
 }
+
+# The one dim of an output whose rank is not known before it is computed.
+UNKNOWN_RANK = "..."
 
 
 def dtype_name(dtype: ir.DataType) -> str | None:
@@ -58,7 +61,7 @@ def signature_of(graph: ir.Graph, where: str) -> Signature:
     """The signature of `graph`, naming `where` in errors.
 
     Raises:
-        InvalidModel: An input or output has no tensor type, or one that Requests cannot hold.
+        ModelError: An input or output is not a tensor of known rank and of a dtype that Requests can hold.
     """
     taken: set[str | None] = set()
     inputs = tuple(_spec(value, "input", where, taken) for value in graph.inputs)
@@ -68,17 +71,21 @@ def signature_of(graph: ir.Graph, where: str) -> Signature:
 
 def _spec(value: ir.Value, kind: str, where: str, taken: set[str | None]) -> TensorSpec:
     if value.type is not None and not isinstance(value.type, ir.TensorType):
-        raise InvalidModel(f"{where}: {kind} {value.name!r} is a {value.type}, expected a dense tensor")
+        raise ModelError(f"{where}: {kind} {value.name!r} is a {value.type}, expected a dense tensor")
     name = dtype_name(value.dtype) if value.dtype is not None else None
     if name is None:
         got = "no dtype" if value.dtype is None else f"dtype {value.dtype.name}"
-        raise InvalidModel(f"{where}: {kind} {value.name!r} has {got}, expected one of {', '.join(_DTYPES.values())}")
+        raise ModelError(f"{where}: {kind} {value.name!r} has {got}, expected one of {', '.join(_DTYPES.values())}")
     if value.shape is None:
-        raise InvalidModel(f"{where}: {kind} {value.name!r} has no shape, expected one of known rank")
+        if kind == "input":
+            raise ModelError(f"{where}: input {value.name!r} has no shape, expected one of known rank")
+        return TensorSpec(str(value.name), name, (UNKNOWN_RANK,))
     dims: list[Dim] = []
     for axis, dim in enumerate(value.shape):
         if isinstance(dim, int):
             dims.append(dim)
+        elif dim.value and not dim.value.startswith("unk__"):
+            dims.append(dim.value)
         else:
-            dims.append(dim.value if dim.value else _free(f"{value.name}_{axis}", taken))
+            dims.append(_free(f"{value.name}_{axis}", taken))
     return TensorSpec(str(value.name), name, tuple(dims))
