@@ -39,7 +39,7 @@ def describe(model: Model) -> dict[str, Any]:
     graph = model.graph.graph
     ops = Counter(_op(node) for node in graph.all_nodes())
     weights: list[dict[str, Any]] = [
-        {"name": name, "dtype": value.const_value.dtype.name, "shape": list(value.const_value.shape.numpy()),
+        {"name": name, "dtype": value.const_value.dtype.numpy().name, "shape": list(value.const_value.shape.numpy()),
          "bytes": value.const_value.nbytes}
         for name, value in graph.initializers.items()
         if value.const_value is not None
@@ -90,5 +90,5 @@ def _print(report: dict[str, Any]) -> None:
     weights = Table("weight", "dtype", "shape", "MiB", title=title, title_justify="left")
     for weight in report["weights"][:5]:
         shape = " x ".join(map(str, weight["shape"])) or "scalar"
-        weights.add_row(weight["name"], weight["dtype"].lower(), shape, f"{weight['bytes'] / 2**20:.2f}")
+        weights.add_row(weight["name"], weight["dtype"], shape, f"{weight['bytes'] / 2**20:.2f}")
     console.print(weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -17,6 +17,9 @@ from headrace.observe.histogram import Histogram
 from headrace.serving.decode import Decoder, InferCall
 from headrace.serving.warmup import warmup_request
 from headrace.signature import Signature
+
+if TYPE_CHECKING:
+    from headrace.engine import Engine
 
 log = logging.getLogger("headrace.serving")
 
@@ -72,7 +75,9 @@ def open_batcher(engine: EngineLike, settings: ModelSettings) -> BatcherLike:
     """Puts the C++ scheduler in front of an Engine."""
     from headrace.batcher import Batcher
 
-    return Batcher(engine, slo_ms=settings.slo_ms, max_queue=settings.max_queue, max_batch=settings.max_batch)
+    return Batcher(
+        cast("Engine", engine), slo_ms=settings.slo_ms, max_queue=settings.max_queue, max_batch=settings.max_batch
+    )
 
 
 def scheduler_priority(level: int) -> int:

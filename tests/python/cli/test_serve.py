@@ -1,0 +1,184 @@
+"""``headrace serve`` as users run it: a real process, a real model, the real scheduler."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+SERVE = [sys.executable, "-c", "from headrace.cli.main import main; main()", "serve"]
+
+
+def save_model(path: Path, scale: float = 1.0) -> onnx.ModelProto:
+    """sigmoid(x W + b) with 30 inputs and 4 outputs, as a credit model may be."""
+    rng = np.random.default_rng(7)
+    weight = numpy_helper.from_array((scale * rng.standard_normal((30, 4))).astype(np.float32), "w")
+    bias = numpy_helper.from_array(rng.standard_normal(4).astype(np.float32), "b")
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("Add", ["h", "b"], ["z"]),
+            helper.make_node("Sigmoid", ["z"], ["p"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 30])],
+        [helper.make_tensor_value_info("p", TensorProto.FLOAT, ["n", 4])],
+        [weight, bias],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.parent.mkdir(parents=True)
+    onnx.save(model, path)
+    return model
+
+
+def start(repository: Path, *options: str) -> subprocess.Popen[str]:
+    command = [*SERVE, str(repository), "--port", "0", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def post(url: str, x: np.ndarray) -> tuple[int, dict[str, Any]]:
+    tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
+    request = urllib.request.Request(url, json.dumps({"inputs": [tensor]}).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, ReferenceEvaluator]]]:
+    """The URL of a server with two versions of one model, and what each should answer."""
+    root = tmp_path_factory.mktemp("repository")
+    models = {"1": save_model(root / "credit/1/model.onnx"), "2": save_model(root / "credit/2/model.onnx", 2.0)}
+    (root / "credit/headrace.toml").write_text('versions = "all"\nthreads = 1\n')
+    process = start(root)
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[:2] == ["loading: credit version 1\n", "loading: credit version 2\n"], lines
+        assert lines[2].startswith("ready: http://127.0.0.1:"), lines
+        yield (
+            lines[2].removeprefix("ready: ").strip() + "/v2/models/credit",
+            {version: ReferenceEvaluator(model) for version, model in models.items()},
+        )
+    finally:
+        stop(process)
+
+
+def test_answers_are_those_of_the_reference_evaluator(served: tuple[str, dict[str, ReferenceEvaluator]]) -> None:
+    url, references = served
+    x = np.random.default_rng(0).standard_normal((5, 30)).astype(np.float32)
+    for path, version in (("/infer", "2"), ("/versions/1/infer", "1"), ("/versions/2/infer", "2")):
+        status, answer = post(url + path, x)
+        assert (status, answer["model_version"]) == (200, version)
+        (output,) = answer["outputs"]
+        assert (output["name"], output["datatype"], output["shape"]) == ("p", "FP32", [5, 4])
+        want = references[version].run(None, {"x": x})[0]
+        np.testing.assert_allclose(np.reshape(output["data"], (5, 4)), want, atol=1e-6)
+
+
+def test_metadata_names_a_real_backend_and_isa(served: tuple[str, dict[str, ReferenceEvaluator]]) -> None:
+    parameters = json.loads(get(served[0]))["parameters"]
+    assert parameters["backend"] == "native"
+    assert parameters["threads"] == 1
+    assert parameters["device"]
+    assert parameters["isa"]
+
+
+def test_answers_among_many_clients_are_those_alone_to_the_bit(
+    served: tuple[str, dict[str, ReferenceEvaluator]],
+) -> None:
+    url = served[0] + "/infer"
+    rng = np.random.default_rng(1)
+    requests = [rng.standard_normal((n, 30)).astype(np.float32) for n in (1, 2, 3, 7, 33) * 8]
+    wrong = [np.zeros((1, 29), np.float32)] * 20
+    alone = [post(url, x)[1]["outputs"] for x in requests]
+    with ThreadPoolExecutor(24) as pool:
+        bad = [pool.submit(post, url, x) for x in wrong]
+        together = list(pool.map(lambda x: post(url, x), requests))
+    assert [answer["outputs"] for _, answer in together] == alone
+    assert {future.result()[0] for future in bad} == {400}
+
+
+def test_the_ledger_balances(served: tuple[str, dict[str, ReferenceEvaluator]]) -> None:
+    def ledger() -> dict[str, float]:
+        text = get(served[0].removesuffix("/v2/models/credit") + "/metrics")
+        rows = [line for line in text.splitlines() if 'version="2"' in line]
+        found = {row.split('outcome="')[1].split('"')[0]: float(row.split()[-1]) for row in rows if "outcome" in row}
+        found["accepted"] = next(float(row.split()[-1]) for row in rows if "requests_accepted_total" in row)
+        return found
+
+    before = ledger()
+    statuses = [post(served[0] + "/infer", np.zeros((1, columns), np.float32))[0] for columns in (30, 31, 30, 30)]
+    assert statuses == [200, 400, 200, 200]
+    after = ledger()
+    assert after["ok"] - before["ok"] == 3
+    assert after["rejected"] - before["rejected"] == 1
+    assert after["accepted"] == sum(after[word] for word in ("ok", "failed", "expired", "cancelled"))
+
+
+def test_an_answer_with_an_impossible_deadline_is_refused(served: tuple[str, dict[str, ReferenceEvaluator]]) -> None:
+    body = {
+        "inputs": [{"name": "x", "shape": [60_000, 30], "datatype": "FP32", "data": [0.5] * 1_800_000}],
+        "parameters": {"timeout": 1},
+    }
+    request = urllib.request.Request(served[0] + "/infer", json.dumps(body).encode())
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    assert caught.value.code in (429, 504)
+    assert json.load(caught.value)["error"]
+
+
+def test_sigterm_is_a_clean_exit_and_json_lines_are_json(tmp_path: Path) -> None:
+    save_model(tmp_path / "m/1/model.onnx")
+    process = start(tmp_path, "--json")
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"event": "loading", "value": "m version 1"}
+        ready = json.loads(process.stdout.readline())
+        assert ready["event"] == "ready"
+        assert json.loads(get(ready["value"] + "/v2/health/ready")) == {"ready": True}
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (0, "", "")
+    finally:
+        stop(process)
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_start_with_one_message(tmp_path: Path) -> None:
+    (tmp_path / "m/1").mkdir(parents=True)
+    (tmp_path / "m/1/model.onnx").write_bytes(b"this is no model")
+    process = start(tmp_path)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        stop(process)
+    assert process.returncode == 1
+    assert "ready" not in out
+    assert err.startswith("headrace: InvalidModel: ")
+    assert "Traceback" not in err
