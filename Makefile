@@ -21,7 +21,10 @@ $(STAMPS)/built: $(STAMPS)/deps $(CXX_SOURCES)
 
 # Rebuilds only what changed in the extension module; the lock keeps two callers apart.
 ext:
-	PATH="$(abspath $(BIN)):$$PATH" flock build/.lock cmake --build build/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])') --target _core
+	PATH="$(abspath $(BIN)):$$PATH" flock build/.lock sh -c '\
+	    build=build/python$$(python -c "import sys; print(*sys.version_info[:2], sep=\".\")") && \
+	    cmake -B $$build -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/headrace > /dev/null && \
+	    cmake --build $$build --target _core'
 
 demo: setup
 	$(BIN)/python examples/demo/run.py

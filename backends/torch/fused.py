@@ -1,0 +1,93 @@
+"""Headrace's own ops, which the graph passes make out of ONNX's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from headrace.backends.torch.networks import convolution
+from headrace.backends.torch.ops import Attributes, Maker, Untranslated
+
+Tensor = torch.Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "gelu_erf": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+}
+
+
+def _activation(attributes: Attributes) -> Callable[[Tensor], Tensor]:
+    name = attributes.get("activation", "none")
+    if name == "clip":
+        return lambda x: torch.clamp(x, attributes.get("clip_min"), attributes.get("clip_max"))
+    if name not in ACTIVATIONS:
+        raise Untranslated(f"got activation {name!r}, expected one of {', '.join(ACTIVATIONS)} or clip")
+    return ACTIVATIONS[name]
+
+
+def _linear(attributes: Attributes, _opset: int) -> Callable[..., Any]:
+    activate = _activation(attributes)
+
+    def run(x: Tensor, weights: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        product = torch.matmul(x, weights)
+        out = activate(product if bias is None else product + bias)
+        return out if residual is None else out + residual
+
+    return run
+
+
+def _fused_conv(attributes: Attributes, _opset: int) -> Callable[..., Any]:
+    convolve, activate = convolution(attributes), _activation(attributes)
+
+    def run(x: Tensor, weights: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        out = convolve(x, weights, bias)
+        return activate(out if residual is None else out + residual)
+
+    return run
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, S, H*D] -> [B, H, S, D]."""
+    return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
+
+
+def _attention(attributes: Attributes, _opset: int) -> Callable[..., Any]:
+    heads = attributes.get("num_heads")
+    kv_heads = attributes.get("kv_heads", heads)
+    scale, layout = attributes.get("scale"), attributes.get("layout", "bsd")
+    guard = attributes.get("guard_nan", 0)
+    if layout not in ("bsd", "bhsd", "qkv"):
+        raise Untranslated(f"got layout {layout!r}, expected bsd, bhsd or qkv")
+
+    def run(q: Tensor, k: Tensor | None = None, v: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if layout == "qkv":
+            q, k, v = q.chunk(3, -1)
+        assert k is not None
+        assert v is not None
+        if layout != "bhsd":
+            q, k, v = _split_heads(q, heads), _split_heads(k, kv_heads), _split_heads(v, kv_heads)
+        k, v = k.repeat_interleave(heads // kv_heads, 1), v.repeat_interleave(heads // kv_heads, 1)
+        scores = torch.matmul(q, k.transpose(-1, -2)) * scale
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        weights = torch.softmax(scores, -1)
+        if guard:
+            weights = torch.nan_to_num(weights, nan=0.0)
+        out = torch.matmul(weights, v)
+        return out if layout == "bhsd" else out.transpose(1, 2).flatten(2)
+
+    return run
+
+
+OPS: dict[str, Maker] = {
+    "headrace.Linear": _linear,
+    "headrace.FusedConv": _fused_conv,
+    "headrace.Attention": _attention,
+}

@@ -1,0 +1,177 @@
+"""``headrace bench``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+if TYPE_CHECKING:
+    from headrace.backend import Request
+    from headrace.engine import Engine
+    from headrace.model import Model
+
+
+@click.command("bench")
+@click.argument("model", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--dim", "dims", multiple=True, metavar="NAME=N", help="Length of a symbolic dim; 1 unless given.")
+@click.option("--npz", type=click.Path(path_type=Path, exists=True), help="A Request: one array per input.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads for everybody; every usable core unless given.")
+@click.option(
+    "--backend", "backends", multiple=True, help="Only these backends; repeatable. All but 'reference' if absent."
+)
+@click.option("--no-peers", is_flag=True, help="Only Headrace's own backends.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Interleaved blocks each.")
+@click.option("--block-ms", default=250, show_default=True, type=click.IntRange(min=1), help="Timed calls per block.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(
+    model: Path, dims: tuple[str, ...], npz: Path | None, threads: int | None, backends: tuple[str, ...],
+    no_peers: bool, rounds: int, block_ms: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Time MODEL (an .onnx file) on every backend and every installed peer, interleaved in one run."""
+    from headrace import hardware, load
+    from headrace.samples import make_request, read_request
+
+    loaded = load(str(model))
+    request = read_request(npz, loaded.signature) if npz else make_request(loaded.signature, _parse_dims(dims))
+    threads = threads or hardware.probe().cores
+    report = bench(
+        loaded, str(model), request, threads=threads, only=backends, peers=not no_peers, rounds=rounds,
+        block_s=block_ms / 1000,
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print(report)
+
+
+def _parse_dims(dims: tuple[str, ...]) -> dict[str, int]:
+    lengths = {}
+    for dim in dims:
+        name, _, length = dim.partition("=")
+        if not length.isdigit():
+            raise click.BadParameter(f"got {dim!r}, expected NAME=N", param_hint="--dim")
+        lengths[name] = int(length)
+    return lengths
+
+
+def bench(
+    model: Model, path: str, request: Request, *, threads: int, only: tuple[str, ...] = (), peers: bool = True,
+    rounds: int = 5, block_s: float = 0.25,
+) -> dict[str, Any]:  # fmt: skip
+    """Times one Request on backends and peers.
+
+    Returns:
+        ``rows`` (fastest first: name, kind, median_s, p90_s, best_s, calls, ratio, max_abs_diff), ``refused`` (name ->
+        why) and the machine. ``ratio`` is the row's median over the native backend's, so above 1 is slower than
+        native; ``max_abs_diff`` is against the first peer that ran, or native.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from headrace import hardware
+    from headrace.measure import Candidate, interleave
+
+    engines, refused = _compile(model, threads, only)
+    runs: dict[str, Any] = {name: _runner(engine, request) for name, engine in engines.items()}
+    kinds = dict.fromkeys(runs, "backend")
+    if peers:
+        from headrace.peers import installed_peers
+
+        for name, peer in installed_peers().items():
+            try:
+                runs[name] = peer(path, request, threads)
+                runs[name]()
+                kinds[name] = "peer"
+            except Exception as error:  # a peer that cannot run this model is a row of its own
+                runs.pop(name, None)
+                refused[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    baseline = next((name for name, kind in kinds.items() if kind == "peer"), next(iter(runs)))
+    expected = runs[baseline]()
+    differences = {name: _max_abs_diff(run(), expected) for name, run in runs.items()}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("timing", total=rounds * len(runs))
+        timings = interleave(
+            [Candidate(name, run) for name, run in runs.items()],
+            rounds=rounds,
+            block_s=block_s,
+            progress=lambda: progress.advance(task),
+        )
+    unit = next((timing.median_s for timing in timings if timing.name == "native"), timings[0].median_s)
+    rows = [
+        timing.to_dict()
+        | {"kind": kinds[timing.name], "ratio": timing.median_s / unit, "max_abs_diff": differences[timing.name]}
+        for timing in sorted(timings, key=lambda timing: timing.median_s)
+    ]
+    machine = hardware.probe()
+    return {
+        "model": model.name,
+        "inputs": {name: list(np.shape(array)) for name, array in request.items()},
+        "threads": threads,
+        "baseline": baseline,
+        "machine": {"cpu": machine.cpu, "cores": machine.cores, "isa": machine.isa_selected},
+        "rows": rows,
+        "refused": refused,
+    }
+
+
+def _compile(model: Model, threads: int, only: tuple[str, ...]) -> tuple[dict[str, Engine], dict[str, str]]:
+    from headrace.engine import backends, compile_model
+    from headrace.errors import HeadraceError
+
+    engines: dict[str, Engine] = {}
+    refused: dict[str, str] = {}
+    names = only or tuple(name for name in backends() if name != "reference")  # minutes a call on a real model
+    for name in names:
+        try:
+            engines[name] = compile_model(model, backend=name, threads=threads)
+        except HeadraceError as error:
+            if only:
+                raise
+            refused[name] = str(error)
+    return engines, refused
+
+
+def _runner(engine: Engine, request: Request) -> Any:
+    return lambda: list(engine(request).values())
+
+
+def _max_abs_diff(got: list[np.ndarray], expected: list[np.ndarray]) -> float | None:
+    """Over the numeric outputs; None if there are none."""
+    diffs = [
+        float(np.max(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)), initial=0.0))
+        for a, b in zip(got, expected, strict=True)
+        if np.asarray(a).dtype.kind in "fiub"
+    ]
+    return max(diffs) if diffs else None
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    shapes = ", ".join(f"{name} {shape}" for name, shape in report["inputs"].items())
+    machine = report["machine"]
+    table = Table(
+        title=f"{report['model']}: {shapes}",
+        caption=f"{machine['cpu']}, {report['threads']} threads; ratio = median / native's; "
+        f"difference from {report['baseline']}",
+    )
+    for heading in ("ratio", "runtime", "median ms", "p90 ms", "best ms", "calls", "max abs diff"):
+        table.add_column(heading, justify="left" if heading == "runtime" else "right")
+    for row in report["rows"]:
+        difference = row["max_abs_diff"]
+        table.add_row(
+            f"{row['ratio']:.2f}",
+            row["name"] if row["kind"] == "peer" else f"[bold]{row['name']}[/bold]",
+            *(f"{row[key] * 1000:.3f}" for key in ("median_s", "p90_s", "best_s")),
+            str(row["calls"]),
+            "-" if difference is None else f"{difference:.1e}",
+        )
+    console.print(table)
+    for name, reason in report["refused"].items():
+        console.print(f"[yellow]{name}[/yellow]: {reason}")
