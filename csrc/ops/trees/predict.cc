@@ -9,9 +9,9 @@
 namespace headrace {
 namespace {
 
-// Paths walked at once: enough to hide the latency of one step behind the others' steps.
-constexpr int kPaths = 8;
-// Steps between looks at whether every path has ended.
+// Paths that take their steps in turns: enough to hide the latency of one step behind the others'.
+constexpr int64_t kPaths = 8;
+// Steps between looks at which paths have ended.
 constexpr int kStepsPerLook = 4;
 // Fewer rows than this are not worth waking another thread for.
 constexpr int64_t kMinRowsPerThread = 4;
@@ -73,23 +73,35 @@ auto nodes_of(const Forest& forest) {
   }
 }
 
-// Walks kPaths paths to their leaves; path p starts at node at[p] and reads codes[p][column *
-// stride].
-template <class Code, class Node>
-void walk(const Node* nodes, const Code* const* codes, int64_t stride, uint32_t* at) {
-  bool moved;
-  do {
-    uint32_t before[kPaths];
-    for (int p = 0; p < kPaths; ++p) before[p] = at[p];
-    for (int step = 0; step < kStepsPerLook; ++step) {
-      for (int p = 0; p < kPaths; ++p) {
-        Node node = nodes[at[p]];
-        at[p] = node.child + (codes[p][node.column * stride] > node.threshold ? 1 : 0);
+// Walks paths from at[path] to their leaves. A node's code is codes[column * stride], one further
+// for every path if kPathPerRow. `active` has room for the paths, rounded up to kPaths.
+template <bool kPathPerRow, class Code, class Node>
+void walk(const Node* nodes, const Code* codes, int64_t stride, int64_t paths, uint32_t* at,
+          uint32_t* active) {
+  for (int64_t p = 0; p < paths; ++p) active[p] = static_cast<uint32_t>(p);
+  while (paths > 0) {
+    // A path that fills a gap takes the same steps twice at once, which changes nothing.
+    for (int64_t i = paths; i % kPaths != 0; ++i) active[i] = active[paths - 1];
+    for (int64_t i = 0; i < paths; i += kPaths) {
+      uint32_t now[kPaths];
+      for (int p = 0; p < kPaths; ++p) now[p] = at[active[i + p]];
+      for (int step = 0; step < kStepsPerLook; ++step) {
+        for (int p = 0; p < kPaths; ++p) {
+          Node node = nodes[now[p]];
+          int64_t row = kPathPerRow ? active[i + p] : 0;
+          now[p] = node.child + (codes[node.column * stride + row] > node.threshold ? 1 : 0);
+        }
       }
+      for (int p = 0; p < kPaths; ++p) at[active[i + p]] = now[p];
     }
-    moved = false;
-    for (int p = 0; p < kPaths; ++p) moved |= before[p] != at[p];
-  } while (moved);
+    int64_t left = 0;
+    for (int64_t i = 0; i < paths; ++i) {
+      uint32_t path = active[i];
+      active[left] = path;
+      left += nodes[at[path]].child != at[path] ? 1 : 0;
+    }
+    paths = left;
+  }
 }
 
 }  // namespace
@@ -101,7 +113,8 @@ struct ForestPredictor::Workspace {
   Code* slots;         // lockstep: slot 0
   double* scores;      // [targets][kBlockRows]
   double* row_scores;  // [targets], at least two
-  uint32_t* ends;      // of a row: where its path through each tree ends
+  uint32_t* at;        // walked paths: a row's through all trees, or all rows' through a tree
+  uint32_t* active;    // those of them that have not ended
 
   static int64_t round(int64_t bytes) { return (bytes + 63) / 64 * 64; }
   static int64_t codes_bytes(const Forest& f) {
@@ -117,12 +130,12 @@ struct ForestPredictor::Workspace {
   static int64_t row_bytes(const Forest& f) {
     return round(std::max(f.targets, 2) * static_cast<int64_t>(sizeof(double)));
   }
-  static int64_t ends_bytes(const Forest& f) {
-    auto trees = static_cast<int64_t>(f.trees.size()) + kPaths;
-    return round(trees * static_cast<int64_t>(sizeof(uint32_t)));
+  static int64_t paths_bytes(const Forest& f) {
+    auto paths = std::max<int64_t>(static_cast<int64_t>(f.trees.size()), kBlockRows) + kPaths;
+    return round(paths * static_cast<int64_t>(sizeof(uint32_t)));
   }
   static int64_t bytes(const Forest& f) {
-    return codes_bytes(f) + slots_bytes(f) + scores_bytes(f) + row_bytes(f) + ends_bytes(f);
+    return codes_bytes(f) + slots_bytes(f) + scores_bytes(f) + row_bytes(f) + 2 * paths_bytes(f);
   }
 
   Workspace(const Forest& f, std::byte* memory)
@@ -130,7 +143,8 @@ struct ForestPredictor::Workspace {
         slots(reinterpret_cast<Code*>(memory += codes_bytes(f)) + f.lockstep_leaves * kBlockRows),
         scores(reinterpret_cast<double*>(memory += slots_bytes(f))),
         row_scores(reinterpret_cast<double*>(memory += scores_bytes(f))),
-        ends(reinterpret_cast<uint32_t*>(memory + row_bytes(f))) {}
+        at(reinterpret_cast<uint32_t*>(memory += row_bytes(f))),
+        active(reinterpret_cast<uint32_t*>(memory + paths_bytes(f))) {}
 
   // Writes the slots that hold leaf numbers, and codes for ensembles that ask nothing.
   void fill_constants(const Forest& f) {
@@ -273,17 +287,10 @@ void ForestPredictor::add_lockstep(const TreeGroup& group, Workspace<Code>& work
 
 template <class Code>
 void ForestPredictor::add_walked(const Tree& tree, Workspace<Code>& work, int64_t rows) const {
-  for (int64_t row = 0; row < rows; row += kPaths) {
-    const Code* codes[kPaths];
-    uint32_t at[kPaths];
-    for (int p = 0; p < kPaths; ++p) {
-      codes[p] = work.codes + row + p;
-      at[p] = static_cast<uint32_t>(tree.nodes_begin);
-    }
-    walk<Code>(nodes_of<Code>(forest_), codes, kBlockRows, at);
-    for (int64_t i = row; i < std::min(row + kPaths, rows); ++i) {
-      add_leaf(tree, forest_.node_leaf[at[i - row]], work.scores + i);
-    }
+  std::fill(work.at, work.at + rows, static_cast<uint32_t>(tree.nodes_begin));
+  walk<true>(nodes_of<Code>(forest_), work.codes, kBlockRows, rows, work.at, work.active);
+  for (int64_t i = 0; i < rows; ++i) {
+    add_leaf(tree, forest_.node_leaf[work.at[i]], work.scores + i);
   }
 }
 
@@ -304,18 +311,12 @@ void ForestPredictor::score_block(Workspace<Code>& work, int64_t rows) const {
 template <class Code>
 void ForestPredictor::score_row(Workspace<Code>& work, int64_t slot) const {
   auto trees = static_cast<int64_t>(forest_.trees.size());
-  const Code* codes[kPaths];
-  std::fill(codes, codes + kPaths, work.codes);
-  for (int64_t t = 0; t < trees; t += kPaths) {
-    uint32_t* at = work.ends + t;
-    for (int p = 0; p < kPaths; ++p) {
-      int64_t tree = std::min(t + p, trees - 1);
-      at[p] = static_cast<uint32_t>(forest_.trees[static_cast<size_t>(tree)].nodes_begin);
-    }
-    walk<Code>(nodes_of<Code>(forest_), codes, 1, at);
-  }
   for (int64_t t = 0; t < trees; ++t) {
-    add_leaf(forest_.trees[static_cast<size_t>(t)], forest_.node_leaf[work.ends[t]],
+    work.at[t] = static_cast<uint32_t>(forest_.trees[static_cast<size_t>(t)].nodes_begin);
+  }
+  walk<false>(nodes_of<Code>(forest_), work.codes, 1, trees, work.at, work.active);
+  for (int64_t t = 0; t < trees; ++t) {
+    add_leaf(forest_.trees[static_cast<size_t>(t)], forest_.node_leaf[work.at[t]],
              work.scores + slot);
   }
 }
