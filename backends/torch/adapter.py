@@ -131,7 +131,12 @@ class TorchBackend(Backend):
 def _device(wanted: str | None) -> torch.device:
     import torch
 
-    device = torch.device(wanted or "cpu")
+    try:
+        device = torch.device(wanted or "cpu")
+    except RuntimeError as error:
+        raise BackendUnavailable(f"backend 'torch': got device {wanted!r}, expected cpu or cuda[:N]") from error
+    if device.type not in ("cpu", "cuda"):
+        raise BackendUnavailable(f"backend 'torch': got device {wanted!r}, expected cpu or cuda[:N]")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(f"backend 'torch': got device {wanted!r}, but torch finds no CUDA device here")
     return device
