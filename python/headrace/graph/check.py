@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import InvalidModel
 from headrace.graph._onnx_ir import ir
+from headrace.graph.edit import static_dims
 
 if TYPE_CHECKING:
     import onnx
@@ -75,7 +76,10 @@ def _skeleton(model: ir.Model) -> Iterator[onnx.ModelProto]:
     for name, value in constants.items():
         tensor = value.const_value
         if tensor is not None:
-            value.type, value.shape = value.type or ir.TensorType(tensor.dtype), value.shape or ir.Shape(tensor.shape)
+            value.type, value.shape = (
+                value.type or ir.TensorType(tensor.dtype),
+                value.shape or ir.Shape(static_dims(tensor)),
+            )
         if name in large:
             del graph.initializers[name]
             value.const_value = None
@@ -99,7 +103,7 @@ def _upgrade(proto: onnx.ModelProto) -> ir.Model | None:
 
     try:
         return ir.serde.deserialize_model(onnx.version_converter.convert_version(proto, _OPSET_TARGET))
-    except Exception:  # noqa: BLE001  (a C++ converter with many kinds of failure; the old opset is still valid)
+    except Exception:
         return None
 
 

@@ -80,17 +80,17 @@ def canonical(dim: Dim) -> Dim:
 
 
 def add(a: Dim, b: Dim) -> Dim:
-    """a + b."""
+    """A + b."""
     return a + b if isinstance(a, int) and isinstance(b, int) else _spell(_plus(dict(_parse(a)), dict(_parse(b))))
 
 
 def sub(a: Dim, b: Dim) -> Dim:
-    """a - b."""
+    """A - b."""
     return a - b if isinstance(a, int) and isinstance(b, int) else _spell(_plus(dict(_parse(a)), dict(_parse(b)), -1))
 
 
 def mul(a: Dim, b: Dim) -> Dim:
-    """a * b."""
+    """A * b."""
     return a * b if isinstance(a, int) and isinstance(b, int) else _spell(_times(dict(_parse(a)), dict(_parse(b))))
 
 

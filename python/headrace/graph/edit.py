@@ -40,7 +40,9 @@ def input_at(node: ir.Node, index: int) -> ir.Value | None:
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether `value` has the same, known elements in every run."""
-    return value is not None and value.const_value is not None and (value.is_initializer() or value.producer() is not None)
+    return (
+        value is not None and value.const_value is not None and (value.is_initializer() or value.producer() is not None)
+    )
 
 
 def constant(value: ir.Value | None, bytes_max: int = SMALL_BYTES) -> np.ndarray[Any, Any] | None:
@@ -72,6 +74,11 @@ def single_use(value: ir.Value) -> ir.Node | None:
     """The one node that uses `value`, once, or None where there are more uses, none, or it is a graph output."""
     uses = value.uses()
     return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def static_dims(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a constant."""
+    return tuple(int(str(dim)) for dim in tensor.shape)
 
 
 def dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
@@ -115,7 +122,9 @@ def _keep_annotation(old: ir.Value, new: ir.Value) -> None:
     if new.shape is None or (old.shape is not None and len(new.shape) != len(old.shape)):
         new.shape = old.shape
     elif old.shape is not None:
-        new.shape = ir.Shape([was if _says_more(was, now) else now for was, now in zip(old.shape, new.shape, strict=True)])
+        new.shape = ir.Shape(
+            [was if _says_more(was, now) else now for was, now in zip(old.shape, new.shape, strict=True)]
+        )
 
 
 def _says_more(was: int | ir.SymbolicDim, now: int | ir.SymbolicDim) -> bool:
@@ -174,7 +183,7 @@ def add_constant(graph: ir.Graph, stem: str, data: np.ndarray[Any, Any] | ir.Ten
     name = fresh_name(graph, stem)
     tensor = ir.tensor(data, name=name) if isinstance(data, np.ndarray) else data
     value = ir.Value(
-        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(static_dims(tensor)), const_value=tensor
     )
     graph.register_initializer(value)
     return value
@@ -187,7 +196,7 @@ def derived_tensor(
     tensors = [source.const_value for source in sources]
     assert all(tensor is not None for tensor in tensors)
 
-    def evaluate() -> ir.Tensor:
+    def evaluate() -> ir.TensorProtocol:
         arrays = [tensor.numpy() for tensor in tensors if tensor is not None]
         return ir.Tensor(np.ascontiguousarray(compute(*arrays)), dtype=dtype)
 

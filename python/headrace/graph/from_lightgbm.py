@@ -23,7 +23,8 @@ _CATEGORICAL_BIT, _DEFAULT_LEFT_BIT = 1, 2
 _MISSING_NONE, _MISSING_ZERO, _MISSING_NAN = 0, 1, 2
 
 _IDENTITY = {
-    "regression", "regression_l1", "l1", "l2", "huber", "fair", "quantile", "mape", "lambdarank", "rank_xendcg", "custom", "none",
+    "regression", "regression_l1", "l1", "l2", "huber", "fair", "quantile", "mape", "lambdarank",
+    "rank_xendcg", "custom", "none",
 }  # fmt: skip
 _EXPONENTIAL = {"poisson", "gamma", "tweedie"}
 
@@ -31,7 +32,8 @@ _EXPONENTIAL = {"poisson", "gamma", "tweedie"}
 def convert(source: Any, hints: Hints) -> ir.Model:
     """A Booster, or a fitted LGBMClassifier, LGBMRegressor or LGBMRanker, as IR.
 
-    Boosters and regressors answer ``prediction`` as their ``predict`` does; classifiers ``label`` and ``probabilities``.
+    Boosters and regressors answer ``prediction`` as their ``predict`` does, classifiers ``label`` and
+    ``probabilities``.
 
     Raises:
         ModelError: It is not fitted, or uses linear trees or an unknown objective.
@@ -126,7 +128,11 @@ def _zero_is_missing(feature: int, threshold: float, yes: int, no: int, default_
     # The answer is constant up to and including each bound, and after the last one.
     after = float(np.nextafter(np.float32(bounds[-1]), np.float32(np.inf)))
     answers = [goes_left(bound) for bound in bounds] + [goes_left(after)]
-    steps = [(bound, answer) for bound, answer, follower in zip(bounds, answers, answers[1:], strict=False) if answer != follower]
+    steps = [
+        (bound, answer)
+        for bound, answer, follower in zip(bounds, answers, answers[1:], strict=False)
+        if answer != follower
+    ]
     if not steps:
         target = yes if answers[0] else no
         return [Split(feature, LEQ, 0.0, target, target, False)]
@@ -153,7 +159,9 @@ def _transformed(graph: TreeGraph, objective: str) -> ir.Value:
     x = graph.scores
     if name in ("binary", "multiclassova", "cross_entropy", "xentropy"):
         slope = float(settings.get("sigmoid", "1"))
-        return graph.op("Sigmoid", x if slope == 1.0 else graph.op("Mul", x, graph.const(np.array(slope, dtype=np.float32))))
+        return graph.op(
+            "Sigmoid", x if slope == 1.0 else graph.op("Mul", x, graph.const(np.array(slope, dtype=np.float32)))
+        )
     if name in ("multiclass", "softmax"):
         return graph.op("Softmax", x, axis=1)
     if name in ("cross_entropy_lambda", "xentlambda"):

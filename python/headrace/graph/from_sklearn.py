@@ -53,7 +53,9 @@ def convert(source: Any, hints: Hints) -> ir.Model:
                 source, initial_types=_inputs(source, hints), options=options, target_opset=_TARGET_OPSET
             )
     except Exception as error:
-        raise ModelError(f"skl2onnx cannot convert {name}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        raise ModelError(
+            f"skl2onnx cannot convert {name}: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from error
     model = from_proto(proto, f"sklearn {name}")
     _name_outputs(model.graph)
     _name_batch(model.graph, source)
@@ -76,7 +78,8 @@ def _inputs(source: Any, hints: Hints) -> list[tuple[str, Any]]:
         features = getattr(source, "n_features_in_", None)
         if features is None:
             raise ModelError(
-                f"got a {type(source).__name__} that does not say how many features it takes, expected example_inputs as well"
+                f"got a {type(source).__name__} that does not say how many features it takes, "
+                "expected example_inputs as well"
             )
         return [("x", FloatTensorType([None, int(features)]))]
     return [(name, kinds[kind]([None, 1])) for name, kind in columns]
@@ -128,7 +131,10 @@ def _name_outputs(graph: ir.Graph) -> None:
 def _name_batch(graph: ir.Graph, source: Any) -> None:
     """Every input and output has one row per row asked for; skl2onnx does not always say so."""
     classes = getattr(source, "classes_", None)
-    ranks = {"label": ["batch"], "probabilities": ["batch", len(classes)] if classes is not None else None}
+    ranks: dict[str, list[int | str] | None] = {
+        "label": ["batch"],
+        "probabilities": ["batch", len(classes)] if classes is not None else None,
+    }
     for value in (*graph.inputs, *graph.outputs):
         shape = ranks.get(str(value.name))
         if value.shape is not None and len(value.shape):

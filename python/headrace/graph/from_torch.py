@@ -41,7 +41,13 @@ def convert(source: Any, hints: Hints) -> ir.Model:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                source, args, kwargs=kwargs or None, dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False
+                source,
+                args,
+                kwargs=kwargs or None,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                verbose=False,
+                external_data=False,
             )
     except Exception as error:
         raise ModelError(f"torch cannot export {type(source).__name__}: {_reason(error)}") from error
@@ -73,7 +79,8 @@ def _first_dims_dynamic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     sizes = {value.shape[0] for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim}
     if len(sizes) != 1:
         raise InvalidModel(
-            f"torch example_inputs have first dims {sorted(sizes)}, expected one common batch size; give dynamic_shapes instead"
+            f"torch example_inputs have first dims {sorted(sizes)}, expected one common batch size; "
+            "give dynamic_shapes instead"
         )
     return {name: spec(value) for name, value in kwargs.items()} if kwargs else tuple(spec(value) for value in args)
 

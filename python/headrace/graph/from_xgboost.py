@@ -27,7 +27,8 @@ _SOFTMAX = {"multi:softprob", "multi:softmax"}
 def convert(source: Any, hints: Hints) -> ir.Model:
     """A Booster, or a fitted XGBClassifier, XGBRegressor, XGBRanker or forest of them, as IR.
 
-    Boosters and regressors answer ``prediction`` as their ``predict`` does; classifiers ``label`` and ``probabilities``.
+    Boosters and regressors answer ``prediction`` as their ``predict`` does, classifiers ``label`` and
+    ``probabilities``.
 
     Raises:
         ModelError: It is not fitted, its booster is not made of trees, or its objective is unknown.
@@ -83,7 +84,9 @@ def _trees(gradient_booster: dict[str, Any]) -> list[Tree]:
 
 def _tree(tree: dict[str, Any], target: int, weight: np.float32) -> Tree:
     if int(tree["tree_param"].get("size_leaf_vector", "1")) > 1:
-        raise ModelError("got an XGBoost model with vector leaves (multi_strategy='multi_output_tree'), expected one_output_per_tree")
+        raise ModelError(
+            "got an XGBoost model with vector leaves (multi_strategy='multi_output_tree'), expected one_output_per_tree"
+        )
     left, right = tree["left_children"], tree["right_children"]
     # Numbers of splits and of leaves, each counted on its own; a leaf is named ~number.
     names, counts = [], [0, 0]
@@ -112,7 +115,10 @@ def _category_sets(tree: dict[str, Any]) -> dict[int, tuple[float, ...]]:
     sets = {}
     categories = tree.get("categories", [])
     segments = zip(
-        tree.get("categories_nodes", []), tree.get("categories_segments", []), tree.get("categories_sizes", []), strict=True
+        tree.get("categories_nodes", []),
+        tree.get("categories_segments", []),
+        tree.get("categories_sizes", []),
+        strict=True,
     )
     for node, start, size in segments:
         sets[node] = tuple(float(category) for category in categories[start : start + size])

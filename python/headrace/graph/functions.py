@@ -13,7 +13,7 @@ from headrace.graph.edit import HEADRACE_DOMAIN, attribute, input_at
 if TYPE_CHECKING:
     import onnx
 
-# Ops the passes make, and the opset they came with: in an older opset they too are written out as functions. Gelu always
+# Ops the passes make, and the opset they came with: in an older opset they are written out as functions. Gelu always
 # is: ONNX's own is a context-dependent function, which the reference evaluator expands only where every type is known.
 _SINCE = {"LayerNormalization": 17, "Gelu": math.inf, "RMSNormalization": 23}
 

@@ -45,13 +45,14 @@ def load(
     """Loads a model and optimises its graph.
 
     Args:
-        source: A path to an ``.onnx`` file, an ``onnx.ModelProto``, an ``onnx_ir.Model``, a ``torch.nn.Module``, a fitted
-            scikit-learn estimator or pipeline, or a LightGBM or XGBoost booster or estimator.
+        source: A path to an ``.onnx`` file, an ``onnx.ModelProto``, an ``onnx_ir.Model``, a ``torch.nn.Module``, a
+            fitted scikit-learn estimator or pipeline, or a LightGBM or XGBoost booster or estimator.
         example_inputs: For torch, the arguments of one call (a tensor, a tuple, or a dict of keyword arguments): needed
             to trace it. For scikit-learn, a few rows of training data, needed where columns are not all float32.
         input_names: Names for the inputs, in order; the source's own by default.
         output_names: Names for the outputs, in order; the source's own by default.
-        dynamic_shapes: For torch, what may vary, as ``torch.export.export`` takes it; by default the first dim of each input.
+        dynamic_shapes: For torch, what may vary, as ``torch.export.export`` takes it; by default the first dim of each
+            input.
         name: What to call the Model; by default the file's stem or the object's class.
 
     Raises:
@@ -87,8 +88,8 @@ def _import(source: Any, hints: Hints) -> tuple[ir.Model, str, str, str | None]:
         return source.clone(), "onnx_ir.Model", source.graph.name or "model", None
     if kind is None:
         raise TypeError(
-            f"headrace.load: got a {type(source).__module__}.{cls}, expected a path, an onnx.ModelProto, an onnx_ir.Model, "
-            "a torch.nn.Module, or a fitted scikit-learn, LightGBM or XGBoost model"
+            f"headrace.load: got a {type(source).__module__}.{cls}, expected a path, an onnx.ModelProto, "
+            "an onnx_ir.Model, a torch.nn.Module, or a fitted scikit-learn, LightGBM or XGBoost model"
         )
     import importlib
 
@@ -96,8 +97,8 @@ def _import(source: Any, hints: Hints) -> tuple[ir.Model, str, str, str | None]:
     return module.convert(source, hints), f"{kind} {cls}", cls, None
 
 
-# Class that marks a source's kind, as "module prefix", "class name" in the source's method resolution order. Looking at names
-# keeps torch, scikit-learn and the rest unimported unless the source itself comes from them.
+# Class that marks a source's kind, as "module prefix", "class name" in the source's method resolution order. Looking at
+# names keeps torch, scikit-learn and the rest unimported unless the source itself comes from them.
 _KINDS = (
     ("onnx", "ModelProto", "onnx"),
     ("onnx_ir", "Model", "onnx_ir"),
@@ -143,20 +144,28 @@ def _digest(model: ir.Model) -> str:
     digest = hashlib.sha256()
     for graph in model.graphs():
         for node in graph:
-            parts = (node.domain, node.op_type, *(value.name if value else "" for value in (*node.inputs, *node.outputs)))
+            parts = (
+                node.domain,
+                node.op_type,
+                *(value.name if value else "" for value in (*node.inputs, *node.outputs)),
+            )
             digest.update(repr(parts).encode())
             for key, attr in sorted(node.attributes.items()):
                 value = attr.value
                 if attr.type == ir.AttributeType.TENSOR:
-                    value = attr.as_tensor().tobytes()
+                    value = _contents(attr.as_tensor())
                 elif attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                     value = ""  # its own graph is digested by the outer loop
                 digest.update(repr((key, value)).encode())
         for name, constant in graph.initializers.items():
             digest.update(str(name).encode())
-            tensor = constant.const_value
-            if tensor is not None and tensor.dtype == ir.DataType.STRING:
-                digest.update(repr(tensor.numpy().tolist()).encode())
-            elif tensor is not None:
-                digest.update(tensor.tobytes())
+            if constant.const_value is not None:
+                digest.update(_contents(constant.const_value))
     return digest.hexdigest()
+
+
+def _contents(tensor: ir.TensorProtocol) -> bytes:
+    head = repr((tensor.dtype.name, list(tensor.shape))).encode()
+    if tensor.dtype == ir.DataType.STRING:
+        return head + repr(tensor.numpy().tolist()).encode()
+    return head + tensor.tobytes()

@@ -19,6 +19,7 @@ import numpy as np
 
 from headrace.errors import InvalidModel
 from headrace.graph._onnx_ir import ir
+from headrace.graph.edit import static_dims
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +55,7 @@ class DataFile:
             InvalidModel: The file ends before that.
         """
         data = np.empty(length, dtype=np.uint8)
-        view, done = memoryview(data), 0
+        view, done = data.data, 0
         while done < length:
             count = os.preadv(self._fd, [view[done:]], offset + done)
             if count == 0:
@@ -66,15 +67,17 @@ class DataFile:
         """The SHA-256 of the whole file, in hex."""
         digest = hashlib.sha256()
         for offset in range(0, self.size, 1 << 20):
-            digest.update(self.read(offset, min(1 << 20, self.size - offset)))
+            digest.update(self.read(offset, min(1 << 20, self.size - offset)).data)
         return digest.hexdigest()
 
 
-def file_tensor(file: DataFile, offset: int, length: int, dtype: ir.DataType, shape: ir.Shape, name: str) -> ir.LazyTensor:
+def file_tensor(
+    file: DataFile, offset: int, length: int, dtype: ir.DataType, shape: ir.Shape, name: str
+) -> ir.LazyTensor:
     """A tensor whose elements lie little-endian in `file`; each access reads them anew."""
 
-    def read_tensor() -> ir.Tensor:
-        array = file.read(offset, length).view(dtype.numpy()).reshape(tuple(int(dim) for dim in shape))
+    def read_tensor() -> ir.TensorProtocol:
+        array = file.read(offset, length).view(dtype.numpy()).reshape(shape.numpy())
         return ir.Tensor(array, dtype=dtype, shape=shape, name=name)
 
     return ir.LazyTensor(read_tensor, dtype=dtype, shape=shape, name=name)
@@ -105,7 +108,7 @@ def read(path: Path) -> tuple[ir.Model, str]:
         value = model.graph.initializers[name]
         tensor = value.const_value
         assert tensor is not None
-        dtype, shape = tensor.dtype, ir.Shape(tensor.shape)
+        dtype, shape = tensor.dtype, ir.Shape(static_dims(tensor))
         _check_bytes(str(path), name, dtype, shape, length)
         value.const_value = file_tensor(file, offset, length, dtype, shape, name)
     _attach_external_data(model, path)
@@ -128,16 +131,17 @@ def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
 
 
 def _decode_error() -> type[Exception]:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    return DecodeError
+    error: type[Exception] = DecodeError
+    return error
 
 
 def _check_bytes(where: str, name: str, dtype: ir.DataType, shape: ir.Shape, length: int) -> None:
-    expected = int(np.prod([int(dim) for dim in shape], dtype=np.int64)) * dtype.itemsize
+    expected = int(np.prod(shape.numpy(), dtype=np.int64)) * dtype.itemsize
     if expected != length:
         raise InvalidModel(
-            f"{where}: initializer {name!r} holds {length} bytes, expected {int(expected)} for {dtype.name}{list(shape)}"
+            f"{where}: initializer {name!r} holds {length} bytes, expected {expected} for {dtype.name}{list(shape)}"
         )
 
 
@@ -152,12 +156,14 @@ def _attach_external_data(model: ir.Model, path: Path) -> None:
                 continue
             location = (folder / tensor.location).resolve()
             if not location.is_relative_to(folder):
-                raise InvalidModel(f"{path}: initializer {name!r} lies in {str(location)!r}, expected a file in {str(folder)!r}")
+                raise InvalidModel(
+                    f"{path}: initializer {name!r} lies in {str(location)!r}, expected a file in {str(folder)!r}"
+                )
             if location not in files:
                 if not location.is_file():
                     raise InvalidModel(f"{path}: initializer {name!r} lies in {str(location)!r}, which does not exist")
                 files[location] = DataFile(location)
-            dtype, shape, offset = tensor.dtype, ir.Shape(tensor.shape), tensor.offset or 0
+            dtype, shape, offset = tensor.dtype, ir.Shape(static_dims(tensor)), tensor.offset or 0
             length = tensor.length if tensor.length is not None else files[location].size - offset
             _check_bytes(str(path), name, dtype, shape, length)
             if offset + length > files[location].size:
@@ -234,7 +240,7 @@ def _varint(value: int) -> bytes:
 
 
 def _detach_weights(file: DataFile) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The serialized ModelProto without its large initializers' bytes, and where those lie: name -> (offset, length)."""
+    """The serialized ModelProto without its large initializers' bytes; name -> (offset, length) of those."""
     window, detached = _Window(file), {}
     model = bytearray()
     for field, start, payload, end in _fields(window, 0, file.size):

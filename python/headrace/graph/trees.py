@@ -93,7 +93,9 @@ def _flatten(trees: Sequence[Tree]) -> _Columns:
             row, identity = len(out.tree), next_id
             next_id += 1
             if next_id > _NODES_PER_TREE_MAX:
-                raise ModelError(f"tree {number} has more than {_NODES_PER_TREE_MAX} nodes once its splits are written out")
+                raise ModelError(
+                    f"tree {number} has more than {_NODES_PER_TREE_MAX} nodes once its splits are written out"
+                )
             if patch is not None:
                 patch[position] = identity
             out.tree.append(number)
@@ -127,17 +129,20 @@ def _unshared(splits: Sequence[Split]) -> list[Split]:
     while pending:
         at, parent, side = pending.pop()
         if parent >= 0:
-            out[parent] = replace(out[parent], **{side: len(out)})
+            child = len(out)
+            out[parent] = replace(out[parent], yes=child) if side == "yes" else replace(out[parent], no=child)
         position = len(out)
         if position >= _NODES_PER_TREE_MAX:
             raise ModelError(f"a tree has more than {_NODES_PER_TREE_MAX} splits once they are written out")
         out.append(splits[at])
-        pending += [(child, position, side) for child, side in ((splits[at].no, "no"), (splits[at].yes, "yes")) if child >= 0]
+        pending += [
+            (child, position, side) for child, side in ((splits[at].no, "no"), (splits[at].yes, "yes")) if child >= 0
+        ]
     return out
 
 
 class TreeGraph:
-    """A graph with one float32 input ``x`` [batch, features] and a tree ensemble on it, to which post-processing is added.
+    """A graph of one float32 input ``x`` [batch, features] and a tree ensemble, to which post-processing is added.
 
     Args:
         features: How many columns the input has.
@@ -191,7 +196,10 @@ class TreeGraph:
     def _with_sets(self, x: ir.Value, trees: Sequence[Tree], targets: int, base: Sequence[float] | None) -> ir.Value:
         """As TreeEnsemble of ai.onnx.ml 5, the first whose splits can test for membership in a set."""
         splits: list[Split] = []
-        roots, leaf_weights, leaf_targets, children = [], [], [], []
+        roots: list[int] = []
+        leaf_weights: list[float] = []
+        leaf_targets: list[int] = []
+        children: list[tuple[tuple[int, int], ...]] = []
         for tree in trees:
             # A tree that is one leaf still needs a split: one whose two sides are that leaf.
             own = _unshared(tree.splits) or [Split(0, LEQ, 0.0, ~0, ~0, False)]

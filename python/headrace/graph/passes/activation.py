@@ -41,7 +41,9 @@ def activation_after(value: ir.Value) -> Activation | None:
     if node.op_type in _SINGLE:
         return Activation(_SINGLE[node.op_type], node.outputs[0])
     if node.op_type == "Gelu":
-        return Activation("gelu_tanh" if attribute(node, "approximate", "none") == "tanh" else "gelu_erf", node.outputs[0])
+        return Activation(
+            "gelu_tanh" if attribute(node, "approximate", "none") == "tanh" else "gelu_erf", node.outputs[0]
+        )
     if node.op_type == "Swish" and attribute(node, "alpha", 1.0) == 1.0:
         return Activation("silu", node.outputs[0])
     if node.op_type == "Clip" and node.inputs[0] is value:
@@ -61,7 +63,7 @@ def _clip(node: ir.Node) -> Activation | None:
 
 
 def _silu_after(value: ir.Value) -> Activation | None:
-    """x * Sigmoid(x), where nothing else uses x."""
+    """X * Sigmoid(x), where nothing else uses x."""
     users = [use.node for use in value.uses()]
     if len(users) != 2 or value.is_graph_output():
         return None
@@ -153,7 +155,7 @@ def _sources(node: ir.Node) -> list[ir.Value]:
 
 
 def _evaluate(root: ir.Node, source: ir.Value) -> Array | None:
-    """What `root` gives at `_POINTS` of `source`, if it depends on nothing else and nothing else uses what lies between."""
+    """What `root` gives at `_POINTS` of `source`, if it depends on nothing else and only it uses what lies between."""
     inner: dict[ir.Node, Array] = {}
 
     def value_at(value: ir.Value | None, depth: int) -> Array | None:

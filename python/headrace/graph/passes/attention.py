@@ -217,7 +217,11 @@ def _emit(
         "scale": float(scores.scale),
         "guard_nan": int(guarded),
     }
-    query, key, val = _split_source(scores.query, [0, 2, 1, 3]), _key_source(scores.key_t), _split_source(value, [0, 2, 1, 3])
+    query, key, val = (
+        _split_source(scores.query, [0, 2, 1, 3]),
+        _key_source(scores.key_t),
+        _split_source(value, [0, 2, 1, 3]),
+    )
     merged = _merge_output(output)
     if query is not None and key is not None and val is not None and merged is not None:
         node = fused("Attention", [query, key, val, mask], {**attributes, "layout": "bsd"})

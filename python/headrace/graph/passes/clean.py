@@ -15,15 +15,20 @@ from headrace.graph.edit import (
     input_at,
     ints,
     is_constant,
+    static_dims,
     substitute,
 )
 
 # A folded constant may have this many bytes, or as many as the constants it came from.
 FOLD_BYTES_MAX = 1 << 20
 
-_RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
 # Their outputs may be far larger than their inputs, so they are folded only where the size is known beforehand.
-_GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "OneHot", "EyeLike", "Upsample", "Gather"})
+_GROWING = frozenset(
+    {"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "OneHot", "EyeLike", "Upsample", "Gather"}
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -113,7 +118,9 @@ def _bytes(tensor: ir.TensorProtocol) -> int:
 
 
 def _evaluate(node: ir.Node, opsets: dict[str, int]) -> Array | None:
-    arrays = [None if value is None or value.const_value is None else value.const_value.numpy() for value in node.inputs]
+    arrays = [
+        None if value is None or value.const_value is None else value.const_value.numpy() for value in node.inputs
+    ]
     quick = _NUMPY.get(node.op_type)
     if quick is not None and len(arrays) == 2 and arrays[0] is not None and arrays[1] is not None:
         with np.errstate(all="ignore"):
@@ -141,7 +148,7 @@ def _reference(node: ir.Node, arrays: list[Array | None], opsets: dict[str, int]
     try:
         with np.errstate(all="ignore"):
             result = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports)).run(None, feeds)[0]
-    except Exception:  # noqa: BLE001  (the evaluator raises many kinds; a node it cannot run is simply not folded)
+    except Exception:
         return None
     return np.asarray(result) if isinstance(result, np.ndarray | np.generic) else None
 
@@ -152,7 +159,7 @@ def _relayout(node: ir.Node) -> ir.TensorProtocol | None:
     tensor = source.const_value if source is not None else None
     if source is None or tensor is None:
         return None
-    shape = [int(dim) for dim in tensor.shape]
+    shape = list(static_dims(tensor))
     if node.op_type == "Transpose":
         perm = list(attribute(node, "perm") or range(len(shape))[::-1])
         return derived_tensor(tensor.dtype, [shape[axis] for axis in perm], [source], lambda a: a.transpose(perm))
@@ -180,7 +187,9 @@ def remove_copies(graph: ir.Graph) -> bool:
         if node.domain != "" or not node.inputs or node.inputs[0] is None or not _is_copy(node):
             continue
         source, output = node.inputs[0], node.outputs[0]
-        if output.is_graph_output() and (source.is_graph_input() or source.is_graph_output() or source.is_initializer()):
+        if output.is_graph_output() and (
+            source.is_graph_input() or source.is_graph_output() or source.is_initializer()
+        ):
             continue
         if source.graph is not graph and source.producer() is None:
             continue
@@ -251,7 +260,14 @@ def _node_key(node: ir.Node) -> tuple[Any, ...] | None:
         else:
             return None
     inputs = tuple(0 if value is None else id(value) for value in node.inputs)
-    return node.domain, node.op_type, node.version, len(node.outputs), inputs, tuple(sorted(attributes, key=lambda a: a[0]))
+    return (
+        node.domain,
+        node.op_type,
+        node.version,
+        len(node.outputs),
+        inputs,
+        tuple(sorted(attributes, key=lambda a: a[0])),
+    )
 
 
 def _merge_constants(graph: ir.Graph) -> bool:
@@ -263,7 +279,7 @@ def _merge_constants(graph: ir.Graph) -> bool:
             continue
         if value.is_graph_output() or value.is_graph_input():
             continue
-        key = (tensor.dtype, tuple(int(dim) for dim in tensor.shape), tensor.tobytes())
+        key = (tensor.dtype, static_dims(tensor), tensor.tobytes())
         first = seen.setdefault(key, value)
         if first is not value and value.uses():
             value.replace_all_uses_with(first)

@@ -24,6 +24,7 @@ from headrace.graph.edit import (
     producer,
     replace_node,
     single_use,
+    static_dims,
 )
 from headrace.graph.passes.activation import activation_after
 
@@ -67,8 +68,9 @@ def _convertible(node: ir.Node) -> bool:
 
 def _convert(graph: ir.Graph, node: ir.Node) -> None:
     weight, bias, output = node.inputs[1], input_at(node, 2), node.outputs[0]
-    assert weight is not None and weight.const_value is not None
-    shape = [int(dim) for dim in weight.const_value.shape]
+    assert weight is not None
+    assert weight.const_value is not None
+    shape = list(static_dims(weight.const_value))
     norm = _batch_norm(output, shape[0])
     if norm is not None:
         batch_norm, factor, shift = norm

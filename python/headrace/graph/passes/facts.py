@@ -7,7 +7,6 @@ the computation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,7 +15,7 @@ import numpy as np
 from headrace.graph import dims as sym
 from headrace.graph._onnx_ir import ir
 from headrace.graph.dims import Dim
-from headrace.graph.edit import attribute, constant, input_at, ints
+from headrace.graph.edit import attribute, constant, input_at, ints, static_dims
 
 Dims = tuple[Dim, ...]
 
@@ -69,7 +68,7 @@ def _annotated(value: ir.Value) -> Fact:
     array = constant(value)
     fact = Fact()
     if value.const_value is not None:
-        fact.shape = tuple(int(dim) for dim in value.const_value.shape)
+        fact.shape = static_dims(value.const_value)
     elif value.shape is not None:
         fact.shape = tuple(
             dim if isinstance(dim, int) else sym.canonical(dim.value) if dim.value else f"?{value.name}:{axis}"
@@ -99,9 +98,7 @@ def analyse(graph: ir.Graph) -> Facts:
     """Computes the facts of `graph`, and names on its values every dim that could be named."""
     facts = Facts()
     for node in graph:
-        rule = _RULES.get(node.op_type) if node.domain == "" else None
-        if node.domain == "" and node.op_type in _ELEMENTWISE:
-            rule = _elementwise
+        rule = _rule(node)
         if rule is None or len(node.outputs) == 0:
             continue
         fact = rule(node, facts)
@@ -114,6 +111,14 @@ def analyse(graph: ir.Graph) -> Facts:
         if fact.shape is not None and output.const_value is None:
             output.shape = ir.Shape([None if isinstance(d, str) and d.startswith("?") else d for d in fact.shape])
     return facts
+
+
+def _rule(node: ir.Node) -> Callable[[ir.Node, Facts], Fact | None] | None:
+    if node.domain == "ai.onnx.ml":
+        return _like_input if node.op_type in _SHAPE_KEEPING_ML else None
+    if node.domain != "":
+        return None
+    return _elementwise if node.op_type in _ELEMENTWISE else _RULES.get(node.op_type)
 
 
 def _merged(stated: Dims | None, derived: Dims | None) -> Dims | None:
@@ -363,8 +368,8 @@ def _elementwise(node: ir.Node, facts: Facts) -> Fact | None:
         return None
     shape = sym.broadcast(shapes)
     fact = Fact(shape=shape)
-    contents = [part.content for part in inputs]
-    if len(contents) == 2 and contents[0] is not None and contents[1] is not None:
+    contents = [part.content for part in inputs if part.content is not None]
+    if len(inputs) == len(contents) == 2:
         left, right = contents
         size = max(len(left), len(right))
         if size and {len(left), len(right)} <= {1, size}:
@@ -378,15 +383,19 @@ def _elementwise(node: ir.Node, facts: Facts) -> Fact | None:
     return fact
 
 
+def _quotient(a: Dim, b: Dim) -> Dim | None:
+    if b == 0:
+        return None
+    if isinstance(a, int) and isinstance(b, int):
+        return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)  # ONNX cuts towards zero
+    return sym.divide_products([a], [b])
+
+
 def _combine(op_type: str, pairs: list[tuple[Dim, Dim]]) -> Dims | None:
     if op_type in _INTEGER_RULES:
         return tuple(_INTEGER_RULES[op_type](a, b) for a, b in pairs)
     if op_type == "Div":
-        quotients = [
-            None if b == 0 else int(math.trunc(a / b)) if isinstance(a, int) and isinstance(b, int)
-            else sym.divide_products([a], [b])
-            for a, b in pairs
-        ]
+        quotients = [_quotient(a, b) for a, b in pairs]
         return None if None in quotients else tuple(q for q in quotients if q is not None)
     if op_type in ("Max", "Min") and all(isinstance(a, int) and isinstance(b, int) for a, b in pairs):
         pick = max if op_type == "Max" else min
@@ -408,12 +417,67 @@ def _uniform(op_type: str, inputs: list[Fact]) -> float | None:
 
 
 _ELEMENTWISE = frozenset(
-    "Add Sub Mul Div Pow Max Min Mod And Or Xor Not Equal Greater GreaterOrEqual Less LessOrEqual Where Abs Neg Sqrt Exp Log "
-    "Erf Tanh Sigmoid Relu Gelu Softmax LogSoftmax IsNaN IsInf Reciprocal Floor Ceil Round Sign Sin Cos Softplus Clip Dropout "
-    "HardSigmoid HardSwish LeakyRelu Elu Selu Mish Swish".split()
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Pow",
+        "Max",
+        "Min",
+        "Mod",
+        "And",
+        "Or",
+        "Xor",
+        "Not",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Where",
+        "Abs",
+        "Neg",
+        "Sqrt",
+        "Exp",
+        "Log",
+        "Erf",
+        "Tanh",
+        "Sigmoid",
+        "Relu",
+        "Gelu",
+        "Softmax",
+        "LogSoftmax",
+        "IsNaN",
+        "IsInf",
+        "Reciprocal",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Sign",
+        "Sin",
+        "Cos",
+        "Softplus",
+        "Clip",
+        "Dropout",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Elu",
+        "Selu",
+        "Mish",
+        "Swish",
+    ]
 )
 # Of these, the ones whose elements depend only on the elements beside them (Softmax looks along an axis).
 POINTWISE = _ELEMENTWISE - {"Softmax", "LogSoftmax", "Dropout", "Clip"}
+
+_SHAPE_KEEPING_ML = frozenset({"Scaler", "Imputer", "Normalizer", "Binarizer", "LabelEncoder"})
+
+
+def _like_input(node: ir.Node, facts: Facts) -> Fact | None:
+    return Fact(shape=facts.shape(node.inputs[0]))
+
 
 _RULES: dict[str, Callable[[ir.Node, Facts], Fact | None]] = {
     "Shape": _shape,
@@ -432,6 +496,8 @@ _RULES: dict[str, Callable[[ir.Node, Facts], Fact | None]] = {
     "Reshape": _reshape,
     "Transpose": _transpose,
     "MatMul": _matmul,
-    **dict.fromkeys(("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceL1"), _reduce),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), lambda node, facts: Fact(shape=facts.shape(node.inputs[0]))),
+    **dict.fromkeys(
+        ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL2", "ReduceL1"), _reduce
+    ),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _like_input),
 }

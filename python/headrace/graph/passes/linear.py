@@ -19,6 +19,7 @@ from headrace.graph.edit import (
     producer,
     replace_node,
     single_use,
+    static_dims,
 )
 from headrace.graph.passes.activation import activation_after
 
@@ -54,8 +55,8 @@ def fuse_residual(graph: ir.Graph) -> bool:
         if not is_op(node, "Add") or not _used(node):
             continue
         # Of two Linears the later one takes the sum: the other operand then comes from before it.
-        first = order.get(node.inputs[0], -1) < order.get(node.inputs[1], -1)
-        for index in (1, 0) if first else (0, 1):
+        ages = [-1 if value is None else order.get(value, -1) for value in node.inputs]
+        for index in (1, 0) if ages[0] < ages[1] else (0, 1):
             linear = producer(node.inputs[index], "Linear", domain=HEADRACE_DOMAIN)
             other = node.inputs[1 - index]
             if linear is None or other is None or input_at(linear, 3) is not None:
@@ -97,10 +98,16 @@ def _from_matmul(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
 def _from_gemm(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
     x, weight, bias = node.inputs[0], node.inputs[1], input_at(node, 2)
     plain = attribute(node, "alpha", 1.0) == 1.0 and not attribute(node, "transA", 0)
-    if not plain or weight is None or not _is_weight(weight) or is_constant(x) or node.outputs[0].dtype != ir.DataType.FLOAT:
+    if (
+        not plain
+        or weight is None
+        or not _is_weight(weight)
+        or is_constant(x)
+        or node.outputs[0].dtype != ir.DataType.FLOAT
+    ):
         return None
     assert weight.const_value is not None
-    rows, columns = (int(dim) for dim in weight.const_value.shape)
+    rows, columns = static_dims(weight.const_value)
     residual: ir.Value | None = None
     if bias is not None:
         if attribute(node, "beta", 1.0) != 1.0:
@@ -127,7 +134,7 @@ def _as_bias(graph: ir.Graph, value: ir.Value, width: int, rank: int | None) -> 
     tensor = value.const_value
     if tensor is None or tensor.dtype != ir.DataType.FLOAT:
         return None
-    shape = [int(dim) for dim in tensor.shape]
+    shape = list(static_dims(tensor))
     if shape == [width]:
         return value
     flat = all(dim == 1 for dim in shape[:-1]) and (not shape or shape[-1] in (1, width))
@@ -147,7 +154,7 @@ def _absorb_bias(graph: ir.Graph, linear: ir.Node) -> None:
     if other is None or not is_constant(other) or weight is None or weight.const_value is None:
         return
     rank = len(output.shape) if output.shape is not None else None
-    bias = _as_bias(graph, other, int(weight.const_value.shape[1]), rank)
+    bias = _as_bias(graph, other, static_dims(weight.const_value)[1], rank)
     if bias is not None:
         replace_node(graph, add.outputs[0], fused("Linear", [*linear.inputs, bias], dict(linear.attributes)))
 

@@ -17,6 +17,7 @@ from headrace.graph.edit import (
     replace_node,
     scalar,
     single_use,
+    static_dims,
 )
 
 
@@ -34,7 +35,7 @@ def fuse_norms(graph: ir.Graph) -> bool:
 
 
 def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
-    """`node` divides some x by sqrt(mean(x^2) + epsilon): where x is y - mean(y) that is a LayerNorm, else an RMSNorm."""
+    """`node` divides some x by sqrt(mean(x^2) + epsilon): a LayerNorm where x is y - mean(y), else an RMSNorm."""
     for value, root in _quotients(node):
         epsilon = _root_mean_square(value, root)
         if epsilon is None:
@@ -125,6 +126,6 @@ def _next_constant(value: ir.Value, op_type: str, width: int) -> tuple[ir.Value,
     if other is None or not is_constant(other) or other.const_value is None:
         return None
     tensor = other.const_value
-    if tensor.dtype != ir.DataType.FLOAT or [int(dim) for dim in tensor.shape] != [width]:
+    if tensor.dtype != ir.DataType.FLOAT or static_dims(tensor) != (width,):
         return None
     return other, user.outputs[0]

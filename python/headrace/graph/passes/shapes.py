@@ -1,4 +1,4 @@
-"""Removes what a graph computes only to know its own shapes: constant targets for Reshape, no-op Expands, index grids."""
+"""Removes what a graph computes only to know its own shapes: Reshape targets, no-op Expands, index grids."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from headrace.graph.edit import (
     is_op,
     producer,
     replace_node,
+    static_dims,
     substitute,
 )
 from headrace.graph.passes.facts import POINTWISE, Dims, Fact, Facts, analyse
@@ -49,7 +50,11 @@ def _known_content(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
     if fact.content is None or fact.shape is None or len(fact.shape) > 1 or is_constant(output):
         return False
     numbers = [dim for dim in fact.content if isinstance(dim, int)]
-    if len(numbers) != len(fact.content) or output.dtype not in (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL):
+    if len(numbers) != len(fact.content) or output.dtype not in (
+        ir.DataType.INT64,
+        ir.DataType.INT32,
+        ir.DataType.BOOL,
+    ):
         return False
     if output.is_graph_output():
         return False
@@ -89,7 +94,7 @@ def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> bool:
 
 
 def _static_target(before: Dims, after: Dims) -> list[int] | None:
-    """`after` as a constant Reshape target: 0 copies the input's dim, one -1 is inferred. None where that is not enough."""
+    """`after` as a constant Reshape target (0 copies the input's dim, one -1 is inferred), or None."""
     target: list[int] = []
     for axis, dim in enumerate(after):
         if isinstance(dim, int):
@@ -153,10 +158,10 @@ def _gather(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
     tensor = table.const_value
     if positions is None or tensor is None or axes is None or positions.ndim == 0 or len(cut.inputs) < 4:
         return False
-    rows = int(tensor.shape[0])
+    rows, *rest = static_dims(tensor)
     if positions.size > rows or positions.min() < -rows or positions.max() >= rows:
         return False
-    shape = [*positions.shape, *(int(dim) for dim in tensor.shape[1:])]
+    shape = [*positions.shape, *rest]
     looked_up = derived_tensor(tensor.dtype, shape, [table], lambda array: array[positions])
     value = add_constant(graph, f"{node.outputs[0].name}_table", looked_up)
     axes_value = add_constant(
@@ -168,7 +173,7 @@ def _gather(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
 
 
 def _gather_nd(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
-    """Picking ``data[i0, i1, ...]`` at every ``(i0, i1, ...)`` in order is `data` itself with axes of length 1 added."""
+    """Picking ``data[i0, i1, ...]`` at every index in order is `data` itself with axes of length 1 added."""
     data, index = node.inputs
     grid, out, shape = facts.of(index).grid, facts.shape(node.outputs[0]), facts.shape(data)
     if data is None or grid is None or shape is None or len(grid) != len(shape) or attribute(node, "batch_dims", 0):
@@ -207,7 +212,7 @@ def _transpose(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
 
 
 def _and(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
-    """x And True is x."""
+    """And with True everywhere gives the other operand."""
     for this, other in ((0, 1), (1, 0)):
         kept = node.inputs[other]
         if facts.of(node.inputs[this]).uniform == 1.0 and kept is not None:
@@ -254,9 +259,11 @@ def _uniform_gather(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
     if table is None or pick is None or not is_constant(table) or attribute(node, "axis", 0) != 0 or is_constant(index):
         return False
     tensor = table.const_value
-    if tensor is None or not -int(tensor.shape[0]) <= pick < int(tensor.shape[0]):
+    if tensor is None:
         return False
-    shape = [int(dim) for dim in tensor.shape[1:]]
+    rows, *shape = static_dims(tensor)
+    if not -rows <= pick < rows:
+        return False
     row = derived_tensor(tensor.dtype, shape, [table], lambda array: array[int(pick)])
     value = add_constant(graph, f"{node.outputs[0].name}_row", ir.tensor(row.numpy()))
     facts.of(node.outputs[0]).base = value
