@@ -8,6 +8,7 @@ const OpRegistry& OpRegistry::global() {
   static const OpRegistry registry = [] {
     OpRegistry all;
     register_activation_ops(all);
+    register_attention_ops(all);
     register_elementwise_ops(all);
     register_linear_ops(all);
     register_index_ops(all);

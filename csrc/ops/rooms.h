@@ -6,6 +6,7 @@ namespace headrace {
 class OpRegistry;
 
 void register_activation_ops(OpRegistry& registry);
+void register_attention_ops(OpRegistry& registry);
 void register_elementwise_ops(OpRegistry& registry);
 void register_linear_ops(OpRegistry& registry);
 void register_index_ops(OpRegistry& registry);

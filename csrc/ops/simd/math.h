@@ -71,6 +71,24 @@ HR_INLINE Vf exp_nonpositive(Vf x) {
   return select(x < splat(-87.33654f), splat(0.0f), p);
 }
 
+// 2^x for x <= 0: 2 ulp, but perhaps 0 where the result would be subnormal. Exactly 1 for 0.
+HR_INLINE Vf exp2_nonpositive(Vf x) {
+#if defined(__AVX512F__)
+  // x - floor(x), 0 for -inf; scalef takes the floor of its exponent by itself.
+  Vf r = {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+  Vf p = polynomial(r, 1.0f, 0.693151295f, 0.240164444f, 0.0557999127f, 0.00901702978f,
+                    0.00186713017f);
+  return {_mm512_scalef_ps(p.v, x.v)};
+#else
+  const Vf shift = splat(12582912.0f + 127.0f);
+  Vf t = x + shift;
+  Vf r = x - (t - shift);
+  Vf p = polynomial(r, 1.0f, 0.693147004f, 0.240222424f, 0.0555073358f, 0.00967151299f,
+                    0.00132647273f);
+  return select(x < splat(-126.0f), splat(0.0f), p * as_float(shift_left<23>(as_int(t))));
+#endif
+}
+
 // 1 ulp. log(0) = -inf, log(x < 0) = NaN.
 HR_INLINE Vf log(Vf x) {
   using namespace detail;
