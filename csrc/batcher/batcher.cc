@@ -52,7 +52,6 @@ Batcher::Batcher(BatchRunner& runner, CompletionSink& sink, BatcherOptions optio
   batch_.reserve(static_cast<size_t>(options.max_batch));
   late_.reserve(static_cast<size_t>(options.max_queue));
   scheduler_ = std::thread([this] { schedule(); });
-  scheduler_id_ = scheduler_.get_id();
 }
 
 Batcher::~Batcher() {
@@ -90,8 +89,8 @@ void Batcher::submit(Job& job) {
     queue_.push(&job);
     ++ledger_.accepted;
     ++ledger_.waiting;
-    has_work_.store(true, std::memory_order_release);
-    wake = parked_;
+    update_ready();
+    wake = parked_ && !busy_;
   }
   if (wake) work_came_.notify_one();
 }
@@ -162,12 +161,12 @@ bool Batcher::cancel(Job& job) {
 }
 
 void Batcher::close(bool drain) {
-  if (std::this_thread::get_id() == scheduler_id_) {
-    fail(ErrorKind::kExecution, "got close() on the scheduler's own thread, expected another one");
-  }
   std::vector<Job*> dropped;
   {
     std::lock_guard lock(mutex_);
+    if (busy_ && running_ == std::this_thread::get_id()) {
+      fail(ErrorKind::kExecution, "got close() from inside a Batch, expected it from outside");
+    }
     closing_ = true;
     while (!drain && !queue_.empty()) {
       dropped.push_back(queue_.pop());
@@ -175,7 +174,7 @@ void Batcher::close(bool drain) {
       --ledger_.waiting;
       ++ledger_.cancelled;
     }
-    has_work_.store(true, std::memory_order_release);
+    update_ready();
   }
   work_came_.notify_all();
   for (Job* job : dropped) {
@@ -188,26 +187,62 @@ void Batcher::close(bool drain) {
 }
 
 void Batcher::schedule() {
-  while (wait_for_work()) {
-    pack();
-    if (!late_.empty()) sink_.completed(late_);
-    if (!batch_.empty()) run_batch();
-  }
+  while (take_batch()) run_taken();
 }
 
-// False when closed and drained.
-bool Batcher::wait_for_work() {
-  if (spin_ && !has_work_.load(std::memory_order_acquire)) {
-    auto end = Clock::now() + kSpin;
-    do {
-      for (int i = 0; i < 8 && !has_work_.load(std::memory_order_acquire); ++i) spin_pause();
-    } while (!has_work_.load(std::memory_order_acquire) && Clock::now() < end);
-  }
+// Waits for work and takes the Engine and a Batch. False when closed and drained.
+bool Batcher::take_batch() {
+  if (spin_) spin_for_work();
   std::unique_lock lock(mutex_);
   parked_ = true;
-  work_came_.wait(lock, [this] { return !queue_.empty() || closing_; });
+  work_came_.wait(lock, [this] { return !busy_ && (!queue_.empty() || closing_); });
   parked_ = false;
-  return !queue_.empty();
+  if (queue_.empty()) return false;
+  pack();
+  return true;
+}
+
+void Batcher::spin_for_work() const {
+  if (ready_.load(std::memory_order_acquire)) return;
+  auto end = Clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 8; ++i) spin_pause();
+  } while (!ready_.load(std::memory_order_acquire) && Clock::now() < end);
+}
+
+bool Batcher::help(Job& job) {
+  {
+    std::lock_guard lock(mutex_);
+    if (busy_ || job.status != JobStatus::kQueued || queue_.front() != &job) return false;
+    pack();
+  }
+  run_taken();
+  return true;
+}
+
+// Runs what pack() took, and gives the Engine back.
+void Batcher::run_taken() {
+  auto now = Clock::now();
+  for (Job* job : late_) {
+    job->error = ErrorKind::kDeadlineExceeded;
+    job->message = str("not computed: waited ", seconds_between(job->arrival, now) * 1e3,
+                       " ms, too long for a deadline of ",
+                       seconds_between(job->arrival, job->deadline) * 1e3, " ms");
+  }
+  if (!late_.empty()) sink_.completed(late_);
+  if (!batch_.empty()) run_batch();
+  bool wake;
+  {
+    std::lock_guard lock(mutex_);
+    busy_ = false;
+    update_ready();
+    wake = parked_ && (!queue_.empty() || closing_);
+  }
+  if (wake) work_came_.notify_one();
+}
+
+void Batcher::update_ready() {
+  ready_.store(!busy_ && (!queue_.empty() || closing_), std::memory_order_release);
 }
 
 bool Batcher::too_late(const Job& job, Clock::time_point now) const {
@@ -217,12 +252,14 @@ bool Batcher::too_late(const Job& job, Clock::time_point now) const {
   return seconds_between(now, job.deadline) < own_s;
 }
 
-// Moves Jobs from the queue to batch_, most urgent first: at most max_batch, and no more than all
-// of them have time for. Those for which it is too late go to late_.
+// Takes the Engine, and moves Jobs from the queue to batch_, most urgent first: at most max_batch,
+// and no more than all of them have time for. Those for which it is too late go to late_.
 void Batcher::pack() {
+  busy_ = true;
+  running_ = std::this_thread::get_id();
+  update_ready();
   batch_.clear();
   late_.clear();
-  std::unique_lock lock(mutex_);
   auto now = Clock::now();
   queue_.take_expired(now, [this](Job* job) { late_.push_back(job); });
   int64_t work = 0;
@@ -242,21 +279,13 @@ void Batcher::pack() {
     work += job->work;
     batch_estimate_s_ = batch_s;
   }
-  if (queue_.empty() && !closing_) has_work_.store(false, std::memory_order_relaxed);
   for (Job* job : late_) job->status = JobStatus::kExpired;
   ledger_.waiting -= static_cast<int64_t>(late_.size());
   ledger_.expired += static_cast<int64_t>(late_.size());
   if (!batch_.empty()) dispatch(now);
-  lock.unlock();
-  for (Job* job : late_) {
-    job->error = ErrorKind::kDeadlineExceeded;
-    job->message = str("not computed: waited ", seconds_between(job->arrival, now) * 1e3,
-                       " ms, too long for a deadline of ",
-                       seconds_between(job->arrival, job->deadline) * 1e3, " ms");
-  }
 }
 
-// Enters batch_ in the books as running, under the mutex.
+// Enters batch_ in the books as running.
 void Batcher::dispatch(Clock::time_point now) {
   auto jobs = static_cast<int64_t>(batch_.size());
   double delay_s = 0;
@@ -286,7 +315,7 @@ void Batcher::run_batch() {
     std::lock_guard lock(mutex_);
     double seconds = seconds_between(start, now);
     compute_.add(seconds);
-    busy_.add(now, seconds);
+    busy_time_.add(now, seconds);
     if (whole && batch_.front()->status == JobStatus::kOk) {
       cost_.observe(static_cast<double>(work), seconds);
     }
@@ -356,7 +385,7 @@ BatcherStats Batcher::stats() const {
   stats.batch_sizes = batch_sizes_;
   stats.offered_rps = offered_.per_second(now);
   stats.offered_work_per_s = offered_work_.per_second(now);
-  stats.utilisation = std::min(1.0, busy_.per_second(now));
+  stats.utilisation = std::min(1.0, busy_time_.per_second(now));
   stats.queue_delay_s = std::max(delay_.value(now), queue_.oldest_wait_s(now));
   stats.queue_delay = queue_delay_;
   stats.compute = compute_;

@@ -52,7 +52,8 @@ struct BatcherStats {
 };
 
 // Work-conserving: an idle Engine takes whatever waits, at once; while it is busy, Jobs gather by
-// themselves. One scheduler thread forms and runs the Batches. All methods are thread-safe.
+// themselves. One scheduler thread forms and runs the Batches, one at a time; a thread that waits
+// for its Job may lend a hand. All methods are thread-safe.
 class Batcher {
  public:
   // Runner and sink are borrowed and must outlive the Batcher.
@@ -70,30 +71,38 @@ class Batcher {
   // Error(kBackendUnavailable) once closed.
   void submit(Job& job);
 
+  // For a thread that is about to wait for its Job: if the Engine is idle and the Job is the next
+  // to run, runs its Batch on this thread, as the scheduler would have done, and returns true.
+  // Saves two thread switches.
+  bool help(Job& job);
+
   // Takes a Job that still waits out of the queue and tells the sink, before it returns. False if
   // it runs or has ended.
   bool cancel(Job& job);
 
   // Refuses new Jobs, runs those that wait (drain) or cancels them, and returns when the Engine is
-  // idle. Not to be called from the scheduler thread, that is from a runner or a sink: throws
+  // idle. Not to be called from inside a runner, or a sink that was told of a Batch: throws
   // Error(kExecution) there.
   void close(bool drain);
 
   BatcherStats stats() const;
 
  private:
-  // The scheduler thread.
+  // The thread that has the Engine: the scheduler, or one inside help().
   void schedule();
-  bool wait_for_work();
-  void pack();
-  bool too_late(const Job& job, Clock::time_point now) const;
-  void dispatch(Clock::time_point now);
+  bool take_batch();
+  void spin_for_work() const;
+  void run_taken();
   void run_batch();
   bool try_run(std::span<Job*> jobs);
   void split(std::span<Job*> jobs);
   void end(std::span<Job* const> jobs, JobStatus status);
 
   // Under the mutex.
+  void pack();
+  void dispatch(Clock::time_point now);
+  bool too_late(const Job& job, Clock::time_point now) const;
+  void update_ready();
   void admit(Job& job, Clock::time_point now);
   double seconds_of(size_t jobs, int64_t work) const;
   double running_s(Clock::time_point now) const;
@@ -104,20 +113,22 @@ class Batcher {
   const BatcherOptions options_;
   const bool spin_;  // whether another core can bring work meanwhile
 
-  mutable std::mutex mutex_;  // guards everything down to scheduler_
+  mutable std::mutex mutex_;  // guards everything down to compute_
   std::condition_variable work_came_;
   JobQueue queue_;
   CostModel cost_;
   Ledger ledger_;
   uint64_t next_id_ = 1;
   bool parked_ = false;
+  bool busy_ = false;        // a thread has the Engine: batch_ and late_ are its own
+  std::thread::id running_;  // which one
   bool closing_ = false;
   Clock::time_point batch_start_{};  // of the running Batch, else of the last one
   double batch_estimate_s_ = 0;
   int refused_idle_ = 0;  // Jobs in a row that an idle Engine was estimated to be too slow for
   RateMeter offered_;
   RateMeter offered_work_;
-  RateMeter busy_;
+  RateMeter busy_time_;
   FadingMean delay_;
   double work_per_job_ = 0;
   int64_t batches_ = 0;
@@ -125,16 +136,15 @@ class Batcher {
   DurationHistogram queue_delay_;
   DurationHistogram compute_;
 
-  // What the spinning scheduler looks at without the mutex; written under it.
-  std::atomic<bool> has_work_{false};
+  // Whether there is work and nobody at it. The spinning scheduler reads it without the mutex.
+  std::atomic<bool> ready_{false};
 
-  // The scheduler thread's own; sized once.
+  // Sized once.
   std::vector<Job*> batch_;
   std::vector<Job*> late_;
 
   std::mutex join_mutex_;
   std::thread scheduler_;
-  std::thread::id scheduler_id_;  // stays after the join
 };
 
 }  // namespace headrace

@@ -36,7 +36,7 @@ struct Job {
   std::string message;                      // empty otherwise
 };
 
-// Runs a Batch. Only the scheduler thread calls it, one call at a time.
+// Runs a Batch. One call at a time, from the scheduler thread or from one inside help().
 class BatchRunner {
  public:
   virtual ~BatchRunner() = default;
@@ -45,9 +45,10 @@ class BatchRunner {
   virtual void run(std::span<Job* const> jobs) = 0;
 };
 
-// Told once per Batch of all Jobs that ended in it, whatever their status. Calls come from the
-// scheduler thread, from a thread inside cancel() (its one Job) or inside close() (the Jobs it
-// cancels), never with a lock held. The Jobs are the submitter's again from the call on.
+// Told once per Batch of all Jobs that ended in it, whatever their status, and, before the Batch
+// runs, of those that expired while they waited. Calls come from the thread that ran the Batch, or
+// from one inside cancel() (its one Job) or close() (the Jobs it cancels), never with a lock held.
+// The Jobs are the submitter's again from the call on.
 class CompletionSink {
  public:
   virtual ~CompletionSink() = default;

@@ -10,5 +10,6 @@ void bind_hardware(pybind11::module_& module);
 void bind_signature(pybind11::module_& module);
 void bind_program(pybind11::module_& module);
 void bind_plan(pybind11::module_& module);
+void bind_batcher(pybind11::module_& module);
 
 }  // namespace headrace

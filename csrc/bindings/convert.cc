@@ -166,6 +166,12 @@ py::array to_numpy(const ConstTensorView& tensor) {
   return array;
 }
 
+py::array share_numpy(const ConstTensorView& tensor, py::handle owner) {
+  if (tensor.dtype == DType::kString) return to_numpy(tensor);
+  std::vector<py::ssize_t> dims(tensor.shape.dims().begin(), tensor.shape.dims().end());
+  return py::array(numpy_dtype(tensor.dtype), dims, tensor.data, owner);
+}
+
 TensorSpec to_spec(const std::string& name, const std::string& dtype, const py::sequence& dims) {
   TensorSpec spec{.name = name, .dtype = dtype_named(dtype), .dims = {}};
   if (spec.dtype == DType::kNone) {

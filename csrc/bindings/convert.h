@@ -34,6 +34,7 @@ class HeldTensor {
 // The inputs of one Request in signature order, checked against the signature.
 class HeldRequest {
  public:
+  HeldRequest() = default;  // no inputs
   // Throws Error of the RequestError kinds.
   HeldRequest(const Signature& signature, const pybind11::dict& request);
 
@@ -46,6 +47,10 @@ class HeldRequest {
 
 // A new numpy array with a copy of the tensor; strings become an object array of str.
 pybind11::array to_numpy(const ConstTensorView& tensor);
+
+// A numpy array that looks into the tensor's own memory, which `owner` keeps alive; strings are
+// copied as above.
+pybind11::array share_numpy(const ConstTensorView& tensor, pybind11::handle owner);
 
 // {"name": array} for one Request's outputs; get(i) gives the view of output i.
 template <class Get>

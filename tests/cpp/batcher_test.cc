@@ -377,6 +377,36 @@ HR_TEST(batcher_close_without_drain_cancels) {
   bench.check_balance();
 }
 
+HR_TEST(batcher_lets_a_waiting_thread_run_the_next_batch) {
+  Bench bench;
+  Job& running = bench.occupy();
+  Job& next = bench.submit();
+  Job& last = bench.submit(-1);
+  HR_CHECK(!bench.batcher.help(running));
+  HR_CHECK(!bench.batcher.help(next));  // the Engine is busy
+  bench.runner.release();
+  bench.sink.wait_for(3);
+  HR_CHECK(!bench.batcher.help(last));
+  // Whoever is first, the helper or the scheduler, each Job runs once and the Batcher goes on.
+  std::vector<std::thread::id> ran_on;
+  bench.runner.body = [&](auto) { ran_on.push_back(std::this_thread::get_id()); };
+  int helped = 0;
+  for (int i = 0; i < 2000; ++i) {
+    if (i % 100 == 0) std::this_thread::sleep_for(milliseconds(1));
+    Job& job = bench.submit();
+    if (bench.batcher.help(job)) {
+      ++helped;
+      HR_CHECK(ran_on.back() == std::this_thread::get_id());
+      HR_CHECK(job.status == JobStatus::kOk);
+    } else {
+      bench.sink.wait_for(static_cast<size_t>(i) + 4);
+    }
+  }
+  HR_CHECK(helped > 0);
+  HR_CHECK_EQ(bench.batcher.stats().ledger.ok, 2003);
+  bench.check_balance();
+}
+
 HR_TEST(batcher_refuses_to_close_itself) {
   Bench bench;
   bool refused = false;
@@ -479,6 +509,7 @@ HR_TEST(batcher_loses_nothing_under_stress) {
           continue;
         }
         if (random() % 8 == 0 && bench.batcher.cancel(job)) ++cancelled;
+        if (random() % 4 == 0) bench.batcher.help(job);
         if (random() % 64 == 0) bench.check_balance();
       }
     });

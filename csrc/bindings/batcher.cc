@@ -1,0 +1,352 @@
+#include "batcher/batcher.h"
+
+#include <pybind11/stl.h>
+
+#include <cmath>
+
+#include "batcher/pause.h"
+#include "bindings/bind.h"
+#include "bindings/ticket.h"
+
+namespace py = pybind11;
+
+namespace headrace {
+namespace {
+
+// A waiting caller spins this long where answers come about as fast; a parked thread takes tens of
+// microseconds to wake.
+constexpr auto kSpin = std::chrono::microseconds(50);
+// Abandoned Requests are freed by the next call from Python; where none comes, by the scheduler.
+constexpr size_t kUnsweptMax = 64;
+
+Ticket& ticket_of(Job* job) {
+  return *static_cast<Ticket*>(job);
+}
+
+// Runs Batches on a native Plan, without touching Python.
+class NativeRunner : public BatchRunner {
+ public:
+  explicit NativeRunner(std::shared_ptr<Plan> plan) : plan_(std::move(plan)) {}
+
+  void run(std::span<Job* const> jobs) override {
+    requests_.clear();
+    for (Job* job : jobs) requests_.push_back(ticket_of(job).inputs());
+    Run run = plan_->run(requests_);
+    size_t outputs = plan_->program().signature.outputs().size();
+    for (size_t i = 0; i < jobs.size(); ++i) ticket_of(jobs[i]).outputs().copy(run, i, outputs);
+  }
+
+  const Signature& signature() const { return plan_->program().signature; }
+
+ private:
+  std::shared_ptr<Plan> plan_;
+  std::vector<RequestInputs> requests_;
+};
+
+// Runs Batches on another backend: calls run_batch(list of dicts) -> list of dicts.
+class PythonRunner : public BatchRunner {
+ public:
+  explicit PythonRunner(py::object run_batch) : run_batch_(std::move(run_batch)) {}
+
+  void run(std::span<Job* const> jobs) override {
+    py::gil_scoped_acquire acquire;
+    try {
+      py::list requests;
+      for (Job* job : jobs) requests.append(ticket_of(job).python().arrays);
+      py::list results = run_batch_(requests);
+      if (results.size() != jobs.size()) {
+        fail(ErrorKind::kExecution, "backend: got ", results.size(), " Results, expected one for ",
+             "each of ", jobs.size(), " Requests");
+      }
+      for (size_t i = 0; i < jobs.size(); ++i) ticket_of(jobs[i]).python().result = results[i];
+    } catch (const py::error_already_set& error) {
+      if (jobs.size() == 1) ticket_of(jobs[0]).python().error = error.value();
+      fail(ErrorKind::kExecution, error.what());
+    }
+  }
+
+ private:
+  py::object run_batch_;
+};
+
+class Sink : public CompletionSink {
+ public:
+  void completed(std::span<Job* const> jobs) noexcept override {
+    latency_ = Clock::now() - jobs.front()->arrival;
+    std::shared_ptr<Mailbox> mailbox;
+    for (Job* job : jobs) {
+      std::shared_ptr<Mailbox> posted = ticket_of(job).complete();
+      // One event loop, or one thread, is the rule; any others are signalled more often.
+      if (mailbox && posted != mailbox) mailbox->signal();
+      if (posted) mailbox = std::move(posted);
+    }
+    if (mailbox) mailbox->signal();
+    if (PythonSide::unswept() > kUnsweptMax) {
+      py::gil_scoped_acquire acquire;
+      PythonSide::sweep();
+    }
+  }
+
+  // From arrival to end, of the last Batch's most urgent Request.
+  Clock::duration latency() const { return latency_; }
+
+ private:
+  std::atomic<Clock::duration> latency_{Clock::duration::zero()};
+};
+
+}  // namespace
+
+// A Batcher with its runner and sink.
+class Scheduler : public std::enable_shared_from_this<Scheduler> {
+ public:
+  Scheduler(std::unique_ptr<BatchRunner> runner, BatcherOptions options)
+      : runner_(std::move(runner)), batcher_(*runner_, sink_, options) {}
+  ~Scheduler() {
+    py::gil_scoped_release release;  // the runner may need it to finish
+    batcher_.close(false);
+  }
+
+  Batcher& batcher() { return batcher_; }
+  BatchRunner& runner() { return *runner_; }
+
+  void submit(Ticket& ticket, std::optional<double> deadline_ms, int priority) {
+    ticket.priority = priority;
+    if (deadline_ms && *deadline_ms < 1e12) {  // 30 years; the clock overflows
+      ticket.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                                           std::chrono::duration<double, std::milli>(*deadline_ms));
+    }
+    ticket.hold(weak_from_this());
+    try {
+      batcher_.submit(ticket);
+    } catch (...) {
+      ticket.release();
+      throw;
+    }
+  }
+
+  // Spinning pays where the last answers came within about the time it takes.
+  Clock::duration spin() const {
+    return spins_ && sink_.latency() < 2 * kSpin ? kSpin : Clock::duration::zero();
+  }
+
+ private:
+  const bool spins_ = usable_cores() > 1;
+  std::unique_ptr<BatchRunner> runner_;
+  Sink sink_;
+  Batcher batcher_;
+};
+
+namespace {
+
+std::shared_ptr<Ticket> submit(Scheduler& scheduler, std::shared_ptr<Ticket> ticket,
+                               std::optional<double> deadline_ms, int priority,
+                               std::shared_ptr<Mailbox> mailbox, py::object target) {
+  PythonSide::sweep();
+  if (mailbox) {
+    ticket->python().target = std::move(target);
+    ticket->attach(std::move(mailbox));
+  }
+  scheduler.submit(*ticket, deadline_ms, priority);
+  return ticket;
+}
+
+std::shared_ptr<Ticket> submit_native(Scheduler& scheduler, const py::dict& request,
+                                      std::optional<double> deadline_ms, int priority,
+                                      std::shared_ptr<Mailbox> mailbox, py::object target) {
+  const Signature& signature = static_cast<NativeRunner&>(scheduler.runner()).signature();
+  auto ticket = std::make_shared<Ticket>(
+      &signature, std::make_unique<PythonSide>(HeldRequest(signature, request)));
+  ticket->work = signature.work(ticket->inputs());
+  return submit(scheduler, std::move(ticket), deadline_ms, priority, std::move(mailbox),
+                std::move(target));
+}
+
+std::shared_ptr<Ticket> submit_checked(Scheduler& scheduler, py::dict arrays, int64_t work,
+                                       std::optional<double> deadline_ms, int priority,
+                                       std::shared_ptr<Mailbox> mailbox, py::object target) {
+  auto side = std::make_unique<PythonSide>();
+  side->arrays = std::move(arrays);
+  auto ticket = std::make_shared<Ticket>(nullptr, std::move(side));
+  ticket->work = work;
+  return submit(scheduler, std::move(ticket), deadline_ms, priority, std::move(mailbox),
+                std::move(target));
+}
+
+// False if the Ticket runs or has ended.
+bool cancel(Ticket& ticket) {
+  std::shared_ptr<Scheduler> scheduler = ticket.scheduler().lock();
+  if (!scheduler) return false;
+  py::gil_scoped_release release;
+  return scheduler->batcher().cancel(ticket);
+}
+
+py::object result_within(Ticket& ticket, std::optional<double> timeout_s) {
+  if (!ticket.done()) {
+    Clock::duration spin{};
+    if (std::shared_ptr<Scheduler> scheduler = ticket.scheduler().lock()) {
+      spin = scheduler->spin();
+      // Not for callers in a hurry: a Batch may take longer than they want to wait.
+      if (!timeout_s) {
+        py::gil_scoped_release release;
+        scheduler->batcher().help(ticket);
+      }
+    }
+    if (!ticket.wait(timeout_s, spin)) {
+      PyErr_SetNone(PyExc_TimeoutError);
+      throw py::error_already_set();
+    }
+  }
+  return ticket.result();
+}
+
+const char* status_of(const Ticket& ticket) {
+  switch (ticket.status) {
+    case JobStatus::kNew:
+    case JobStatus::kQueued:
+      return "waiting";
+    case JobStatus::kRunning:
+      return "running";
+    case JobStatus::kOk:
+      return "ok";
+    case JobStatus::kFailed:
+      return "failed";
+    case JobStatus::kExpired:
+      return "expired";
+    case JobStatus::kCancelled:
+      if (!ticket.done()) return "waiting";  // its message may not be there yet
+      return ticket.message.empty() ? "cancelled" : "closed";
+  }
+  return "?";
+}
+
+// {"count", "total_s", "p50_s", "p99_s", "buckets": [(upper bound in s, count at or below it)]}
+py::dict to_dict(const DurationHistogram& histogram) {
+  py::list buckets;
+  int64_t seen = 0;
+  for (int b = 0; b < DurationHistogram::kBuckets; ++b) {
+    seen += histogram.counts()[static_cast<size_t>(b)];
+    buckets.append(py::make_tuple(DurationHistogram::upper_bound(b), seen));
+  }
+  py::dict dict;
+  dict["count"] = histogram.count();
+  dict["total_s"] = histogram.total_s();
+  dict["p50_s"] = histogram.quantile(0.5);
+  dict["p99_s"] = histogram.quantile(0.99);
+  dict["buckets"] = std::move(buckets);
+  return dict;
+}
+
+py::dict stats(Scheduler& scheduler) {
+  PythonSide::sweep();
+  BatcherStats stats = scheduler.batcher().stats();
+  const Ledger& ledger = stats.ledger;
+  py::dict dict;
+  dict["accepted"] = ledger.accepted;
+  dict["ok"] = ledger.ok;
+  dict["failed"] = ledger.failed;
+  dict["expired"] = ledger.expired;
+  dict["cancelled"] = ledger.cancelled;
+  dict["refused"] = ledger.refused;
+  dict["queued"] = ledger.waiting + ledger.running;
+  dict["waiting"] = ledger.waiting;
+  dict["running"] = ledger.running;
+  dict["batches"] = stats.batches;
+  dict["batch_sizes"] = stats.batch_sizes;
+  int64_t batched = 0;
+  for (size_t n = 0; n < stats.batch_sizes.size(); ++n) {
+    batched += static_cast<int64_t>(n) * stats.batch_sizes[n];
+  }
+  dict["requests_per_batch"] =
+      stats.batches > 0 ? static_cast<double>(batched) / static_cast<double>(stats.batches) : 0.0;
+  dict["offered_rps"] = stats.offered_rps;
+  dict["offered_work_per_s"] = stats.offered_work_per_s;
+  dict["capacity_rps"] = stats.capacity_rps;
+  dict["capacity_work_per_s"] = stats.capacity_work_per_s;
+  dict["utilisation"] = stats.utilisation;
+  dict["queue_delay_s"] = stats.queue_delay_s;
+  dict["queue_delay"] = to_dict(stats.queue_delay);
+  dict["compute"] = to_dict(stats.compute);
+  dict["cost_fixed_s"] = stats.cost_fixed_s;
+  dict["cost_per_work_s"] = stats.cost_per_work_s;
+  return dict;
+}
+
+void fit(Scheduler& scheduler, const std::vector<std::pair<double, double>>& pairs) {
+  std::vector<CostModel::Sample> samples;
+  for (auto [work, seconds] : pairs) samples.push_back({work, seconds});
+  scheduler.batcher().fit(samples);
+}
+
+void bind_ticket(py::module_& module) {
+  py::class_<Ticket, std::shared_ptr<Ticket>>(module, "Ticket", "A submitted Request.")
+      .def_property_readonly("done", &Ticket::done)
+      .def_property_readonly("status", &status_of,
+                             "waiting, running, ok, failed, expired, cancelled (by its caller) or "
+                             "closed (with the Batcher).")
+      .def("cancel", &cancel, "Takes it out of the queue; False if it runs or has ended.")
+      .def("result", &result_within, py::arg("timeout_s") = py::none(),
+           "Waits, then gives the Result or raises; TimeoutError where it takes longer.")
+      .def(
+          "attach",
+          [](Ticket& ticket, std::shared_ptr<Mailbox> mailbox, py::object target) {
+            ticket.python().target = std::move(target);
+            return ticket.attach(std::move(mailbox));
+          },
+          py::arg("mailbox"), py::arg("target"),
+          "Posts it to the mailbox when it ends; False if it has ended already.")
+      .def(
+          "take_target",
+          [](Ticket& ticket) { return std::exchange(ticket.python().target, py::object()); },
+          "The object given at attach or submit, once.");
+  py::class_<Mailbox, std::shared_ptr<Mailbox>>(
+      module, "Mailbox", "Where Tickets gather when they end. One signal per Batch.")
+      .def(py::init<>())
+      .def_property_readonly("fd", &Mailbox::fd, "Readable when there is something to fetch.")
+      .def("fetch", &Mailbox::fetch, "All Tickets that ended since the last call.")
+      .def("wait", &Mailbox::wait, "Blocks until there is something; False once closed and empty.")
+      .def("close", &Mailbox::close, "Ends wait().");
+}
+
+}  // namespace
+
+void bind_batcher(py::module_& module) {
+  bind_ticket(module);
+  py::class_<Scheduler, std::shared_ptr<Scheduler>>(
+      module, "Scheduler", "The Batcher's C++ side: one thread that forms and runs Batches.")
+      .def_static(
+          "of_plan",
+          [](std::shared_ptr<Plan> plan, int max_queue, int max_batch, double slo_s) {
+            return std::make_shared<Scheduler>(std::make_unique<NativeRunner>(std::move(plan)),
+                                               BatcherOptions{max_queue, max_batch, slo_s});
+          },
+          py::arg("plan"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
+          "Runs Batches on a NativePlan, without Python. slo_s = 0 for none.")
+      .def_static(
+          "of_function",
+          [](py::object run_batch, int max_queue, int max_batch, double slo_s) {
+            return std::make_shared<Scheduler>(std::make_unique<PythonRunner>(std::move(run_batch)),
+                                               BatcherOptions{max_queue, max_batch, slo_s});
+          },
+          py::arg("run_batch"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
+          "Runs Batches with run_batch(list of dicts) -> list of dicts. slo_s = 0 for none.")
+      .def("submit", &submit_native, py::arg("request"), py::arg("deadline_ms"),
+           py::arg("priority"), py::arg("mailbox"), py::arg("target"),
+           "Checks a Request against the plan's signature and queues it.")
+      .def("submit_checked", &submit_checked, py::arg("arrays"), py::arg("work"),
+           py::arg("deadline_ms"), py::arg("priority"), py::arg("mailbox"), py::arg("target"),
+           "Queues a Request that was checked and measured.")
+      .def("fit", &fit, py::arg("samples"), "Teaches the cost model (work, seconds) pairs.")
+      .def(
+          "close",
+          [](Scheduler& scheduler, bool drain) {
+            {
+              py::gil_scoped_release release;
+              scheduler.batcher().close(drain);
+            }
+            PythonSide::sweep();
+          },
+          py::arg("drain"), "Runs (drain) or cancels what waits; returns when all has ended.")
+      .def("stats", &stats, "The ledger and the measurements.");
+}
+
+}  // namespace headrace

@@ -1,0 +1,359 @@
+"""The scheduler in front of an Engine, embeddable in any app.
+
+    with hr.Batcher(engine, slo_ms=20) as batcher:
+        future = batcher.submit({"x": array})        # concurrent.futures.Future
+        result = await batcher.infer({"x": array})   # asyncio, with cancellation
+        batcher.stats()                              # the ledger
+
+Requests that come while the Engine is busy run together as soon as it is free; an idle Engine never waits for more.
+The scheduling is C++ (``csrc/batcher``); this module is its Python face.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import math
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from headrace import _core
+from headrace.backend import Request, Result
+from headrace.errors import ConfigError, HeadraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.engine import Engine
+    from headrace.signature import Signature
+
+__all__ = ["Batcher"]
+
+# Warm-up runs for the cost model: Batches of so many Requests, each run twice ...
+_WARMUP_BATCHES = (1, 8)
+# ... but none larger once a single run took this long.
+_WARMUP_RUN_S_MAX = 0.02
+
+
+class Batcher:
+    """Runs the Requests of any number of callers together.
+
+    Safe to call from any number of threads and event loops. A Request's arrays must not be changed until it is
+    answered: they are not copied. What a `fork` leaves in the child cannot be used there.
+
+    Args:
+        engine: Runs the Batches. It stays the caller's to close, after the Batcher.
+        slo_ms: The deadline of Requests that bring none, in milliseconds after their arrival; None for no deadline.
+        max_queue: Requests that may wait; one more is refused.
+        max_batch: Requests per Batch at most.
+
+    Raises:
+        ConfigError: An argument is out of range.
+    """
+
+    def __init__(
+        self, engine: Engine, slo_ms: float | None = None, max_queue: int = 1024, max_batch: int = 64
+    ) -> None:
+        _check_options(slo_ms, max_queue, max_batch)
+        slo_s = 0.0 if slo_ms is None else slo_ms / 1e3
+        plan = getattr(engine.executable, "core", None)
+        self._enqueue: Callable[..., _core.Ticket]
+        if isinstance(plan, _core.NativePlan):
+            self._scheduler = _core.Scheduler.of_plan(plan, max_queue, max_batch, slo_s)
+            self._enqueue = self._scheduler.submit
+        else:
+            self._scheduler = _core.Scheduler.of_function(engine.executable.run_batch, max_queue, max_batch, slo_s)
+            self._enqueue = self._check_and_submit
+        self._engine = engine
+        self._scheduler.fit(_warmup_runs(engine, max_batch))
+        self._loops: dict[asyncio.AbstractEventLoop, _core.Mailbox] = {}
+        self._loops_lock = threading.Lock()
+        self._notifier = _Notifier()
+        _live.add(self)
+
+    def submit(
+        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0
+    ) -> concurrent.futures.Future[Result]:
+        """Queues a Request.
+
+        Args:
+            req: Input name -> array, as for the Engine.
+            deadline_ms: Milliseconds from now in which the Result is of use; None for the Batcher's `slo_ms`. A Request
+                whose deadline passes while it waits is not computed.
+            priority: Larger goes first; among equals, the earlier deadline.
+
+        Returns:
+            A future of the Result. Its ``cancel()`` works until the Request runs.
+
+        Raises:
+            RequestError: The Request does not fit the signature; nothing else is disturbed.
+            Overloaded: The queue is full, or the deadline cannot be met; ``retry_after_s`` says when to come back.
+            DeadlineExceeded: The deadline has already passed.
+            BackendUnavailable: The Batcher is closed.
+        """
+        request = req if type(req) is dict else dict(req)
+        return _TicketFuture(self._enqueue(request, deadline_ms, priority, None, None), self._notifier)
+
+    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result:
+        """Runs a Request and returns its Result.
+
+        Cancelling the awaiting task takes the Request out of the queue. The event loop is woken once for all
+        Requests that end together.
+
+        Args:
+            req: As for `submit`.
+            deadline_ms: As for `submit`.
+            priority: As for `submit`.
+
+        Raises:
+            HeadraceError: As `submit`, and what the Request ended with: `DeadlineExceeded`, `ExecutionError`, or
+                `Cancelled` where the Batcher was closed first.
+        """
+        loop = asyncio.get_running_loop()
+        mailbox = self._loops.get(loop)
+        if mailbox is None:
+            mailbox = self._open_mailbox(loop)
+        future: asyncio.Future[Result] = loop.create_future()
+        request = req if type(req) is dict else dict(req)
+        ticket = self._enqueue(request, deadline_ms, priority, mailbox, future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+
+    def stats(self) -> dict[str, Any]:
+        """The ledger and what was measured.
+
+        Counts: ``accepted`` = ``ok`` + ``failed`` + ``expired`` + ``cancelled`` + ``queued`` in every snapshot, where
+        ``queued`` = ``waiting`` + ``running``; ``refused`` ones were never accepted. ``batches``; ``batch_sizes[n]``:
+        Batches of n Requests; ``requests_per_batch``: their mean.
+
+        Measured: ``offered_rps``, arrivals per second over the last seconds, refused ones included; ``capacity_rps``,
+        Requests per second that full Batches would sustain within the SLO, by the cost model (0 until a Batch ran);
+        both also as ``..._work_per_s``, in the unit of `Engine.work`; ``utilisation``, the share of the last seconds
+        in which the Engine ran; ``queue_delay_s``, how long recent Requests waited, or the longest waiting one if
+        that is more; ``queue_delay`` and ``compute``, histograms (``count``, ``total_s``, ``p50_s``, ``p99_s``,
+        cumulative ``buckets``) of the wait of each Request and the run of each Batch; ``cost_fixed_s`` and
+        ``cost_per_work_s``, the cost model.
+        """
+        return self._scheduler.stats()
+
+    def close(self, drain: bool = True) -> None:
+        """Takes no more Requests, answers those accepted, and returns when the Engine is idle.
+
+        Args:
+            drain: True to run what waits; False to cancel it (its callers get `Cancelled`).
+        """
+        self._scheduler.close(drain)
+        self._notifier.close()
+        with self._loops_lock:
+            loops, self._loops = self._loops, {}
+        for loop, mailbox in loops.items():
+            try:
+                loop.call_soon_threadsafe(_close_mailbox, loop, mailbox)
+            except RuntimeError:  # the loop is closed, and its watch on the mailbox with it
+                pass
+        _live.discard(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _check_and_submit(
+        self,
+        request: Request,
+        deadline_ms: float | None,
+        priority: int,
+        mailbox: _core.Mailbox | None,
+        target: object,
+    ) -> _core.Ticket:
+        arrays = self._engine.check(request)
+        work = self._engine.work(arrays)
+        return self._scheduler.submit_checked(arrays, work, deadline_ms, priority, mailbox, target)
+
+    def _open_mailbox(self, loop: asyncio.AbstractEventLoop) -> _core.Mailbox:
+        with self._loops_lock:
+            for other in [other for other in self._loops if other.is_closed()]:
+                del self._loops[other]
+            mailbox = _core.Mailbox()
+            loop.add_reader(mailbox.fd, _deliver, mailbox)
+            self._loops[loop] = mailbox
+            return mailbox
+
+
+def _check_options(slo_ms: float | None, max_queue: int, max_batch: int) -> None:
+    if slo_ms is not None and not slo_ms > 0:
+        raise ConfigError(f"Batcher: got slo_ms={slo_ms!r}, expected a positive number of milliseconds or None")
+    for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
+        if not 0 < value <= 1 << 24:
+            raise ConfigError(f"Batcher: got {name}={value!r}, expected 1 to {1 << 24}")
+
+
+def _deliver(mailbox: _core.Mailbox) -> None:
+    """Gives everything in an event loop's mailbox to the futures that wait for it. Runs on that loop."""
+    for ticket in mailbox.fetch():
+        future = ticket.take_target()
+        if future.done():  # its task was cancelled
+            continue
+        try:
+            future.set_result(ticket.result())
+        except BaseException as error:
+            future.set_exception(error)
+
+
+def _close_mailbox(loop: asyncio.AbstractEventLoop, mailbox: _core.Mailbox) -> None:
+    _deliver(mailbox)
+    loop.remove_reader(mailbox.fd)
+
+
+class _TicketFuture(concurrent.futures.Future[Result]):
+    """A future that waits in C++.
+
+    The base class's state (a Condition and lists) costs more to make than the rest of `submit`, and setting it needs
+    the interpreter. So it comes into being only when something asks for it: callbacks, `concurrent.futures.wait`,
+    `asyncio.wrap_future`. Until then the ticket alone knows how things stand.
+    """
+
+    def __init__(self, ticket: _core.Ticket, notifier: _Notifier) -> None:
+        self._ticket = ticket
+        self._notifier = notifier
+
+    def result(self, timeout: float | None = None) -> Result:
+        return self._ticket.result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        try:
+            self._ticket.result(timeout)
+        except concurrent.futures.CancelledError:
+            raise
+        except BaseException as error:
+            if not self._ticket.done:  # a timeout, or Ctrl-C, of this call
+                raise
+            return error
+        return None
+
+    def done(self) -> bool:
+        return self._ticket.done
+
+    def running(self) -> bool:
+        return self._ticket.status == "running"
+
+    def cancelled(self) -> bool:
+        return self._ticket.status == "cancelled"
+
+    def cancel(self) -> bool:
+        return self._ticket.cancel() or self.cancelled()
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for attributes that are not there: the base class's, before the first use of them.
+        if name not in ("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        with _materialise:
+            if "_done_callbacks" not in self.__dict__:
+                super().__init__()
+                if not self._notifier.watch(self._ticket, self):
+                    self.settle()
+        return self.__dict__[name]
+
+    def settle(self) -> None:
+        """Tells the base class how the ticket ended."""
+        try:
+            result = self._ticket.result()
+        except concurrent.futures.CancelledError:
+            super().cancel()
+            self.set_running_or_notify_cancel()
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(result)
+
+
+_materialise = threading.RLock()
+
+
+class _Notifier:
+    """A thread that settles futures whose callbacks or waiters must be told; started when the first one asks."""
+
+    def __init__(self) -> None:
+        self._mailbox = _core.Mailbox()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def watch(self, ticket: _core.Ticket, future: _TicketFuture) -> bool:
+        """Has the future settled when the ticket ends; False if it has ended already."""
+        if not ticket.attach(self._mailbox, future):
+            ticket.take_target()
+            return False
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_settle_all, args=(self._mailbox,), name="headrace-notifier", daemon=True
+                )
+                self._thread.start()
+        return True
+
+    def close(self) -> None:
+        self._mailbox.close()
+        with self._lock:
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+def _settle_all(mailbox: _core.Mailbox) -> None:
+    while mailbox.wait():
+        for ticket in mailbox.fetch():
+            ticket.take_target().settle()
+
+
+def _warmup_runs(engine: Engine, max_batch: int) -> list[tuple[float, float]]:
+    """Times the Engine on its smallest Request: (work, seconds) pairs for the cost model, which live Batches correct.
+
+    Empty where the model does not take such a Request; then the first Batch teaches the cost model.
+    """
+    samples: list[tuple[float, float]] = []
+    try:
+        request = engine.check(_smallest_request(engine.signature))
+        work = engine.work(request)
+        for size in _WARMUP_BATCHES:
+            if size > max_batch or (samples and samples[-1][1] > _WARMUP_RUN_S_MAX):
+                break
+            runs_s = []
+            for _ in range(2):
+                start_s = time.perf_counter()
+                engine.executable.run_batch([request] * size)
+                runs_s.append(time.perf_counter() - start_s)
+            samples.append((float(size * work), min(runs_s)))
+    except (HeadraceError, ValueError, TypeError, RuntimeError):
+        return []
+    return samples
+
+
+def _smallest_request(signature: Signature) -> Request:
+    """Zeros, with every symbolic dim 1."""
+    return {
+        spec.name: np.full(
+            [1 if isinstance(dim, str) else dim for dim in spec.dims],
+            "" if spec.dtype == "string" else 0,
+            dtype=spec.numpy_dtype,
+        )
+        for spec in signature.inputs
+    }
+
+
+# A scheduler thread that outlives the interpreter would run a Python backend without one.
+_live: weakref.WeakSet[Batcher] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for batcher in list(_live):
+        batcher.close(drain=False)
