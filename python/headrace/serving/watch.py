@@ -31,10 +31,10 @@ class Watched:
         self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        # The body has been read, so the only message that can still come is the disconnect.
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self.left:
+        # The body has been read, so by ASGI the only message still to come is the disconnect. A server that sends others
+        # without end must not keep us looking at them.
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self.left:
             self.gone = True
             self._task.cancel()
 
