@@ -10,6 +10,7 @@ const OpRegistry& OpRegistry::global() {
     register_activation_ops(all);
     register_attention_ops(all);
     register_elementwise_ops(all);
+    register_conv_ops(all);
     register_linear_ops(all);
     register_index_ops(all);
     register_norm_ops(all);

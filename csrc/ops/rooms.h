@@ -8,6 +8,7 @@ class OpRegistry;
 void register_activation_ops(OpRegistry& registry);
 void register_attention_ops(OpRegistry& registry);
 void register_elementwise_ops(OpRegistry& registry);
+void register_conv_ops(OpRegistry& registry);
 void register_linear_ops(OpRegistry& registry);
 void register_index_ops(OpRegistry& registry);
 void register_norm_ops(OpRegistry& registry);

@@ -1,7 +1,9 @@
 #include "ops/linear/gemm.h"
 
 #include <algorithm>
+#include <limits>
 #include <new>
+#include <utility>
 
 #include "ops/op.h"
 
@@ -177,17 +179,27 @@ void gemm_dynamic(const OpRun& run, const GemmKernels& kernels,
   });
 }
 
-Activation activation_of(const NodeSpec& spec) {
+Epilogue epilogue_of(const NodeSpec& spec) {
+  Epilogue e;
   std::string name = spec.string_or("activation", "none");
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu_erf") return Activation::kGeluErf;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "sigmoid") return Activation::kSigmoid;
-  if (name == "tanh") return Activation::kTanh;
-  if (name == "silu") return Activation::kSilu;
-  spec.unsupported(str("got activation '", name,
-                       "', expected none, relu, gelu_erf, gelu_tanh, sigmoid, tanh or silu"));
+  if (name == "none") return e;
+  constexpr std::pair<std::string_view, Activation> kNames[] = {
+      {"relu", Activation::kRelu},          {"gelu_erf", Activation::kGeluErf},
+      {"gelu_tanh", Activation::kGeluTanh}, {"sigmoid", Activation::kSigmoid},
+      {"tanh", Activation::kTanh},          {"silu", Activation::kSilu},
+      {"clip", Activation::kClip}};
+  const auto* found =
+      std::ranges::find(kNames, name, &std::pair<std::string_view, Activation>::first);
+  if (found == std::end(kNames)) {
+    spec.unsupported(
+        str("got activation '", name,
+            "', expected none, relu, gelu_erf, gelu_tanh, sigmoid, tanh, silu or clip"));
+  }
+  e.activation = found->second;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  e.clip_min = spec.float_or("clip_min", -kInfinity);
+  e.clip_max = spec.float_or("clip_max", kInfinity);
+  return e;
 }
 
 }  // namespace headrace

@@ -78,6 +78,7 @@ struct GemmBlock {
   const float* a = nullptr;
   const float* b = nullptr;  // first panel
   int64_t rows = 0;
+  int64_t rows_packed = 0;  // that `a` was packed together with; 0 if these are all
   int64_t k = 0;
   int64_t cols = 0;  // of C, from the first panel's first column
   float* c = nullptr;
@@ -93,6 +94,8 @@ struct GemmKernels {
   // Packs the panels that hold columns [0, cols), each element multiplied by `scale`.
   void (*pack_panels)(Matrix b, int64_t k, int64_t cols, float scale, float* packed);
   void (*multiply)(const GemmBlock& block);
+  // The epilogue alone, for products made elsewhere, whose rows are `stride` apart.
+  void (*finish)(const GemmBlock& block, const float* products, int64_t stride);
 };
 
 HEADRACE_DECLARE_KERNELS(GemmKernels, gemm_kernels)
@@ -156,7 +159,8 @@ void gemm_dynamic(const OpRun& run, const GemmKernels& kernels,
 // Rows of A that leave room for panels of B in a core's L2 cache.
 int64_t gemm_block_rows(const GemmKernels& kernels, int64_t k);
 
-// The attribute `activation` of a fused op. Throws Error(kUnsupportedOp) for an unknown one.
-Activation activation_of(const NodeSpec& spec);
+// The part of an epilogue that a fused op's attributes give: `activation`, `clip_min`, `clip_max`.
+// Throws Error(kUnsupportedOp) for an unknown activation.
+Epilogue epilogue_of(const NodeSpec& spec);
 
 }  // namespace headrace

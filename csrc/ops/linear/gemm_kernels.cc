@@ -121,7 +121,7 @@ void finish_with(const GemmBlock& block, Act act, const float* out, int64_t out_
       int64_t n = cols - i;
       Vf b = bias ? load(bias + i, n) : row_bias;
       Vf y = residual ? load(residual + i, n) : row_bias;
-      store(c + i, finish_vector(e, act, load(x + i), b, y), n);
+      store(c + i, finish_vector(e, act, load(x + i, n), b, y), n);
     }
   }
 }
@@ -156,7 +156,8 @@ void finish(const GemmBlock& block, const float* out, int64_t out_stride, int64_
 void multiply(const GemmBlock& block) {
   float out[kTileSize];
   const int64_t panel = block.k * kCols;
-  const int64_t blocks_apart = block.rows * kGemmRowStride;
+  const int64_t blocks_apart =
+      (block.rows_packed > 0 ? block.rows_packed : block.rows) * kGemmRowStride;
   const int64_t tiles = (block.rows + kTileRows - 1) / kTileRows;
   const float* b = block.b;
   int64_t col = 0;
@@ -179,6 +180,10 @@ void multiply(const GemmBlock& block) {
       finish(block, out, kCols, row, rows, col, cols);
     }
   }
+}
+
+void finish_products(const GemmBlock& block, const float* products, int64_t stride) {
+  finish(block, products, stride, 0, block.rows, 0, block.cols);
 }
 
 void pack_rows(Matrix a, int64_t rows, int64_t k, float* packed) {
@@ -237,6 +242,7 @@ const GemmKernels gemm_kernels = {
     .pack_rows = pack_rows,
     .pack_panels = pack_panels,
     .multiply = multiply,
+    .finish = finish_products,
 };
 
 }  // namespace headrace::HEADRACE_ISA_NS

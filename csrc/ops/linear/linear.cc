@@ -41,8 +41,7 @@ void PackedLinear::run_rows(const OpRun& run, size_t first, int64_t rows) const 
                 .rows = rows,
                 .c = run.output(0).view(first).as<float>(),
                 .c_stride = panels.cols(),
-                .epilogue = {}};
-  task.epilogue.activation = parts_.activation;
+                .epilogue = parts_.epilogue};
   if (!parts_.bias.empty()) task.epilogue.bias = parts_.bias.data();
   if (parts_.residual >= 0) {
     const Segments& residual = run.input(static_cast<size_t>(parts_.residual));
@@ -80,7 +79,7 @@ std::unique_ptr<Op> make_linear(const NodeSpec& spec) {
   int64_t cols = weight.shape[1];
   PackedLinear::Parts parts;
   parts.panels = PackedPanels(kernels, {weight.as<float>(), cols}, k, cols);
-  parts.activation = activation_of(spec);
+  parts.epilogue = epilogue_of(spec);
   parts.consumed = 1u << kWeight | 1u << kBias;
   if (spec.has_input(kResidual)) parts.residual = kResidual;
   if (spec.has_input(kBias)) {

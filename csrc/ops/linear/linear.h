@@ -13,8 +13,8 @@ class PackedLinear : public Op {
  public:
   struct Parts {
     PackedPanels panels;
-    std::vector<float> bias;  // empty if none
-    Activation activation = Activation::kNone;
+    std::vector<float> bias;     // empty if none
+    Epilogue epilogue;           // its activation
     int residual = -1;           // the input that is the residual
     unsigned consumed = 0;       // bit i: input i is packed or copied here
     bool matrices_only = false;  // X must have two dims
