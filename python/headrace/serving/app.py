@@ -16,7 +16,17 @@ import msgspec
 
 from headrace.backend import Result
 from headrace.errors import Cancelled, NotFound
-from headrace.serving.body import BODY_BYTES_MAX, BodyHeaders, Message, Receive, Send, body_headers, read_body
+from headrace.serving.body import (
+    BODY_BYTES_MAX,
+    IN_FLIGHT_BYTES_MAX,
+    BodyHeaders,
+    InFlight,
+    Message,
+    Receive,
+    Send,
+    body_headers,
+    read_body,
+)
 from headrace.serving.decode import InferCall
 from headrace.serving.encode import encode
 from headrace.serving.errors import error_text, http_status, outcome, retry_after
@@ -31,24 +41,28 @@ BINARY: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
 EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
 
 
-def build_asgi(host: ModelHost, *, body_bytes_max: int = BODY_BYTES_MAX) -> OipApp:
+def build_asgi(
+    host: ModelHost, *, body_bytes_max: int = BODY_BYTES_MAX, in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX
+) -> OipApp:
     """Makes the ASGI application that serves `host`'s models.
 
     Args:
         host: The models. The caller loads and closes it.
         body_bytes_max: Longest request body accepted, in bytes; longer ones get 413.
+        in_flight_bytes_max: Bytes of all bodies held at one time; a request beyond gets 429.
     """
-    return OipApp(host, body_bytes_max)
+    return OipApp(host, body_bytes_max, max(in_flight_bytes_max, body_bytes_max))
 
 
 class OipApp:
     """An ASGI application; see `build_asgi`."""
 
-    def __init__(self, host: ModelHost, body_bytes_max: int) -> None:
+    def __init__(self, host: ModelHost, body_bytes_max: int, in_flight_bytes_max: int) -> None:
         self.host = host
         self.body_bytes_max = body_bytes_max
         # HTTP status -> answers, of every route.
         self.responses: dict[int, int] = {}
+        self._in_flight = InFlight(in_flight_bytes_max)
         self._watch = DisconnectWatch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,11 +82,14 @@ class OipApp:
     async def _infer(self, served: ServedModel, scope: Scope, receive: Receive, send: Send) -> None:
         stages = served.stages
         started = perf_counter()
+        held = 0
         try:
             headers = body_headers(scope["headers"])
-            body = await read_body(receive, headers, self.body_bytes_max)
+            body = await read_body(receive, headers, self.body_bytes_max, self._in_flight)
+            held = len(body)
             received = perf_counter()
             call = served.decoder.decode(body, headers.json_length)
+            del body
             stages["decode"].observe(perf_counter() - received)
             result = await self._run(served, call, headers, receive)
             computed = perf_counter()
@@ -88,6 +105,8 @@ class OipApp:
             else:
                 length = (b"inference-header-content-length", str(json_length).encode())
                 await self._send(send, 200, payload, BINARY, length)
+        finally:
+            self._in_flight.give(held)
         stages["total"].observe(perf_counter() - started)
 
     async def _run(self, served: ServedModel, call: InferCall, headers: BodyHeaders, receive: Receive) -> Result:

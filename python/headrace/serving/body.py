@@ -7,13 +7,41 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.errors import Cancelled, MalformedRequest, RequestTooLarge
+from headrace.errors import Cancelled, MalformedRequest, Overloaded, RequestTooLarge
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 BODY_BYTES_MAX = 64 * 1024 * 1024
+# Of all requests being received or answered: bounds memory where a bound on the number of requests does not.
+IN_FLIGHT_BYTES_MAX = 8 * BODY_BYTES_MAX
+
+
+class InFlight:
+    """Counts the bytes of all bodies that are held in memory, and refuses more than `bytes_max` of them."""
+
+    __slots__ = ("bytes", "bytes_max")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes = 0
+        self.bytes_max = bytes_max
+
+    def take(self, count: int) -> None:
+        """Counts bytes in.
+
+        Raises:
+            Overloaded: There is no room for them; nothing was counted.
+        """
+        if self.bytes + count > self.bytes_max:
+            raise Overloaded(
+                f"bodies in flight: got {self.bytes + count} bytes, expected at most {self.bytes_max} in all requests"
+            )
+        self.bytes += count
+
+    def give(self, count: int) -> None:
+        """Counts bytes out."""
+        self.bytes -= count
 
 
 @dataclass(slots=True)
@@ -50,15 +78,17 @@ def body_headers(headers: Iterable[tuple[bytes, bytes]]) -> BodyHeaders:
     return found
 
 
-async def read_body(receive: Receive, headers: BodyHeaders, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-    """Receives and decompresses one body.
+async def read_body(receive: Receive, headers: BodyHeaders, bytes_max: int, in_flight: InFlight) -> bytes:
+    """Receives and decompresses one body. Its bytes are counted in `in_flight`; the caller counts ``len(body)`` out.
 
     Args:
         receive: ASGI's receive.
         headers: What `body_headers` found.
         bytes_max: Longest body accepted, before and after decompression.
+        in_flight: The bytes of all bodies.
 
     Raises:
+        Overloaded: There is no room for the body now.
         RequestTooLarge: As soon as it is known, before the rest has been received.
         Cancelled: The client went away.
         MalformedRequest: The content encoding is unknown or the compressed data is broken.
@@ -71,24 +101,36 @@ async def read_body(receive: Receive, headers: BodyHeaders, bytes_max: int = BOD
         body = chunk
         if len(body) > bytes_max:
             raise _too_large(f"{len(body)} bytes", bytes_max)
+        in_flight.take(len(body))
     else:
-        body = await _read_rest(receive, message, bytes_max)
-    if headers.encoding not in (b"", b"identity"):
-        body = _decompress(body, headers.encoding, bytes_max)
+        body = await _read_rest(receive, message, bytes_max, in_flight)
+    if headers.encoding in (b"", b"identity"):
+        return body
+    in_flight.give(len(body))
+    body = _decompress(body, headers.encoding, bytes_max)
+    in_flight.take(len(body))
     return body
 
 
-async def _read_rest(receive: Receive, message: Message, bytes_max: int) -> bytes:
+async def _read_rest(receive: Receive, message: Message, bytes_max: int, in_flight: InFlight) -> bytes:
     buffer = bytearray()
-    while True:
-        if message["type"] == "http.disconnect":
-            raise Cancelled("body: got a closed connection, expected the rest of the body")
-        buffer += message.get("body", b"")
-        if len(buffer) > bytes_max:
-            raise _too_large("more", bytes_max)
-        if not message.get("more_body", False):
-            return bytes(buffer)
-        message = await receive()
+    counted = 0
+    try:
+        while True:
+            if message["type"] == "http.disconnect":
+                raise Cancelled("body: got a closed connection, expected the rest of the body")
+            chunk: bytes = message.get("body", b"")
+            if counted + len(chunk) > bytes_max:
+                raise _too_large("more", bytes_max)
+            in_flight.take(len(chunk))
+            counted += len(chunk)
+            buffer += chunk
+            if not message.get("more_body", False):
+                return bytes(buffer)
+            message = await receive()
+    except BaseException:
+        in_flight.give(counted)
+        raise
 
 
 def _decompress(body: bytes, encoding: bytes, bytes_max: int) -> bytes:

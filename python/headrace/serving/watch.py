@@ -31,8 +31,8 @@ class Watched:
         self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        # The body has been read, so by ASGI the only message still to come is the disconnect. A server that sends others
-        # without end must not keep us looking at them.
+        # The body was read, so by ASGI the only message still to come is the disconnect. One look, because a server
+        # that sends others without end would hold the loop for ever.
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self.left:
             self.gone = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from headrace.serving.app import build_asgi
 from oip_client import binary_request, read_answer
 from serving_fakes import MIRROR, Answer, Served, acall, call, make_config, make_served, rows
 
@@ -126,6 +127,33 @@ def test_a_body_over_the_limit_gets_413_however_it_hides() -> None:
         assert "expected at most 1000 bytes" in answer.error
         assert answer.headers["connection"] == "close"
     assert call(served.app, "POST", INFER, rows(1, 2, 3)).status == 200
+
+
+def test_the_bytes_of_all_bodies_together_are_bounded() -> None:
+    served = make_served()
+    app = build_asgi(served.host, body_bytes_max=1000, in_flight_bytes_max=1500)
+    served.engines[0].gate.clear()
+    body = rows(1, 2, 3).ljust(900)
+
+    async def main() -> list[Answer]:
+        first = asyncio.create_task(acall(app, "POST", INFER, body))
+        await _until_queued(served, 1)
+        whole = await acall(app, "POST", INFER, body)
+        chunked = await acall(app, "POST", INFER, [body[:400], body[400:]])
+        small = asyncio.create_task(acall(app, "POST", INFER, rows(1, 2, 3)))
+        await _until_queued(served, 2)
+        served.engines[0].gate.set()
+        return [whole, chunked, await first, await small]
+
+    whole, chunked, first, small = asyncio.run(main())
+    for refused in (whole, chunked):
+        assert refused.status == 429
+        assert "bodies in flight: got 1800 bytes, expected at most 1500" in refused.error
+    assert (first.status, small.status) == (200, 200)
+    for bad in (b"junk", rows(666, 0, 0), b" " * 1001, [b" " * 600] * 2, gzip.compress(rows(1, 2, 3))):
+        headers = {"Content-Encoding": "gzip"} if bad[:2] == b"\x1f\x8b" else {}
+        call(app, "POST", INFER, bad, headers)
+    assert app._in_flight.bytes == 0, "every way to end gives the bytes back"
 
 
 @pytest.mark.parametrize(
