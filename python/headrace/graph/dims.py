@@ -94,6 +94,16 @@ def mul(a: Dim, b: Dim) -> Dim:
     return a * b if isinstance(a, int) and isinstance(b, int) else _spell(_times(dict(_parse(a)), dict(_parse(b))))
 
 
+def floor_divide(a: Dim, b: int) -> Dim:
+    """The whole part of a / b."""
+    return a // b if isinstance(a, int) else a if b == 1 else canonical(f"floor(({a}) / {b})")
+
+
+def names(dim: Dim) -> set[str]:
+    """The names `dim` is made of."""
+    return {name for monomial, _ in _parse(dim) for name in monomial}
+
+
 def product(dims: Iterable[Dim]) -> Dim:
     """The product of `dims`; 1 for none."""
     result: Dim = 1

@@ -70,6 +70,11 @@ def ints(value: ir.Value | None) -> list[int] | None:
     return [int(x) for x in array.reshape(-1)] if array is not None and array.dtype.kind in "iu" else None
 
 
+def is_used(node: ir.Node) -> bool:
+    """Whether anything depends on the first output of `node`. Replaced nodes linger unused until they are removed."""
+    return bool(node.outputs[0].uses()) or node.outputs[0].is_graph_output()
+
+
 def single_use(value: ir.Value) -> ir.Node | None:
     """The one node that uses `value`, once, or None where there are more uses, none, or it is a graph output."""
     uses = value.uses()

@@ -9,10 +9,10 @@ from __future__ import annotations
 from headrace.graph._onnx_ir import ir
 from headrace.graph.edit import HEADRACE_DOMAIN, remove_dead
 from headrace.graph.passes.activation import fuse_gelu
+from headrace.graph.passes.analysis import analyse
 from headrace.graph.passes.attention import fuse_attention, merge_qkv
 from headrace.graph.passes.clean import fold_constants, lift_constants, merge_repeats, remove_copies
 from headrace.graph.passes.conv import fuse_conv
-from headrace.graph.passes.facts import analyse
 from headrace.graph.passes.linear import fuse_linear, fuse_residual
 from headrace.graph.passes.norm import fuse_norms
 from headrace.graph.passes.shapes import peel_broadcasts, simplify_shapes

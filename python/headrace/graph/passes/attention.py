@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from headrace.graph._onnx_ir import ir
 from headrace.graph.dims import Dim
 from headrace.graph.edit import (
@@ -20,6 +22,7 @@ from headrace.graph.edit import (
     ints,
     is_constant,
     is_op,
+    is_used,
     producer,
     replace_node,
     scalar,
@@ -48,7 +51,54 @@ def fuse_attention(graph: ir.Graph) -> bool:
     for node in list(graph):
         if is_op(node, "Softmax") and node.outputs[0].uses() and node.outputs[0].dtype == ir.DataType.FLOAT:
             changed |= _fuse(graph, node)
+        elif is_op(node, "Attention") and is_used(node) and node.outputs[0].dtype == ir.DataType.FLOAT:
+            changed |= _map_onnx_attention(graph, node)
     return changed
+
+
+def _map_onnx_attention(graph: ir.Graph, node: ir.Node) -> bool:
+    """ONNX's own Attention (opset 23), where it has no cache, no causal mask, no softcap and one output."""
+    if any(value is not None for value in node.inputs[4:]) or any(output.uses() for output in node.outputs[1:]):
+        return False
+    if any(output.is_graph_output() for output in node.outputs[1:]):
+        return False
+    plain = {"is_causal": 0, "softcap": 0.0, "softmax_precision": 1}
+    if any(attribute(node, name, default) != default for name, default in plain.items()):
+        return False
+    query, key, value = (dims(x) for x in node.inputs[:3])
+    if query is None or key is None or key != value or len(query) != len(key):
+        return False
+    if len(query) == 4:
+        layout, heads, kv_heads, depth = "bhsd", query[1], key[1], query[3]
+        rows, keys, same = query[2], key[2], query[3] == key[3]
+    else:
+        layout, heads, kv_heads = "bsd", attribute(node, "q_num_heads"), attribute(node, "kv_num_heads")
+        if len(query) != 3 or not isinstance(query[2], int) or not isinstance(key[2], int) or not heads or not kv_heads:
+            return False
+        rows, keys, depth = query[1], key[1], query[2] // heads
+        same = query[2] * kv_heads == key[2] * heads
+    if not isinstance(heads, int) or not isinstance(kv_heads, int) or not isinstance(depth, int) or heads % kv_heads:
+        return False
+    mask = input_at(node, 3)
+    shape = dims(mask) if mask is not None else ()
+    if not same or query[0] != key[0] or shape is None or not _broadcasts(shape, (query[0], heads, rows, keys)):
+        return False
+    scale = attribute(node, "scale")
+    attributes = {
+        "num_heads": heads,
+        "kv_heads": kv_heads,
+        "scale": float(scale if scale is not None else 1.0 / math.sqrt(depth)),
+        "guard_nan": 0,
+        "layout": layout,
+    }
+    replace_node(graph, node.outputs[0], fused("Attention", [*node.inputs[:3], mask], attributes))
+    return True
+
+
+def _broadcasts(mask: tuple[Dim, ...], full: tuple[Dim, ...]) -> bool:
+    if len(mask) > 4:
+        return False
+    return all(dim in (1, whole) for dim, whole in zip(reversed(mask), reversed(full), strict=False))
 
 
 def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
@@ -78,7 +128,7 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
 
 def _fits(query: tuple[Dim, ...], key_t: tuple[Dim, ...], value: tuple[Dim, ...], mask: tuple[Dim, ...] | None) -> bool:
     """Whether these are [B,H,Sq,D], [B,H,D,Sk], [B,H,Sk,D] and a mask that broadcasts to [B,H,Sq,Sk]."""
-    if not len(query) == len(key_t) == len(value) == 4 or mask is None or len(mask) > 4:
+    if not len(query) == len(key_t) == len(value) == 4 or mask is None:
         return False
     batch, heads, rows, depth = query
     keys = key_t[3]
@@ -86,8 +136,7 @@ def _fits(query: tuple[Dim, ...], key_t: tuple[Dim, ...], value: tuple[Dim, ...]
         return False
     if key_t[:3] != (batch, heads, depth) or value != (batch, heads, keys, depth):
         return False
-    full = (batch, heads, rows, keys)
-    return all(dim in (1, whole) for dim, whole in zip(reversed(mask), reversed(full), strict=False))
+    return _broadcasts(mask, (batch, heads, rows, keys))
 
 
 def _scores(value: ir.Value | None) -> _Scores | None:
@@ -303,8 +352,6 @@ def _merge_linears(graph: ir.Graph, node: ir.Node) -> bool:
     if not all(is_constant(bias) for bias in biases if bias is not None):
         return False
     rows, columns = shapes[0]
-    import numpy as np
-
     packed = derived_tensor(ir.DataType.FLOAT, [rows, 3 * columns], weights, lambda *w: np.concatenate(w, axis=1))
     weight = add_constant(graph, f"{weights[0].name}_qkv", packed)
     bias = None

@@ -21,6 +21,7 @@ from headrace.graph.edit import (
     input_at,
     is_constant,
     is_op,
+    is_used,
     producer,
     replace_node,
     single_use,
@@ -47,20 +48,16 @@ def fuse_conv(graph: ir.Graph) -> bool:
             changed = True
     order = {output: position for position, node in enumerate(graph) for output in node.outputs}
     for node in list(graph):
-        if is_op(node, "Add") and _used(node):
+        if is_op(node, "Add") and is_used(node):
             changed |= _absorb_residual(graph, node, order)
     for node in list(graph):
-        if is_op(node, "FusedConv", domain=HEADRACE_DOMAIN) and _used(node):
+        if is_op(node, "FusedConv", domain=HEADRACE_DOMAIN) and is_used(node):
             changed |= _absorb_activation(graph, node)
     return changed
 
 
-def _used(node: ir.Node) -> bool:
-    return bool(node.outputs[0].uses()) or node.outputs[0].is_graph_output()
-
-
 def _convertible(node: ir.Node) -> bool:
-    if not is_op(node, "Conv") or not _used(node) or node.outputs[0].dtype != ir.DataType.FLOAT:
+    if not is_op(node, "Conv") or not is_used(node) or node.outputs[0].dtype != ir.DataType.FLOAT:
         return False
     bias = input_at(node, 2)
     return is_constant(node.inputs[1]) and (bias is None or is_constant(bias)) and not is_constant(node.inputs[0])

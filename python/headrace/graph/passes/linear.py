@@ -16,6 +16,7 @@ from headrace.graph.edit import (
     input_at,
     is_constant,
     is_op,
+    is_used,
     producer,
     replace_node,
     single_use,
@@ -32,13 +33,13 @@ def fuse_linear(graph: ir.Graph) -> bool:
     """
     changed = False
     for node in list(graph):
-        if is_op(node, "MatMul", "Gemm") and _used(node):
+        if is_op(node, "MatMul", "Gemm") and is_used(node):
             linear = _from_matmul(graph, node) if node.op_type == "MatMul" else _from_gemm(graph, node)
             if linear is not None:
                 _absorb_bias(graph, linear)
                 changed = True
     for node in list(graph):
-        if is_op(node, "Linear", domain=HEADRACE_DOMAIN) and _used(node):
+        if is_op(node, "Linear", domain=HEADRACE_DOMAIN) and is_used(node):
             changed |= _absorb_activation(graph, node)
     return changed
 
@@ -52,7 +53,7 @@ def fuse_residual(graph: ir.Graph) -> bool:
     changed = False
     order = {output: position for position, node in enumerate(graph) for output in node.outputs}
     for node in list(graph):
-        if not is_op(node, "Add") or not _used(node):
+        if not is_op(node, "Add") or not is_used(node):
             continue
         # Of two Linears the later one takes the sum: the other operand then comes from before it.
         ages = [-1 if value is None else order.get(value, -1) for value in node.inputs]
@@ -70,10 +71,6 @@ def fuse_residual(graph: ir.Graph) -> bool:
             changed = True
             break
     return changed
-
-
-def _used(node: ir.Node) -> bool:
-    return bool(node.outputs[0].uses()) or node.outputs[0].is_graph_output()
 
 
 def _padded(linear: ir.Node) -> list[ir.Value | None]:

@@ -13,6 +13,7 @@ from headrace.graph.edit import (
     ints,
     is_constant,
     is_op,
+    is_used,
     producer,
     replace_node,
     scalar,
@@ -29,7 +30,7 @@ def fuse_norms(graph: ir.Graph) -> bool:
     """
     changed = False
     for node in list(graph):
-        if is_op(node, "Div", "Mul") and node.outputs[0].uses() and node.outputs[0].dtype == ir.DataType.FLOAT:
+        if is_op(node, "Div", "Mul") and is_used(node) and node.outputs[0].dtype == ir.DataType.FLOAT:
             changed |= _fuse(graph, node)
     return changed
 

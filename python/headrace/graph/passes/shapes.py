@@ -16,12 +16,15 @@ from headrace.graph.edit import (
     ints,
     is_constant,
     is_op,
+    is_used,
     producer,
     replace_node,
     static_dims,
     substitute,
 )
-from headrace.graph.passes.facts import POINTWISE, Dims, Fact, Facts, analyse
+from headrace.graph.passes.analysis import analyse
+from headrace.graph.passes.facts import Dims, Fact, Facts
+from headrace.graph.passes.rules import POINTWISE
 
 
 def simplify_shapes(graph: ir.Graph) -> bool:
@@ -33,7 +36,7 @@ def simplify_shapes(graph: ir.Graph) -> bool:
     facts = analyse(graph)
     changed = False
     for node in list(graph):
-        if node.domain != "" or not node.outputs or not (node.outputs[0].uses() or node.outputs[0].is_graph_output()):
+        if node.domain != "" or not node.outputs or not is_used(node):
             continue
         changed |= _known_content(graph, node, facts) or _RULES.get(node.op_type, _keep)(graph, node, facts)
     return changed
