@@ -32,21 +32,26 @@ struct ComplementOf {
 struct NotOf {
   uint8_t operator()(uint8_t a) const { return a == 0; }
 };
-// Shifting by the width or more leaves nothing; C++ would leave it undefined.
+// Shifting by the width or more, or by less than nothing, leaves only copies of the sign; C++ would
+// leave it undefined.
+template <class T>
+bool within_width(T shift) {
+  return static_cast<uint64_t>(shift) < sizeof(T) * 8;
+}
 struct ShiftLeftOf {
   template <class T>
   T operator()(T a, T b) const {
-    return b < sizeof(T) * 8 ? static_cast<T>(a << b) : T(0);
+    using U = std::make_unsigned_t<T>;
+    return within_width(b) ? static_cast<T>(static_cast<U>(a) << b) : T(0);
   }
 };
 struct ShiftRightOf {
   template <class T>
   T operator()(T a, T b) const {
-    return b < sizeof(T) * 8 ? static_cast<T>(a >> b) : T(0);
+    if (within_width(b)) return static_cast<T>(a >> b);
+    return a < T(0) ? T(-1) : T(0);
   }
 };
-
-using Unsigned = Types<uint8_t, uint16_t, uint32_t, uint64_t>;
 
 template <class F>
 std::unique_ptr<Op> make_binary(const NodeSpec& spec) {
@@ -68,7 +73,7 @@ std::unique_ptr<Op> make_shift(const NodeSpec& spec) {
     spec.invalid(str("direction is '", direction, "', expected LEFT or RIGHT"));
   }
   ElementLoop loop = nullptr;
-  visit_dtype(Unsigned{}, spec.input_dtypes[0], [&]<class T>() {
+  visit_dtype(Ints{}, spec.input_dtypes[0], [&]<class T>() {
     loop = direction == "LEFT" ? binary_loop<ShiftLeftOf, T, T, T>
                                : binary_loop<ShiftRightOf, T, T, T>;
   });

@@ -22,7 +22,10 @@ void require_index_dtype(const NodeSpec& spec, size_t input);
 void register_gather(OpRegistry& registry);
 void register_scatter(OpRegistry& registry);
 void register_find(OpRegistry& registry);
+void register_unique(OpRegistry& registry);
 void register_sort(OpRegistry& registry);
 void register_scan(OpRegistry& registry);
+void register_sequence(OpRegistry& registry);
+void register_loss(OpRegistry& registry);
 
 }  // namespace headrace

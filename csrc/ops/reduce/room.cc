@@ -5,6 +5,7 @@ namespace headrace {
 
 void register_reduce_ops(OpRegistry& registry) {
   register_reduce(registry);
+  register_arg(registry);
 }
 
 }  // namespace headrace

@@ -9,6 +9,7 @@ void register_shape_ops(OpRegistry& registry) {
   register_slice(registry);
   register_concat(registry);
   register_generate(registry);
+  register_pad(registry);
 }
 
 }  // namespace headrace

@@ -18,5 +18,6 @@ void register_transpose(OpRegistry& registry);
 void register_concat(OpRegistry& registry);
 void register_slice(OpRegistry& registry);
 void register_generate(OpRegistry& registry);
+void register_pad(OpRegistry& registry);
 
 }  // namespace headrace

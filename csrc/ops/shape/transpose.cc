@@ -75,6 +75,10 @@ class BlockShuffle : public StridedCopyOp {
     int64_t b = block_;
     if (!to_space_) {  // x as [N, C, H/b, b, W/b, b], read as [N, b, b, C, H/b, W/b]
       Strides s = strides_of({x[0], x[1], out[2], b, out[3], b});
+      if (column_first_) {  // read as [N, C, b, b, H/b, W/b]
+        return {.dims = {x[0], x[1], b, b, out[2], out[3]},
+                .strides = {{s[0], s[1], s[3], s[5], s[2], s[4]}}};
+      }
       return {.dims = {x[0], b, b, x[1], out[2], out[3]},
               .strides = {{s[0], s[3], s[5], s[1], s[2], s[4]}}};
     }
