@@ -71,7 +71,7 @@ def split(data: Customers) -> tuple[Customers, Customers]:
 
 
 def train_trees(train: Customers, trees: int = 200) -> Any:
-    """A LightGBM classifier; on 2 threads, so that it is the same model on every machine."""
+    """A LightGBM classifier; on one thread, so that it is the same model on every machine."""
     import lightgbm
 
     model = lightgbm.LGBMClassifier(
@@ -79,7 +79,7 @@ def train_trees(train: Customers, trees: int = 200) -> Any:
         num_leaves=15,
         learning_rate=0.03,
         random_state=SEED,
-        n_jobs=2,
+        n_jobs=1,
         deterministic=True,
         verbose=-1,
     )

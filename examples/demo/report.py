@@ -93,8 +93,8 @@ def _context(model: ModelReport) -> dict[str, Any]:
 def _latency_row(record: Record, phase: str, first_s: float, last_s: float) -> dict[str, Any]:
     """By when a request was sent, so that a slow one counts for the phase that made it slow."""
     chosen = sorted(took for when, took, outcome in record.done if outcome == "ok" and first_s <= when - took < last_s)
-    values = [quantile(chosen, share) * 1e3 for share in (0.5, 0.9, 0.99, 1.0)]
-    return {"phase": phase, "count": len(chosen), "values": values}
+    figures = [quantile(chosen, share) * 1e3 for share in (0.5, 0.9, 0.99, 1.0)]
+    return {"phase": phase, "count": len(chosen), "figures": figures}
 
 
 def _figure(model: ModelReport) -> str:

@@ -61,12 +61,8 @@ class Search:
     def embed(self, texts: list[str]) -> np.ndarray:
         """float32 ``[texts, 384]``. One ragged batch per `BATCH` texts: nothing is padded."""
         requests = self._tokenizer.requests(texts)
-        results = [
-            result
-            for start in range(0, len(requests), BATCH)
-            for result in self._engine.run_batch(requests[start:][:BATCH])
-        ]
-        return np.concatenate([result["embedding"] for result in results])
+        batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
+        return np.concatenate([one["embedding"] for batch in batches for one in self._engine.run_batch(batch)])
 
     def nearest(self, text: str, count: int = 3) -> list[tuple[float, int]]:
         """The `count` most similar tickets: (cosine, index), best first."""

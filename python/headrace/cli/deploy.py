@@ -38,7 +38,7 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
         port=config.http.port if port is None else port,
     )
     config = msgspec.structs.replace(config, http=http)
-    from headrace.serving.ray_app import deploy
+    from headrace.serve import deploy
 
     stop = threading.Event()
 

@@ -90,8 +90,11 @@ class Front:
         self._app.names = tuple(names)
 
     def report(self, ledger: ReplicaLedger) -> None:
-        """Called by the replicas through their handle; the latest report of each is kept."""
-        self._ledgers.setdefault(ledger.model, {})[ledger.replica] = ledger
+        """Called by the replicas through their handle; the latest report of each is kept, its last words for good."""
+        replicas = self._ledgers.setdefault(ledger.model, {})
+        known = replicas.get(ledger.replica)
+        if known is None or not known.final:
+            replicas[ledger.replica] = ledger
 
     def ledgers(self) -> dict[str, list[ReplicaLedger]]:
         """Every replica's latest report by model, oldest replica first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import time
 from collections import Counter
@@ -26,7 +27,8 @@ from headrace.config import (  # noqa: E402
     ModelSettings,
 )
 from headrace.errors import ConfigError, ExecutionError, InvalidModel  # noqa: E402
-from headrace.serving.ray_app import Deployment, deploy, free_port, tagged_processes  # noqa: E402
+from headrace.serve import Deployment, deploy  # noqa: E402
+from headrace.serving import ray_cluster  # noqa: E402
 from headrace.signature import Signature, TensorSpec  # noqa: E402
 from ray import cloudpickle  # noqa: E402
 
@@ -104,12 +106,10 @@ def deployment() -> Iterator[Deployment]:
     steps: list[str] = []
     deployed = deploy(DeployConfig(http=HttpConfig(port=0), models=[elastic]), progress=steps.append, **FAKES)
     assert "elastic is ready" in steps
-    tag = deployed._tag
-    assert tag is not None
-    assert tagged_processes(tag), "the processes of our Ray must be found by their tag"
+    assert deployed.processes(), "the processes of our Ray must be found by their tag"
     yield deployed
     assert deployed.shutdown() == []
-    assert tagged_processes(tag) == []
+    assert deployed.processes() == []
 
 
 def running(deployment: Deployment) -> int:
@@ -189,17 +189,13 @@ def test_it_scales_up_down_to_zero_and_back_without_losing_a_request(deployment:
 
 
 def test_a_taken_port_is_an_error_before_anything_is_deployed() -> None:
-    import socket
-
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         taken = holder.getsockname()[1]
-        from headrace.serving.ray_app import _check_port
-
         with pytest.raises(ConfigError, match=f"127.0.0.1:{taken}"):
-            _check_port("127.0.0.1", taken)
-    assert free_port() != taken
+            ray_cluster.check_port("127.0.0.1", taken)
+        assert ray_cluster.free_port() != taken
 
 
 def test_a_model_that_does_not_load_says_why(deployment: Deployment) -> None:

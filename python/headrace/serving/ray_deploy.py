@@ -1,0 +1,199 @@
+"""Deploys models on Ray Serve, watches them and takes them away again.
+
+with deploy(load_deploy("app.yaml")) as deployment:
+print(deployment.url)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray import serve
+
+from headrace.config import DeployConfig, DeployedModel
+from headrace.errors import ConfigError, ExecutionError
+from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, ReplicaLedger, build_front
+from headrace.serving.host import OpenBatcher, OpenEngine, open_batcher, open_engine
+from headrace.serving.ray_app import DEPLOYMENT, build_app
+from headrace.serving.ray_cluster import EXIT_S_MAX, connect, processes, start_serve, stop
+
+
+@dataclass
+class Deployment:
+    """Models running on Ray Serve, and the way to stop them. Also a context manager.
+
+    Attributes:
+        url: Where the server answers, ``http://HOST:PORT``.
+        models: The models' names.
+        tag: What the processes of the Ray that `deploy` started carry in their environment; None if it joined one.
+    """
+
+    url: str
+    models: tuple[str, ...]
+    tag: str | None = None
+    _left: list[int] | None = field(default=None, repr=False)
+
+    def replicas(self) -> dict[str, dict[str, int]]:
+        """Replicas of each model by Serve's state: ``{"tickets": {"RUNNING": 1, "STARTING": 1}}``."""
+        applications = serve.status().applications
+        return {
+            name: {
+                str(state): count for state, count in applications[name].deployments[DEPLOYMENT].replica_states.items()
+            }
+            for name in self.models
+            if name in applications and DEPLOYMENT in applications[name].deployments
+        }
+
+    def ledgers(self) -> dict[str, list[ReplicaLedger]]:
+        """What every replica counted, the ones that are gone included: at most half a second old."""
+        handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+        known: dict[str, list[ReplicaLedger]] = handle.ledgers.remote().result(timeout_s=10)
+        return {name: known.get(name, []) for name in self.models}
+
+    def processes(self) -> list[int]:
+        """The ids of the processes that Ray started for us and that still run; [] where we joined a running Ray."""
+        return [] if self.tag is None else processes(self.tag)
+
+    def shutdown(self, timeout_s: float = EXIT_S_MAX) -> list[int]:
+        """Drains and stops the models, and Ray where we started it.
+
+        Args:
+            timeout_s: How long Ray's processes may take to go before they are killed.
+
+        Returns:
+            The ids of processes that were still there in the end: [] when all went well. Calling it again does no
+            more than to return the same.
+        """
+        if self._left is None:
+            # A Ray that died already must not keep us from cleaning up what is left of it.
+            with contextlib.suppress(Exception) if self.tag else contextlib.nullcontext():
+                self._delete()
+            self._left = stop(self.tag, timeout_s) if self.tag else []
+        return self._left
+
+    def _delete(self) -> None:
+        """Takes our applications away: each answers what it has, and other people's stay."""
+        for name in self.models:
+            serve.delete(name, _blocking=True)
+        others = _deployed_models()
+        if others:
+            _run_front(others)
+        else:
+            serve.delete(FRONT, _blocking=True)
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def deploy(
+    config: DeployConfig,
+    *,
+    progress: Callable[[str], None] | None = None,
+    timeout_s: float = 300.0,
+    engine_opener: OpenEngine = open_engine,
+    batcher_opener: OpenBatcher = open_batcher,
+) -> Deployment:
+    """Deploys models on Ray Serve and waits until each has a replica that answers.
+
+    Joins the Ray this process is connected to, or the one ``RAY_ADDRESS`` names; otherwise starts one on this machine,
+    without its dashboard, listening on the loopback address, with a random access token.
+
+    Args:
+        config: What to deploy; see `headrace.config.load_deploy`.
+        progress: Told about each step.
+        timeout_s: How long the models may take to come up.
+        engine_opener: Makes the Engine of a replica; tests put their own here.
+        batcher_opener: Makes the Batcher of a replica; tests put their own here.
+
+    Raises:
+        ConfigError: The replicas do not fit on the cluster, or the port is taken.
+        ExecutionError: A model did not come up.
+    """
+    tell = progress or (lambda step: None)
+    tag = connect(tell)
+    names = tuple(deployed.model.name for deployed in config.models)
+    deployment = Deployment("", names, tag)
+    try:
+        _check_fits(config.models)
+        deployment.url = start_serve(config.http, owns_ray=tag is not None)
+        tell(f"loading {', '.join(names)}")
+        targets = [
+            serve.RunTarget(
+                build_app(deployed, engine_opener=engine_opener, batcher_opener=batcher_opener),
+                name=deployed.model.name,
+                route_prefix=f"/v2/models/{deployed.model.name}",
+            )
+            for deployed in config.models
+        ]
+        _run_front(sorted({*names, *_deployed_models()}))
+        serve.run_many(targets, wait_for_applications_running=False)
+        _wait_running((FRONT, *names), timeout_s, tell)
+    except BaseException:
+        deployment.shutdown()
+        raise
+    return deployment
+
+
+def _check_fits(models: Sequence[DeployedModel]) -> None:
+    """One replica of each model must fit; Serve would otherwise wait for CPUs that never come."""
+    have = float(ray.cluster_resources().get("CPU", 0))
+    need = sum(max(1, m.autoscaling.min_replicas) * m.autoscaling.cpus_per_replica for m in models)
+    if need > have + 1e-9:
+        raise ConfigError(
+            f"autoscaling.cpus_per_replica: got {need:g} CPUs for the first replicas of {len(models)} models, "
+            f"expected at most the cluster's {have:g}"
+        )
+
+
+def _deployed_models() -> list[str]:
+    """The models of every Headrace deployment on this Serve, other people's included."""
+    applications = serve.status().applications
+    return sorted(name for name, app in applications.items() if name != FRONT and DEPLOYMENT in app.deployments)
+
+
+def _run_front(names: Sequence[str]) -> None:
+    """Runs the front application, or tells the one that runs which models there are now."""
+    if FRONT in serve.status().applications:
+        handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+        handle.set_names.remote(list(names)).result(timeout_s=30)
+        return
+    target = serve.RunTarget(build_front(names), name=FRONT, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def _wait_running(names: Sequence[str], timeout_s: float, tell: Callable[[str], None]) -> None:
+    deadline = time.monotonic() + timeout_s
+    waiting = list(names)
+    while waiting:
+        applications = serve.status().applications
+        for name in list(waiting):
+            status = applications[name].status if name in applications else "NOT_STARTED"
+            if status == "RUNNING":
+                waiting.remove(name)
+                if name != FRONT:
+                    tell(f"{name} is ready")
+            elif status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise ExecutionError(
+                    f"model {name!r}: got Serve status {status}, expected RUNNING\n{_why(applications[name])}"
+                )
+        if waiting and time.monotonic() > deadline:
+            raise ExecutionError(
+                f"deploy: got no ready {', '.join(waiting)} after {timeout_s:g} s, expected all RUNNING"
+            )
+        time.sleep(0.1)
+
+
+def _why(application: Any) -> str:
+    messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
+    return "\n".join(message for message in messages if message)
