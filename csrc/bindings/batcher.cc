@@ -18,6 +18,8 @@ namespace {
 constexpr auto kSpin = std::chrono::microseconds(50);
 // Abandoned Requests are freed by the next call from Python; where none comes, by the scheduler.
 constexpr size_t kUnsweptMax = 64;
+// 30 years, as good as none; the clock's counter would overflow at ten times that.
+constexpr double kDeadlineMax_ms = 1e12;
 
 Ticket& ticket_of(Job* job) {
   return *static_cast<Ticket*>(job);
@@ -111,9 +113,12 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
 
   void submit(Ticket& ticket, std::optional<double> deadline_ms, int priority) {
     ticket.priority = priority;
-    if (deadline_ms && *deadline_ms < 1e12) {  // 30 years; the clock overflows
-      ticket.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                           std::chrono::duration<double, std::milli>(*deadline_ms));
+    if (deadline_ms && std::isnan(*deadline_ms)) {
+      fail(ErrorKind::kDeadlineExceeded, "deadline_ms: got nan, expected milliseconds from now");
+    }
+    if (deadline_ms && *deadline_ms < kDeadlineMax_ms) {
+      std::chrono::duration<double, std::milli> in(std::max(*deadline_ms, -kDeadlineMax_ms));
+      ticket.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(in);
     }
     ticket.hold(weak_from_this());
     try {
