@@ -1,0 +1,130 @@
+"""scikit-learn estimators and pipelines, strings included, predict as they do in scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+from headrace.errors import ModelError
+from headrace.graph import load
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import (
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    RandomForestClassifier,
+)
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+
+
+def run(model: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.to_proto().SerializeToString(), options).run(None, feeds)
+
+
+@pytest.fixture(scope="module")
+def numbers() -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    return x, x @ np.array([1.0, -2.0, 0.5, 3.0])
+
+
+@pytest.fixture(scope="module")
+def table() -> tuple[pd.DataFrame, np.ndarray]:
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame(
+        {
+            "balance": rng.normal(1000, 500, 200),
+            "income": rng.normal(4e4, 1e4, 200),
+            "student": rng.choice(["Yes", "No"], 200),
+            "region": rng.choice(["north", "süd", "east"], 200),
+        }
+    )
+    return frame, ((frame.balance > 1200) ^ (frame.student == "Yes")).astype(int).to_numpy()
+
+
+@pytest.mark.parametrize("with_rows", [True, False])
+def test_a_pipeline_with_strings_takes_one_input_per_column(table, with_rows: bool) -> None:
+    frame, y = table
+    columns = ColumnTransformer(
+        [
+            ("numbers", StandardScaler(), ["balance", "income"]),
+            ("words", OneHotEncoder(handle_unknown="ignore"), ["student", "region"]),
+        ]
+    )
+    pipeline = Pipeline([("columns", columns), ("model", LogisticRegression())]).fit(frame, y)
+    model = load(pipeline, example_inputs=frame.head(3) if with_rows else None)
+    assert str(model.signature) == (
+        "(balance: float32[batch, 1], income: float32[batch, 1], student: string[batch, 1], region: string[batch, 1])"
+        " -> (label: int64[batch], probabilities: float32[batch, 2])"
+    )
+    unseen = frame.copy()
+    unseen.loc[::5, "region"] = "elsewhere"
+    feeds: dict[str, np.ndarray] = {name: unseen[[name]].to_numpy(np.float32) for name in ("balance", "income")}
+    feeds |= {name: unseen[[name]].to_numpy(object) for name in ("student", "region")}
+    label, probabilities = run(model, feeds)
+    np.testing.assert_array_equal(label, pipeline.predict(unseen))
+    np.testing.assert_allclose(probabilities, pipeline.predict_proba(unseen), rtol=0, atol=1e-5)
+
+
+CLASSIFIERS = [
+    LogisticRegression(),
+    make_pipeline(StandardScaler(), MLPClassifier((8,), max_iter=30, random_state=0)),
+    RandomForestClassifier(8, random_state=0),
+    GradientBoostingClassifier(n_estimators=5),
+    HistGradientBoostingClassifier(max_iter=5),
+    DecisionTreeClassifier(),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("estimator", CLASSIFIERS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("labels", [np.array([0, 1]), np.array(["a", "b", "c"])], ids=["two", "three"])
+def test_classifiers(numbers, estimator: Any, labels: np.ndarray) -> None:
+    x, y = numbers
+    estimator.fit(x, labels[np.digitize(y, [0, 2][: len(labels) - 1])])
+    rows = np.random.default_rng(2).normal(size=(100, 4)).astype(np.float32)
+    label, probabilities = run(load(estimator), {"x": rows})
+    np.testing.assert_array_equal(label, estimator.predict(rows))
+    np.testing.assert_allclose(probabilities, estimator.predict_proba(rows), rtol=0, atol=1e-5)
+
+
+REGRESSORS = [
+    LinearRegression(),
+    make_pipeline(SimpleImputer(), MinMaxScaler(), Ridge()),
+    ExtraTreesRegressor(8, random_state=0),
+    HistGradientBoostingRegressor(max_iter=5),
+    HistGradientBoostingRegressor(max_iter=5, loss="poisson"),
+]
+
+
+@pytest.mark.parametrize("estimator", REGRESSORS, ids=lambda e: type(e).__name__)
+def test_regressors(numbers, estimator: Any) -> None:
+    x, y = numbers
+    estimator.fit(x, np.exp(y / 4))
+    rows = np.random.default_rng(2).normal(size=(100, 4)).astype(np.float32)
+    (prediction,) = run(load(estimator), {"x": rows})
+    np.testing.assert_allclose(prediction.reshape(-1), estimator.predict(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_histogram_trees_treat_nan_as_scikit_learn_does(numbers) -> None:
+    x, y = numbers
+    x = x.copy()
+    x[np.random.default_rng(5).random(x.shape) < 0.2] = np.nan
+    estimator = HistGradientBoostingRegressor(max_iter=8).fit(x, y)
+    np.testing.assert_allclose(run(load(estimator), {"x": x})[0], estimator.predict(x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_estimator_that_is_not_fitted_is_refused() -> None:
+    for estimator in (LogisticRegression(), HistGradientBoostingRegressor()):
+        with pytest.raises(ModelError, match="not fitted"):
+            load(estimator)
