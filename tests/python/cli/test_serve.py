@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from oip_client import binary_request, read_answer
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -42,6 +43,20 @@ def save_model(path: Path, scale: float = 1.0) -> onnx.ModelProto:
     path.parent.mkdir(parents=True)
     onnx.save(model, path)
     return model
+
+
+def save_words_model(path: Path) -> None:
+    """No -> nein, Yes -> ja, all else -> "?": strings in and strings out."""
+    words = {"keys_strings": ["No", "Yes"], "values_strings": ["nein", "ja"], "default_string": "?"}
+    graph = helper.make_graph(
+        [helper.make_node("LabelEncoder", ["word"], ["translated"], domain="ai.onnx.ml", **words)],
+        "g",
+        [helper.make_tensor_value_info("word", TensorProto.STRING, ["n", 1])],
+        [helper.make_tensor_value_info("translated", TensorProto.STRING, ["n", 1])],
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("ai.onnx.ml", 4)]
+    path.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 
 
 def start(repository: Path, *options: str) -> subprocess.Popen[str]:
@@ -75,15 +90,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
     """The URL of a server with two versions of one model, and what each should answer."""
     root = tmp_path_factory.mktemp("repository")
     models = {"1": save_model(root / "credit/1/model.onnx"), "2": save_model(root / "credit/2/model.onnx", 2.0)}
+    save_words_model(root / "words/1/model.onnx")
     (root / "credit/headrace.toml").write_text('versions = "all"\nthreads = 1\n')
     process = start(root)
     try:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
-        assert lines[:2] == ["loading: credit version 1\n", "loading: credit version 2\n"], lines
-        assert lines[2].startswith("ready: http://127.0.0.1:"), lines
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert lines[:3] == [f"loading: {it}\n" for it in ("credit version 1", "credit version 2", "words version 1")]
+        assert lines[3].startswith("ready: http://127.0.0.1:"), lines
         yield (
-            lines[2].removeprefix("ready: ").strip() + "/v2/models/credit",
+            lines[3].removeprefix("ready: ").strip() + "/v2/models/credit",
             {version: ReferenceEvaluator(model) for version, model in models.items()},
         )
     finally:
@@ -100,6 +116,19 @@ def test_answers_are_those_of_the_reference_evaluator(served: tuple[str, dict[st
         assert (output["name"], output["datatype"], output["shape"]) == ("p", "FP32", [5, 4])
         want = references[version].run(None, {"x": x})[0]
         np.testing.assert_allclose(np.reshape(output["data"], (5, 4)), want, atol=1e-6)
+
+
+def test_strings_go_in_and_out_in_both_forms(served: tuple[str, dict[str, ReferenceEvaluator]]) -> None:
+    url = served[0].replace("credit", "words/infer")
+    tensor = {"name": "word", "shape": [3, 1], "datatype": "BYTES", "data": ["Yes", "No", "vielleicht"]}
+    body, headers = binary_request({"word": ("BYTES", np.array([["Yes"], ["No"], ["vielleicht"]], object))})
+    for request in (
+        urllib.request.Request(url, json.dumps({"inputs": [tensor]}).encode()),
+        urllib.request.Request(url, body, headers),
+    ):
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            got = read_answer(answer.read(), {name.lower(): value for name, value in answer.getheaders()})
+        assert got["translated"].tolist() == [["ja"], ["nein"], ["?"]]
 
 
 def test_metadata_names_a_real_backend_and_isa(served: tuple[str, dict[str, ReferenceEvaluator]]) -> None:
