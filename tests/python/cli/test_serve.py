@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,6 +62,24 @@ def save_words_model(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
 
 
+def save_slow_model(path: Path, layers: int = 24, width: int = 1024) -> None:
+    """One column in, one out, and 50 GFLOP per 1000 rows: a fifth of a second on the fastest core, so queues form."""
+    arrays = {"first": (1, width), "inner": (width, width), "last": (width, 1)}
+    weights = [numpy_helper.from_array(np.full(shape, 1e-3, np.float32), name) for name, shape in arrays.items()]
+    names = ["x", *(f"h{i}" for i in range(layers + 1)), "y"]
+    kinds = ["first", *["inner"] * layers, "last"]
+    nodes = [helper.make_node("MatMul", [names[i], kind], [names[i + 1]]) for i, kind in enumerate(kinds)]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        weights,
+    )
+    path.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
 def start(repository: Path, *options: str) -> subprocess.Popen[str]:
     command = [*SERVE, str(repository), "--port", "0", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -73,7 +94,7 @@ def post(url: str, x: np.ndarray) -> tuple[int, dict[str, Any]]:
     tensor = {"name": "x", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
     request = urllib.request.Request(url, json.dumps({"inputs": [tensor]}).encode())
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -181,6 +202,48 @@ def test_an_answer_with_an_impossible_deadline_is_refused(served: tuple[str, dic
         urllib.request.urlopen(request, timeout=60)
     assert caught.value.code in (429, 504)
     assert json.load(caught.value)["error"]
+
+
+def test_a_client_that_leaves_is_never_computed_and_sigterm_answers_the_rest(tmp_path: Path) -> None:
+    save_slow_model(tmp_path / "slow/1/model.onnx")
+    (tmp_path / "slow/headrace.toml").write_text("threads = 1")
+    process = start(tmp_path, "--json")
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        url = urllib.parse.urlparse(json.loads(process.stdout.readline())["value"])
+        assert url.hostname
+        assert url.port
+
+        def count(name: str) -> float:
+            rows = [line for line in get(url.geturl() + "/metrics").splitlines() if line.startswith(name)]
+            return float(rows[0].split()[-1])
+
+        def wait_until(name: str, value: float) -> None:
+            end = time.monotonic() + 20
+            while count(name) != value:
+                assert time.monotonic() < end, f"{name} never became {value}"
+                time.sleep(0.005)
+
+        x = np.ones((800, 1), np.float32)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(post, url.geturl() + "/v2/models/slow/infer", x)
+            wait_until("headrace_queue_requests{", 1)
+            tensor = {"name": "x", "shape": [800, 1], "datatype": "FP32", "data": [1.0] * 800}
+            body = json.dumps({"inputs": [tensor]}).encode()
+            head = f"POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            with socket.create_connection((url.hostname, url.port)) as leaver:
+                leaver.sendall(head.encode() + body)
+                wait_until("headrace_requests_accepted_total{", 2)
+            wait_until('headrace_requests_total{model="slow",outcome="cancelled"', 1)
+            assert not first.done(), "the model was too fast for a queue to form"
+            last = pool.submit(post, url.geturl() + "/v2/models/slow/infer", x)
+            wait_until("headrace_requests_accepted_total{", 3)
+            process.send_signal(signal.SIGTERM)
+            assert first.result(120)[0] == last.result(120)[0] == 200
+        assert process.wait(60) == 0
+    finally:
+        stop(process)
 
 
 def test_sigterm_is_a_clean_exit_and_json_lines_are_json(tmp_path: Path) -> None:
