@@ -13,6 +13,7 @@ const OpRegistry& OpRegistry::global() {
     register_conv_ops(all);
     register_linear_ops(all);
     register_index_ops(all);
+    register_ml_ops(all);
     register_norm_ops(all);
     register_reduce_ops(all);
     register_shape_ops(all);

@@ -11,6 +11,7 @@ void register_elementwise_ops(OpRegistry& registry);
 void register_conv_ops(OpRegistry& registry);
 void register_linear_ops(OpRegistry& registry);
 void register_index_ops(OpRegistry& registry);
+void register_ml_ops(OpRegistry& registry);
 void register_norm_ops(OpRegistry& registry);
 void register_reduce_ops(OpRegistry& registry);
 void register_shape_ops(OpRegistry& registry);
