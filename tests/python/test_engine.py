@@ -1,0 +1,123 @@
+"""Engines: how a backend is chosen, and what the choice says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import headrace as hr
+import numpy as np
+import pytest
+from headrace.errors import BackendUnavailable, UnsupportedOp
+from onnx import TensorProto, helper
+
+
+def model_of(*nodes: tuple[str, list[str], list[str]], dtype: int = TensorProto.FLOAT) -> hr.Model:
+    """A model from x to y out of (op, inputs, outputs) triples."""
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, outputs, name=f"{op.lower()}_node") for op, inputs, outputs in nodes],
+        "g",
+        [helper.make_tensor_value_info("x", dtype, ["n", 4])],
+        [helper.make_tensor_value_info("y", dtype, ["n", 4])],
+    )
+    return hr.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), name="small")
+
+
+def test_auto_takes_native_and_says_so() -> None:
+    engine = model_of(("Relu", ["x"], ["y"])).compile()
+    assert engine.plan.backend == "native"
+    assert "native can run the whole model" in str(engine.plan)
+
+
+def test_auto_goes_on_openly_where_native_cannot() -> None:
+    # The native runtime has no kernel for Det; the plan says whom it asked and why they refused.
+    graph = helper.make_graph(
+        [helper.make_node("Det", ["x"], ["y"], name="det_node")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+    )
+    model = hr.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    engine = model.compile()
+    assert engine.plan.backend == "reference"
+    assert "not native" in str(engine.plan)
+    assert "Det" in str(engine.plan)
+    assert engine({"x": np.eye(3, dtype=np.float32) * 2})["y"] == pytest.approx(8.0)
+    with pytest.raises(UnsupportedOp, match=r"Det \(node 'det_node'\)"):
+        model.compile(backend="native")
+
+
+def test_every_unsupported_node_is_listed_at_once() -> None:
+    nodes = [
+        helper.make_node("Det", ["x"], ["a"], name="first"),
+        helper.make_node("Det", ["z"], ["b"], name="second"),
+        helper.make_node("Add", ["a", "b"], ["y"], name="sum"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 3]) for name in ("x", "z")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [])],
+    )
+    model = hr.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    with pytest.raises(UnsupportedOp) as caught:
+        model.compile(backend="native")
+    assert [(op, name) for op, name, _ in caught.value.nodes] == [("Det", "first"), ("Det", "second")]
+
+
+def test_an_unknown_backend_is_an_error_that_names_the_known_ones() -> None:
+    with pytest.raises(BackendUnavailable, match=r"got backend 'tpu', expected one of: auto, native"):
+        model_of(("Relu", ["x"], ["y"])).compile(backend="tpu")
+
+
+def test_threads_must_be_positive() -> None:
+    with pytest.raises(BackendUnavailable, match="got threads=0, expected at least 1"):
+        model_of(("Relu", ["x"], ["y"])).compile(backend="native", threads=0)
+
+
+def test_anything_array_like_is_taken() -> None:
+    class Wrapped:
+        def __init__(self, array: np.ndarray) -> None:
+            self._array = array
+
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            return self._array
+
+    x = np.array([[-1, 2, -3, 4]], dtype=np.float32)
+    engine = model_of(("Relu", ["x"], ["y"])).compile(backend="native")
+    np.testing.assert_array_equal(engine({"x": Wrapped(x)})["y"], np.maximum(x, 0))
+
+
+def test_a_forced_isa_the_cpu_lacks_fails_loudly() -> None:
+    code = "from headrace import _core; _core.selected_isa()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"HEADRACE_ISA": "avx9000", "PATH": ""}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "HEADRACE_ISA: got 'avx9000', expected one this CPU can run: reference" in done.stderr
+
+
+def test_import_and_native_inference_need_neither_torch_nor_ray() -> None:
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["ray"] = None  # importing either raises
+import numpy as np, headrace as hr
+from onnx import TensorProto, helper
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g",
+    [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+    [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])])
+engine = hr.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)).compile()
+assert engine.plan.backend == "native"
+print(engine({"x": np.array([-1, 1], np.float32)})["y"].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[0.0, 1.0]"
+
+
+def test_public_names_are_what_they_are() -> None:
+    assert hr.__all__ == [
+        "Batcher", "Engine", "HeadraceError", "Model", "Plan", "Signature", "TensorSpec", "backends", "errors",
+        "hardware", "load", "serve",
+    ]  # fmt: skip
+    for name in set(hr.__all__) - {"serve"}:  # which needs ray
+        assert getattr(hr, name) is not None
