@@ -13,6 +13,7 @@ from headrace.graph.passes.analysis import analyse
 from headrace.graph.passes.attention import fuse_attention, merge_qkv
 from headrace.graph.passes.clean import fold_constants, lift_constants, merge_repeats, remove_copies
 from headrace.graph.passes.conv import fuse_conv
+from headrace.graph.passes.layout import settle_layout
 from headrace.graph.passes.linear import fuse_linear, fuse_residual
 from headrace.graph.passes.norm import fuse_norms
 from headrace.graph.passes.shapes import peel_broadcasts, simplify_shapes
@@ -51,7 +52,16 @@ def fuse(graph: ir.Graph) -> None:
     if peel_broadcasts(graph):
         simplify_shapes(graph)
     remove_dead(graph)
-    for fusion in (fuse_gelu, fuse_norms, fuse_conv, fuse_linear, fuse_attention, merge_qkv, fuse_residual):
+    for fusion in (
+        fuse_gelu,
+        fuse_norms,
+        fuse_conv,
+        fuse_linear,
+        settle_layout,
+        fuse_attention,
+        merge_qkv,
+        fuse_residual,
+    ):
         if fusion(graph):
             remove_dead(graph)
     merge_repeats(graph)

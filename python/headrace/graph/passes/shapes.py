@@ -74,19 +74,19 @@ def _reshape(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
     if before == after:
         substitute(graph, output, source)
         return True
-    if _reshape_transpose_reshape(graph, node, facts):
+    if _split_before_transpose(graph, node, facts):
         return True
     inner = producer(source, "Reshape")
     if inner is not None and inner.inputs[0] is not None:
         # Row-major order is kept by both: the outer one alone gives the same.
         start = facts.shape(inner.inputs[0])
-        target = None if start is None else _static_target(start, after)
+        target = None if start is None else static_target(start, after)
         if target is not None:
             node.replace_input_with(0, inner.inputs[0])
             return _set_target(graph, node, target)
     if is_constant(input_at(node, 1)):
         return False
-    target = _static_target(before, after)
+    target = static_target(before, after)
     return target is not None and _set_target(graph, node, target)
 
 
@@ -96,7 +96,7 @@ def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> bool:
     return True
 
 
-def _static_target(before: Dims, after: Dims) -> list[int] | None:
+def static_target(before: Dims, after: Dims) -> list[int] | None:
     """`after` as a constant Reshape target (0 copies the input's dim, one -1 is inferred), or None."""
     target: list[int] = []
     for axis, dim in enumerate(after):
@@ -111,22 +111,55 @@ def _static_target(before: Dims, after: Dims) -> list[int] | None:
     return target if target.count(-1) <= 1 else None
 
 
-def _reshape_transpose_reshape(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
-    """[..., m, n] -> [prod, m, n] -> [prod, n, m] -> [..., n, m] is one Transpose of the last two axes."""
-    middle = producer(node.inputs[0], "Transpose")
-    first = producer(middle.inputs[0], "Reshape") if middle is not None else None
-    if middle is None or first is None or list(attribute(middle, "perm", ())) != [0, 2, 1]:
+def _split_before_transpose(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
+    """A Reshape that only splits axes of what a Transpose gave may as well split them before it.
+
+    So [..., m, n] -> [prod, m, n] -> [prod, n, m] -> [..., n, m] is one Transpose of the last two axes.
+    """
+    transpose = producer(node.inputs[0], "Transpose")
+    source = transpose.inputs[0] if transpose is not None else None
+    start, middle, end = facts.shape(source), facts.shape(node.inputs[0]), facts.shape(node.outputs[0])
+    if transpose is None or source is None or start is None or middle is None or end is None:
         return False
-    source = first.inputs[0]
-    start, flat, end = facts.shape(source), facts.shape(first.outputs[0]), facts.shape(node.outputs[0])
-    if start is None or flat is None or end is None or len(start) < 3 or len(flat) != 3:
+    perm = list(attribute(transpose, "perm") or range(len(start))[::-1])
+    groups = _split_groups(middle, end)
+    if groups is None or all(len(group) == 1 for group in groups):
         return False
-    if flat != (sym.product(start[:-2]), *start[-2:]) or end != (*start[:-2], start[-1], start[-2]):
+    by_axis = {axis: group for axis, group in zip(perm, groups, strict=True)}
+    split = tuple(end[position] for axis in range(len(start)) for position in by_axis[axis])
+    places = [position for axis in range(len(start)) for position in by_axis[axis]]
+    inner = producer(source, "Reshape")
+    origin = inner.inputs[0] if inner is not None and facts.shape(inner.inputs[0]) is not None else source
+    target = static_target(facts.shape(origin) or (), split)
+    if target is None:
+        origin, target = source, static_target(start, split)
+    if target is None:
         return False
-    rank = len(start)
-    perm = [*range(rank - 2), rank - 1, rank - 2]
-    replace_node(graph, node.outputs[0], ir.node("Transpose", [source], {"perm": perm}))
+    shape = add_constant(graph, f"{node.outputs[0].name}_split", np.array(target, dtype=np.int64))
+    reshape = ir.node("Reshape", [origin, shape], {"allowzero": 0})
+    reshape.outputs[0].type, reshape.outputs[0].shape = node.outputs[0].type, ir.Shape(_annotation(split))
+    graph.insert_before(node, reshape)
+    facts.known[reshape.outputs[0]] = Fact(shape=split)
+    # The output's axis p comes from where p stands in the split shape.
+    merged = [places.index(position) for position in range(len(end))]
+    replace_node(graph, node.outputs[0], ir.node("Transpose", [reshape.outputs[0]], {"perm": merged}))
     return True
+
+
+def _split_groups(middle: Dims, end: Dims) -> list[list[int]] | None:
+    """For each axis of `middle` the run of axes of `end` whose product it is; None where `end` is not such a split."""
+    groups, at = [], 0
+    for dim in middle:
+        group: list[int] = []
+        product: Dim = 1
+        while product != dim:
+            if at == len(end):
+                return None
+            product = sym.mul(product, end[at])
+            group.append(at)
+            at += 1
+        groups.append(group)
+    return groups if at == len(end) else None
 
 
 def _expand(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
@@ -210,6 +243,9 @@ def _transpose(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
     if inner is None or not inner_perm:
         return False
     merged = [inner_perm[axis] for axis in perm]
+    if merged == sorted(merged) and inner.inputs[0] is not None:
+        substitute(graph, node.outputs[0], inner.inputs[0])
+        return True
     replace_node(graph, node.outputs[0], ir.node("Transpose", [inner.inputs[0]], {"perm": merged}))
     return True
 
