@@ -21,8 +21,10 @@ BUILD = EXAMPLES.parent / "build" / "models"
 POOL = 96
 SEED = 11
 # One credit request is a block of customers that keeps one thread busy for about this long, on any machine.
-BLOCK_S = 0.010
-BLOCK_ROWS_MAX = 20_000
+BLOCK_S = 0.008
+BLOCK_ROWS_MAX = 10_000
+# More than the credit example trains, so that a block of few bytes is some work.
+TREES = 600
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def credit(tell: Callable[[str], None]) -> DemoModel:
     tell("credit: training LightGBM")
     data = module.customers()
     train, _ = module.split(data)
-    trees = module.train_trees(train)
-    file = module.save(hr.load(trees), BUILD / "credit" / "1" / "model.onnx")
+    trees = module.train_trees(train, TREES)
+    file = module.save(hr.load(trees), BUILD / "credit_demo" / "1" / "model.onnx")
     rows = _block_rows(file, data.features())
     chance = np.random.default_rng(SEED)
     features, bodies = data.features(), []

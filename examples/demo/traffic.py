@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -15,13 +15,15 @@ from client import LENGTH, Body, decode
 
 # Longer than any cold start; a request without an answer by then counts as lost.
 TIMEOUT_S = 60.0
+# How often the open loop looks at the clock: arrivals are this exact.
+TICK_S = 0.002
 # Answer's status -> how the request ended. Anything else is a failure; no answer at all is a loss.
 OUTCOMES = {200: "ok", 429: "refused", 503: "refused", 504: "expired"}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A rate over time: pieces of (seconds, rate at their start, rate at their end), in requests per second."""
+    """A share of the peak rate over time: pieces of (seconds, share at their start, share at their end)."""
 
     pieces: tuple[tuple[float, float, float], ...]
 
@@ -30,24 +32,13 @@ class Profile:
         """How long it lasts."""
         return sum(piece[0] for piece in self.pieces)
 
-    def rate(self, at_s: float) -> float:
-        """The rate at `at_s` seconds after the start."""
+    def share(self, at_s: float) -> float:
+        """The share of the peak at `at_s` seconds after the start."""
         for seconds, first, last in self.pieces:
             if at_s < seconds:
                 return first + (last - first) * at_s / seconds
             at_s -= seconds
         return 0.0
-
-    def arrivals(self, seed: int) -> list[float]:
-        """When requests arrive, in seconds after the start: a Poisson process, by thinning one of the highest rate."""
-        chance, most = random.Random(seed), max(max(first, last) for _, first, last in self.pieces)
-        times: list[float] = []
-        at_s = chance.expovariate(most)
-        while at_s < self.seconds:
-            if chance.random() * most < self.rate(at_s):
-                times.append(at_s)
-            at_s += chance.expovariate(most)
-        return times
 
 
 @dataclass
@@ -118,17 +109,29 @@ class Sender:
         record.done.append((now - self._clock_s, now - start, outcome))
         return outcome
 
-    async def open_loop(self, profile: Profile, seed: int) -> None:
-        """Follows `profile`, then waits for every answer."""
-        start, running = perf_counter(), set[asyncio.Task[str]]()
-        for number, at_s in enumerate(profile.arrivals(seed)):
-            delay_s = start + at_s - perf_counter()
-            if delay_s > 0:
-                await asyncio.sleep(delay_s)
-            task = asyncio.create_task(self.one(self._bodies[number % len(self._bodies)]))
-            running.add(task)
-            task.add_done_callback(running.discard)
-        await asyncio.sleep(max(0.0, start + profile.seconds - perf_counter()))
+    async def open_loop(self, profile: Profile, peak_rps: Callable[[], float], seed: int) -> None:
+        """Follows `profile`, then waits for every answer.
+
+        Args:
+            profile: The shape of the load.
+            peak_rps: The rate at its peak; asked again and again, because what a machine can do changes.
+            seed: Of the arrival times.
+        """
+        chance, start, running, number = random.Random(seed), perf_counter(), set[asyncio.Task[str]](), 0
+        # A Poisson process of a changing rate: an arrival is due whenever the integral of the rate has grown by an
+        # exponential variate of mean 1.
+        due, at_s = chance.expovariate(1.0), 0.0
+        while at_s < profile.seconds:
+            await asyncio.sleep(TICK_S)
+            now_s = perf_counter() - start
+            due -= profile.share(at_s) * peak_rps() * (now_s - at_s)
+            at_s = now_s
+            while due <= 0:
+                task = asyncio.create_task(self.one(self._bodies[number % len(self._bodies)]))
+                running.add(task)
+                task.add_done_callback(running.discard)
+                number += 1
+                due += chance.expovariate(1.0)
         if running:
             await asyncio.wait(running)
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from headrace.serve import Deployment
+from headrace.serving.autoscaling import METRIC_CAPACITY
 from traffic import Record
 
 EVERY_S = 0.5
+CAPACITY_SAMPLES = 10
 COUNTS = ("accepted", "ok", "failed", "expired", "cancelled", "refused", "rejected", "batches")
 
 
@@ -24,12 +26,14 @@ class Sample:
         running: Replicas that take requests.
         starting: Replicas on their way.
         counts: What all replicas counted so far, those that are gone included.
+        capacity_rps: Requests per second that one replica says it can sustain; 0 while none knows.
     """
 
     at_s: float
     running: int
     starting: int
     counts: Counter[str]
+    capacity_rps: float
 
 
 @dataclass
@@ -54,7 +58,9 @@ class Watch:
             for ledger in ledgers[name]:
                 counts.update({key: int(ledger.stats.get(key, 0)) for key in COUNTS})
             states = replicas.get(name, {})
-            sample = Sample(at_s, states.get("RUNNING", 0), states.get("STARTING", 0), counts)
+            known = [ledger.load.get(METRIC_CAPACITY, 0.0) for ledger in ledgers[name] if not ledger.final]
+            running, starting = states.get("RUNNING", 0), states.get("STARTING", 0)
+            sample = Sample(at_s, running, starting, counts, max(known, default=0.0))
             self.samples.setdefault(name, []).append(sample)
 
     async def forever(self) -> None:
@@ -64,9 +70,10 @@ class Watch:
             await asyncio.sleep(EVERY_S)
 
     def capacity(self, name: str) -> float:
-        """Requests per second that one replica of `name` says it can sustain; 0 while it does not know."""
-        reports = [ledger.load for ledger in self.deployment.ledgers()[name] if not ledger.final]
-        return max((load.get("headrace_capacity_rps", 0.0) for load in reports), default=0.0)
+        """What one replica of `name` says it can sustain, a mean over the last few seconds; 0 if unknown."""
+        recent = self.samples.get(name, [])[-CAPACITY_SAMPLES:]
+        known = [sample.capacity_rps for sample in recent if sample.capacity_rps]
+        return sum(known) / len(known) if known else 0.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def now(record: Record, samples: list[Sample], at_s: float, window_s: float = 4.
     offered = sum(1 for sent in reversed(record.sent_s[-5000:]) if sent >= since)
     recent = [latency for when, latency, outcome in record.done[-5000:] if when >= since and outcome == "ok"]
     recent.sort()
-    last = samples[-1] if samples else Sample(0, 0, 0, Counter())
+    last = samples[-1] if samples else Sample(0, 0, 0, Counter(), 0)
     before = next((sample for sample in samples if sample.at_s >= since), last)
     batches = last.counts["batches"] - before.counts["batches"]
     return Now(
