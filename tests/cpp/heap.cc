@@ -1,6 +1,7 @@
 #include "heap.h"
 
 #include <atomic>
+#include <cstddef>
 #include <cstdlib>
 #include <new>
 

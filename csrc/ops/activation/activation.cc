@@ -19,7 +19,7 @@ using ScalarFunction = double (*)(double x, double alpha, double beta);
 // An attribute's name and the value it has when absent; no name for an op without.
 struct Coefficient {
   const char* name = nullptr;
-  float fallback = 0.0f;
+  double fallback = 0.0;
 };
 
 struct UnaryFunction {
@@ -98,8 +98,8 @@ const UnaryFunction kFunctions[] = {
     {"HardSwish",
      [](double x, double a, double b) { return x * clamp_01(a * x + b); },
      &K::hard_swish,
-     {nullptr, 1.0f / 6.0f},
-     {nullptr, 0.5f}},
+     {nullptr, 1.0 / 6.0},
+     {nullptr, 0.5}},
     {"Mish",
      [](double x, double, double) { return x * std::tanh(softplus_of(x)); },
      &K::mish,
@@ -273,16 +273,17 @@ std::unique_ptr<Op> make_int_unary(const NodeSpec& spec) {
 }
 
 std::unique_ptr<Op> make_function(const NodeSpec& spec, const UnaryFunction& function) {
-  auto value_of = [&](const Coefficient& coefficient) {
+  auto value_of = [&](const Coefficient& coefficient) -> double {
     if (coefficient.name == nullptr) return coefficient.fallback;
-    return spec.float_or(coefficient.name, coefficient.fallback);
+    return spec.float_or(coefficient.name, static_cast<float>(coefficient.fallback));
   };
-  float alpha = value_of(function.alpha);
-  float beta = value_of(function.beta);
+  double alpha = value_of(function.alpha);
+  double beta = value_of(function.beta);
   DType dtype = spec.input_dtypes.at(0);
   if (dtype == DType::kF32 && function.kernel != nullptr) {
     UnaryKernel kernel = HEADRACE_KERNELS(spec.isa, activation_kernels).*function.kernel;
-    return std::make_unique<VectorUnary>(kernel, alpha, beta);
+    return std::make_unique<VectorUnary>(kernel, static_cast<float>(alpha),
+                                         static_cast<float>(beta));
   }
   std::unique_ptr<Op> op;
   visit_dtype(Floats{}, dtype, [&]<class T>() {

@@ -52,19 +52,26 @@ template <int kRows, int kVectors>
 void score_tile(const float* qt, const float* k, int64_t k_stride, int64_t head_dim,
                 const ScoreMask& mask, float* scores, Vf* top) {
   Vf acc[kRows][kVectors];
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 12
     for (int v = 0; v < kVectors; ++v) acc[r][v] = splat(0.0f);
   }
   for (int64_t d = 0; d < head_dim; ++d) {
     Vf q[kVectors];
+#pragma GCC unroll 12
     for (int v = 0; v < kVectors; ++v) q[v] = load(qt + (d * kVectors + v) * kLanes);
+#pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       Vf key = splat(k[r * k_stride + d]);
+#pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(key, q[v], acc[r][v]);
     }
   }
   if (mask.values != nullptr) {
+#pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) {
         Vf bias = mask.per_query ? load(mask.values + (r * kVectors + v) * kLanes)
                                  : splat(mask.values[r]);
@@ -72,7 +79,9 @@ void score_tile(const float* qt, const float* k, int64_t k_stride, int64_t head_
       }
     }
   }
+#pragma GCC unroll 12
   for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       store(scores + (r * kVectors + v) * kLanes, acc[r][v]);
       top[v] = max(top[v], acc[r][v]);
@@ -87,7 +96,9 @@ void value_tile(const float* p, int64_t p_stride, const float* v, int64_t v_stri
                 int64_t tail, const float* before, const float* after, float* o, int64_t o_stride) {
   constexpr int kLast = kVectors - 1;
   Vf acc[kRows][kVectors];
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 12
     for (int c = 0; c < kVectors; ++c) {
       acc[r][c] = splat(0.0f);
       if (before != nullptr) {
@@ -98,15 +109,20 @@ void value_tile(const float* p, int64_t p_stride, const float* v, int64_t v_stri
   }
   for (int64_t k = 0; k < keys; ++k) {
     Vf value[kVectors];
+#pragma GCC unroll 12
     for (int c = 0; c < kLast; ++c) value[c] = load(v + k * v_stride + c * kLanes);
     value[kLast] = tail == kLanes ? load(v + k * v_stride + kLast * kLanes)
                                   : load(v + k * v_stride + kLast * kLanes, tail);
+#pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
       Vf probability = splat(p[k * p_stride + r]);
+#pragma GCC unroll 12
       for (int c = 0; c < kVectors; ++c) acc[r][c] = fma(probability, value[c], acc[r][c]);
     }
   }
+#pragma GCC unroll 12
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 12
     for (int c = 0; c < kVectors; ++c) {
       Vf result = after != nullptr ? acc[r][c] * splat(after[r]) : acc[r][c];
       store(o + r * o_stride + c * kLanes, result, c == kLast ? tail : kLanes);
@@ -197,12 +213,14 @@ HR_INLINE void softmax_block(float* scores, int64_t n, const Vf* top, Vf* maximu
                              float* correction) {
   Vf base[kVectors];
   Vf added[kVectors];
+#pragma GCC unroll 12
   for (int v = 0; v < kVectors; ++v) {
     // With every key excluded so far the maximum is -inf, and -inf - -inf would be NaN.
     base[v] = select(top[v] == splat(-kInfinity), splat(0.0f), top[v]);
     added[v] = splat(0.0f);
   }
   for (int64_t k = 0; k < n; ++k) {
+#pragma GCC unroll 12
     for (int v = 0; v < kVectors; ++v) {
       float* at = scores + (k * kVectors + v) * kLanes;
       Vf e = exp2_nonpositive(load(at) - base[v]);
@@ -210,6 +228,7 @@ HR_INLINE void softmax_block(float* scores, int64_t n, const Vf* top, Vf* maximu
       added[v] = added[v] + e;
     }
   }
+#pragma GCC unroll 12
   for (int v = 0; v < kVectors; ++v) {
     Vf factor = exp2_nonpositive(maximum[v] - base[v]);
     total[v] = fma(total[v], factor, added[v]);
@@ -245,6 +264,7 @@ template <int kVectors>
 void attend_vectors(const AttentionBlock& b) {
   constexpr int64_t kWidth = kVectors * kLanes;
   Scratch s(b.scratch, b.head_dim);
+#pragma GCC unroll 12
   for (int v = 0; v < kVectors; ++v) {
     int64_t rows = b.queries - v * kLanes;
     pack_transposed(b.q + v * kLanes * b.q_stride, b.q_stride, rows < kLanes ? rows : kLanes,
@@ -252,6 +272,7 @@ void attend_vectors(const AttentionBlock& b) {
   }
   Vf maximum[kVectors];
   Vf total[kVectors];
+#pragma GCC unroll 12
   for (int v = 0; v < kVectors; ++v) {
     maximum[v] = splat(-kInfinity);
     total[v] = splat(0.0f);
@@ -260,6 +281,7 @@ void attend_vectors(const AttentionBlock& b) {
     int64_t n = b.keys - first < kKeyBlock ? b.keys - first : kKeyBlock;
     ScoreMask mask = prepare_mask(b, first, n, kWidth, s.mask);
     Vf top[kVectors];
+#pragma GCC unroll 12
     for (int v = 0; v < kVectors; ++v) top[v] = maximum[v];
     each_tile(n, [&](int64_t k, int64_t rows) {
       ScoreMask tile_mask = mask;
@@ -270,6 +292,7 @@ void attend_vectors(const AttentionBlock& b) {
     softmax_block<kVectors>(s.scores, n, top, maximum, total, s.correction);
     bool last = first + n == b.keys;
     if (last) {
+#pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) store(s.inverse + v * kLanes, splat(1.0f) / total[v]);
     }
     add_values(b, s, first, n, kWidth, last);
@@ -277,6 +300,7 @@ void attend_vectors(const AttentionBlock& b) {
   if (b.keys == 0) return zero_rows(b, nullptr);
   if (b.guard_nan) {
     float totals[kWidth];
+#pragma GCC unroll 12
     for (int v = 0; v < kVectors; ++v) store(totals + v * kLanes, total[v]);
     zero_rows(b, totals);
   }
