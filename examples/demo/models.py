@@ -69,12 +69,12 @@ def tickets(tell: Callable[[str], None]) -> DemoModel:
     """Whole messages of a few sentences each, as a customer would write them."""
     module = example("tickets", "run")
     tell("tickets: exporting MiniLM (about 20 s the first time)")
-    file = module.ensure_model(BUILD / "tickets" / "1" / "model.onnx")
+    file = module.ensure_model()
     chance = random.Random(SEED)
     texts = [text for _, text in module.tickets()]
     messages = [" ".join(chance.sample(texts, chance.randint(3, 9))) for _ in range(POOL)]
     tell(f"tickets: asking torch for {POOL} expected answers")
-    expected = _cached(BUILD / "tickets" / "expected.npz", messages, module.torch_embeddings)
+    expected = _cached(BUILD / "minilm_expected.npz", messages, module.torch_embeddings)
     tokenizer = module.Tokenizer()
     bodies = [encode(tokenizer(text), "embedding", row[None]) for text, row in zip(messages, expected, strict=True)]
     return DemoModel("tickets", file, bodies, module.PARITY_MAX, "one message of 3 to 9 sentences")

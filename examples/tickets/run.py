@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "minilm")]
 from export import Tokenizer, export, torch_model  # noqa: E402
 from sentences import sentences  # noqa: E402
 
-MODEL = ROOT / "build" / "models" / "tickets" / "1" / "model.onnx"
+MODEL = ROOT / "build" / "models" / "minilm.onnx"
 PARITY_MAX = 2e-5
 BATCH = 32
 QUERIES = ("You took the money from my card two times.", "Nobody at our company can sign in since this morning.")

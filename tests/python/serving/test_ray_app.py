@@ -32,6 +32,8 @@ from headrace.serving import ray_cluster  # noqa: E402
 from headrace.signature import Signature, TensorSpec  # noqa: E402
 from ray import cloudpickle  # noqa: E402
 
+pytestmark = pytest.mark.ray
+
 SERVICE_S = 0.025  # of the fake model: one replica answers 40 requests per second
 
 
