@@ -129,6 +129,19 @@ class Flatten : public ViewOp {
   int64_t axis_;
 };
 
+// Here a tensor is the only optional there is: one that is there, or an absent input.
+class HasElement : public Op {
+ public:
+  explicit HasElement(const NodeSpec& spec) : has_(spec.has_input(0)) {}
+  void infer(InputViews, std::span<Shape> outputs) const override { outputs[0] = {}; }
+  void run(const OpRun& run) const override {
+    for (size_t r = 0; r < run.requests(); ++r) *run.output(0).view(r).as<bool>() = has_;
+  }
+
+ private:
+  bool has_;
+};
+
 template <class T>
 std::unique_ptr<Op> make(const NodeSpec& spec) {
   return std::make_unique<T>(spec);
@@ -207,6 +220,8 @@ std::unique_ptr<Op> make_dropout(const NodeSpec& spec) {
 
 void register_views(OpRegistry& registry) {
   registry.add("Identity", make_identity);
+  registry.add("OptionalGetElement", make_identity);
+  registry.add("OptionalHasElement", make<HasElement>);
   registry.add("Reshape", make_reshape);
   registry.add("Squeeze", make<Squeeze>);
   registry.add("Unsqueeze", make<Unsqueeze>);

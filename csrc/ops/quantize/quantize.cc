@@ -1,0 +1,190 @@
+// QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear.
+#include "ops/quantize/quantize.h"
+
+#include <cmath>
+#include <limits>
+
+namespace headrace {
+namespace {
+
+// Which scale element `i` of a tensor goes by: one for all, one per index along an axis, or one per
+// block along it.
+struct ScaleMap {
+  int64_t length = 1;  // of the axis
+  int64_t inner = 1;   // elements behind the axis
+  int64_t block = 0;   // 0: not blocked
+  bool single = true;
+
+  int64_t of(int64_t i) const {
+    if (single) return 0;
+    int64_t along = i / inner % length;
+    if (block == 0) return along;
+    int64_t blocks = (length + block - 1) / block;
+    return (i / inner / length * blocks + along / block) * inner + i % inner;
+  }
+};
+
+struct QuantizeArgs {
+  ConstTensorView x;
+  ConstTensorView scale;
+  ConstTensorView zero;  // absent: 0
+  TensorView y;
+  ScaleMap map;
+};
+
+// Rounds to the nearest, ties to even, and saturates; NaN gives the zero point.
+template <class Y>
+Y saturate(float quotient, int64_t zero) {
+  constexpr float kFar = 1e9f;
+  float near = std::clamp(std::rint(quotient), -kFar, kFar);
+  int64_t whole = (near == near ? static_cast<int64_t>(near) : 0) + zero;
+  using Limits = std::numeric_limits<Y>;
+  return static_cast<Y>(std::clamp<int64_t>(whole, Limits::min(), Limits::max()));
+}
+
+template <class X, class S, class Y>
+void quantize(const QuantizeArgs& args) {
+  for (int64_t i = 0; i < args.x.elements(); ++i) {
+    int64_t at = args.map.of(i);
+    float quotient =
+        static_cast<float>(args.x.as<X>()[i]) / static_cast<float>(args.scale.as<S>()[at]);
+    // Where both are 16-bit floats ONNX divides in that type.
+    if constexpr (std::is_same_v<X, S> && sizeof(X) == 2) quotient = X(quotient);
+    int64_t zero = args.zero.present() ? args.zero.as<Y>()[at] : 0;
+    args.y.as<Y>()[i] = saturate<Y>(quotient, zero);
+  }
+}
+
+template <class X, class S, class Y>
+void dequantize(const QuantizeArgs& args) {
+  for (int64_t i = 0; i < args.x.elements(); ++i) {
+    int64_t at = args.map.of(i);
+    auto x = static_cast<float>(args.x.as<X>()[i]);
+    if (args.zero.present()) x -= static_cast<float>(args.zero.as<X>()[at]);
+    args.y.as<Y>()[i] = Y(x * static_cast<float>(args.scale.as<S>()[at]));
+  }
+}
+
+using QuantizeLoop = void (*)(const QuantizeArgs&);
+
+class QuantizeOp : public Op {
+ public:
+  QuantizeOp(const NodeSpec& spec, QuantizeLoop loop)
+      : axis_(spec.int_or("axis", 1)), block_(spec.int_or("block_size", 0)), loop_(loop) {}
+
+  void infer(InputViews inputs, std::span<Shape> outputs) const override {
+    map_of(inputs);
+    outputs[0] = inputs[0].shape;
+  }
+
+  void run(const OpRun& run) const override {
+    run.parallel_requests([&](size_t r) {
+      ConstTensorView inputs[3] = {run.input(0).view(r), run.input(1).view(r), {}};
+      if (run.has_input(2)) inputs[2] = run.input(2).view(r);
+      loop_({inputs[0], inputs[1], inputs[2], run.output(0).view(r), map_of(inputs)});
+    });
+  }
+
+ private:
+  ScaleMap map_of(InputViews inputs) const {
+    const Shape& x = inputs[0].shape;
+    const Shape& scale = inputs[1].shape;
+    bool zero_fits =
+        inputs.size() < 3 || !inputs[2].present() || inputs[2].elements() == scale.elements();
+    ScaleMap map;
+    bool fits = scale.elements() == 1;
+    if (!fits || block_ > 0) {
+      int axis = normalize_axis(axis_, x.rank());
+      map = {.length = x[axis],
+             .inner = x.elements(axis + 1, x.rank()),
+             .block = block_,
+             .single = false};
+      Shape wanted = x;
+      if (block_ > 0) wanted[axis] = (x[axis] + block_ - 1) / block_;
+      fits = block_ > 0 ? scale == wanted : scale == Shape{x[axis]};
+    }
+    if (!fits || !zero_fits) {
+      fail(ErrorKind::kShapeMismatch, "got scales of shape ", to_string(scale), " for ",
+           to_string(x), ", expected one, or one per index or block of axis ", axis_,
+           ", and as many zero points");
+    }
+    return map;
+  }
+
+  int64_t axis_;
+  int64_t block_;
+  QuantizeLoop loop_;
+};
+
+std::unique_ptr<Op> make_quantize(const NodeSpec& spec) {
+  DType y = spec.output_dtypes.at(0);
+  if (spec.int_or("precision", 0) != 0 && spec.int_or("precision", 0) != 1) {
+    spec.unsupported("a precision other than float32");
+  }
+  if (spec.has_input(2) && spec.input_dtypes[2] != y) unsupported_dtype(spec, 2);
+  QuantizeLoop loop = nullptr;
+  visit_dtype(Types<float, Half, BFloat16, int32_t>{}, spec.input_dtypes.at(0), [&]<class X>() {
+    visit_dtype(ScaleTypes{}, spec.input_dtypes.at(1), [&]<class S>() {
+      visit_dtype(QuantizedTypes{}, y, [&]<class Y>() { loop = quantize<X, S, Y>; });
+    });
+  });
+  if (loop == nullptr) unsupported_dtype(spec, 0);
+  return std::make_unique<QuantizeOp>(spec, loop);
+}
+
+std::unique_ptr<Op> make_dequantize(const NodeSpec& spec) {
+  DType x = spec.input_dtypes.at(0);
+  if (spec.has_input(2) && spec.input_dtypes[2] != x) unsupported_dtype(spec, 2);
+  QuantizeLoop loop = nullptr;
+  visit_dtype(Types<uint8_t, int8_t, uint16_t, int16_t, int32_t>{}, x, [&]<class X>() {
+    visit_dtype(ScaleTypes{}, spec.input_dtypes.at(1), [&]<class S>() {
+      visit_dtype(ScaleTypes{}, spec.output_dtypes.at(0),
+                  [&]<class Y>() { loop = dequantize<X, S, Y>; });
+    });
+  });
+  if (loop == nullptr) unsupported_dtype(spec, 0);
+  return std::make_unique<QuantizeOp>(spec, loop);
+}
+
+class DynamicQuantize : public Op {
+ public:
+  explicit DynamicQuantize(const NodeSpec& spec) {
+    require_inputs(spec, 1);
+    if (spec.input_dtypes[0] != DType::kF32) unsupported_dtype(spec, 0);
+  }
+  void infer(InputViews inputs, std::span<Shape> outputs) const override {
+    for (Shape& output : outputs) output = {};
+    outputs[0] = inputs[0].shape;
+  }
+  void run(const OpRun& run) const override {
+    run.parallel_requests([&](size_t r) {
+      TensorView x = run.input(0).view(r);
+      float low = 0, high = 0;
+      for (float value : x.span<float>()) {
+        low = std::min(low, value);
+        high = std::max(high, value);
+      }
+      float scale = (high == low ? 1.0f : high - low) / 255.0f;
+      auto zero = static_cast<uint8_t>(std::rint(std::clamp(-low / scale, 0.0f, 255.0f)));
+      for (int64_t i = 0; run.has_output(0) && i < x.elements(); ++i) {
+        run.output(0).view(r).as<uint8_t>()[i] = saturate<uint8_t>(x.as<float>()[i] / scale, zero);
+      }
+      if (run.has_output(1)) *run.output(1).view(r).as<float>() = scale;
+      if (run.has_output(2)) *run.output(2).view(r).as<uint8_t>() = zero;
+    });
+  }
+};
+
+std::unique_ptr<Op> make_dynamic(const NodeSpec& spec) {
+  return std::make_unique<DynamicQuantize>(spec);
+}
+
+}  // namespace
+
+void register_quantize(OpRegistry& registry) {
+  registry.add("QuantizeLinear", make_quantize);
+  registry.add("DequantizeLinear", make_dequantize);
+  registry.add("DynamicQuantizeLinear", make_dynamic);
+}
+
+}  // namespace headrace

@@ -1,0 +1,16 @@
+// Linear quantisation and products of quantised tensors.
+#pragma once
+
+#include "core/strided.h"
+#include "core/visit.h"
+#include "ops/node_inputs.h"
+
+namespace headrace {
+
+using QuantizedTypes = Types<uint8_t, int8_t, uint16_t, int16_t>;
+using ScaleTypes = Types<float, Half, BFloat16>;
+
+void register_quantize(OpRegistry& registry);
+void register_quantized_matmul(OpRegistry& registry);
+
+}  // namespace headrace

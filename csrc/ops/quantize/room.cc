@@ -1,0 +1,11 @@
+#include "ops/quantize/quantize.h"
+#include "ops/rooms.h"
+
+namespace headrace {
+
+void register_quantize_ops(OpRegistry& registry) {
+  register_quantize(registry);
+  register_quantized_matmul(registry);
+}
+
+}  // namespace headrace
