@@ -58,7 +58,7 @@ def _is_prose(sentence: str) -> bool:
     if _MARKUP.search(sentence):
         return False
     mostly_letters = sum(map(len, words)) > 0.7 * len(sentence)
-    return WORDS_MIN <= len(words) <= WORDS_MAX and mostly_letters and sentence[0].isupper() and sentence[-1] in ".!?"
+    return WORDS_MIN <= len(sentence.split()) <= WORDS_MAX and mostly_letters and sentence[0].isupper() and sentence[-1] in ".!?"
 
 
 if __name__ == "__main__":

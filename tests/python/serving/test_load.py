@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from headrace.serving import load
 from headrace.serving.autoscaling import (
     METRIC_BACKLOG,
