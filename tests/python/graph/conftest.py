@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from onnx.reference import ReferenceEvaluator
+
 from headrace.graph import load
 from headrace.model import Model
-from onnx.reference import ReferenceEvaluator
 
 Arrays = Mapping[str, Any]
 

@@ -196,6 +196,28 @@ def test_the_onnx_op_is_mapped(optimise, f32, rank: int) -> None:
     result.agrees(**feeds, mask=f32(3, 5))
 
 
+def test_the_onnx_op_gives_zeros_for_a_row_without_keys(optimise, f32) -> None:
+    result = optimise(
+        """g (float[b, 2, n, 4] q, float[b, 2, m, 4] k, float[b, 2, m, 4] v, bool[n, m] mask) => (float[b, 2, n, 4] y)
+        { y = Attention(q, k, v, mask) }""",
+        opset=23,
+    )
+    assert result.node("Attention").domain == "headrace"
+    mask = np.array([[True, False, True], [False, False, False]])
+    with np.errstate(invalid="ignore"):
+        (y,) = result.agrees(q=f32(1, 2, 2, 4), k=f32(1, 2, 3, 4), v=f32(1, 2, 3, 4), mask=mask)
+    np.testing.assert_array_equal(y[:, :, 1], 0)
+
+
+def test_a_mask_that_onnx_fills_up_stays_with_its_op(optimise) -> None:
+    result = optimise(
+        """g (float[b, 2, n, 4] q, float[b, 2, 3, 4] k, float[b, 2, 3, 4] v, float[n, 1] mask) => (float[b, 2, n, 4] y)
+        { y = Attention(q, k, v, mask) }""",
+        opset=23,
+    )
+    assert result.node("Attention").domain == ""
+
+
 @pytest.mark.parametrize("attributes", ["is_causal = 1", "softcap = 2.0"])
 def test_the_onnx_op_with_more_to_it_stays(optimise, attributes: str) -> None:
     result = optimise(

@@ -14,9 +14,10 @@ import onnx
 import onnx.parser
 import onnx_ir
 import pytest
+from onnx.reference import ReferenceEvaluator
+
 from headrace.errors import InvalidModel, ModelError
 from headrace.graph import load
-from onnx.reference import ReferenceEvaluator
 
 WEIGHT = np.arange(64 * 64, dtype=np.float32).reshape(64, 64) / 64
 

@@ -8,8 +8,6 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
-from headrace.errors import ModelError
-from headrace.graph import load
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import (
     ExtraTreesRegressor,
@@ -24,6 +22,9 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+
+from headrace.errors import ModelError
+from headrace.graph import load
 
 
 def run(model: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -9,9 +9,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
+
 from headrace.errors import InvalidModel
 from headrace.graph import load
-from torch import nn
 
 TOLERANCE = 1e-5
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import xgboost
+
 from headrace.errors import ModelError
 from headrace.graph import load
 from headrace.graph.trees import round_down

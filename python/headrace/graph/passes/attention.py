@@ -62,8 +62,10 @@ def _map_onnx_attention(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     if any(output.is_graph_output() for output in node.outputs[1:]):
         return False
-    plain = {"is_causal": 0, "softcap": 0.0, "softmax_precision": 1}
+    plain = {"is_causal": 0, "softcap": 0.0, "softmax_precision": 1, "left_window_size": -1, "right_window_size": -1}
     if any(attribute(node, name, default) != default for name, default in plain.items()):
+        return False
+    if not set(node.attributes) <= {*plain, "scale", "q_num_heads", "kv_num_heads", "qk_matmul_output_mode"}:
         return False
     query, key, value = (dims(x) for x in node.inputs[:3])
     if query is None or key is None or key != value or len(query) != len(key):
@@ -83,12 +85,14 @@ def _map_onnx_attention(graph: ir.Graph, node: ir.Node) -> bool:
     shape = dims(mask) if mask is not None else ()
     if not same or query[0] != key[0] or shape is None or not _broadcasts(shape, (query[0], heads, rows, keys)):
         return False
+    if shape and shape[-1] != keys:  # ONNX fills a short mask up, it does not broadcast its last axis
+        return False
     scale = attribute(node, "scale")
     attributes = {
         "num_heads": heads,
         "kv_heads": kv_heads,
         "scale": float(scale if scale is not None else 1.0 / math.sqrt(depth)),
-        "guard_nan": 0,
+        "guard_nan": int(mask is not None),  # by its specification a row without keys is 0
         "layout": layout,
     }
     replace_node(graph, node.outputs[0], fused("Attention", [*node.inputs[:3], mask], attributes))

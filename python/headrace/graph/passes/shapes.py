@@ -92,7 +92,7 @@ def _reshape(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
 
 def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> bool:
     node.replace_input_with(1, add_constant(graph, f"{node.outputs[0].name}_shape", np.array(target, dtype=np.int64)))
-    node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+    node.attributes.pop("allowzero", None)  # 0 by default, and unknown before opset 14
     return True
 
 
@@ -136,7 +136,7 @@ def _split_before_transpose(graph: ir.Graph, node: ir.Node, facts: Facts) -> boo
     if target is None:
         return False
     shape = add_constant(graph, f"{node.outputs[0].name}_split", np.array(target, dtype=np.int64))
-    reshape = ir.node("Reshape", [origin, shape], {"allowzero": 0})
+    reshape = ir.node("Reshape", [origin, shape])
     reshape.outputs[0].type, reshape.outputs[0].shape = node.outputs[0].type, ir.Shape(_annotation(split))
     graph.insert_before(node, reshape)
     facts.known[reshape.outputs[0]] = Fact(shape=split)
