@@ -11,9 +11,10 @@ from importlib import util
 from pathlib import Path
 from types import ModuleType
 
-import headrace as hr
 import numpy as np
 from client import Body, encode
+
+import headrace as hr
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 BUILD = EXAMPLES.parent / "build" / "models"

@@ -24,14 +24,15 @@ from time import perf_counter
 from typing import Any
 
 import aiohttp
-from headrace.config import AutoscalingConfig, DeployConfig, DeployedModel, HttpConfig, ModelConfig, ModelSettings
-from headrace.serve import Deployment, deploy
 from models import DemoModel, build
 from progress import Progress
 from report import Check, ModelReport, write
 from rich.console import Console
 from traffic import Profile, Record, Sender, http_session
 from watch import Sample, Watch, balances
+
+from headrace.config import AutoscalingConfig, DeployConfig, DeployedModel, HttpConfig, ModelConfig, ModelSettings
+from headrace.serve import Deployment, deploy
 
 ROOT = Path(__file__).resolve().parents[2]
 # A replica is planned to carry this share of what it can, so the peak below needs two of them. On a small machine the

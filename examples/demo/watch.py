@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from traffic import Record
+
 from headrace.serve import Deployment
 from headrace.serving.autoscaling import METRIC_CAPACITY
-from traffic import Record
 
 EVERY_S = 0.5
 CAPACITY_SAMPLES = 10

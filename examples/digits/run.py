@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import headrace as hr
 import numpy as np
+
+import headrace as hr
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "build" / "models" / "digits" / "1" / "model.onnx"

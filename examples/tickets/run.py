@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-import headrace as hr
 import numpy as np
+
+import headrace as hr
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

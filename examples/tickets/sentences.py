@@ -54,11 +54,10 @@ def _texts() -> Iterator[str]:
 
 
 def _is_prose(sentence: str) -> bool:
-    words = _WORD.findall(sentence)
-    if _MARKUP.search(sentence):
+    if _MARKUP.search(sentence) or not (sentence[:1].isupper() and sentence.endswith((".", "!", "?"))):
         return False
-    mostly_letters = sum(map(len, words)) > 0.7 * len(sentence)
-    return WORDS_MIN <= len(sentence.split()) <= WORDS_MAX and mostly_letters and sentence[0].isupper() and sentence[-1] in ".!?"
+    mostly_letters = sum(map(len, _WORD.findall(sentence))) > 0.7 * len(sentence)
+    return mostly_letters and WORDS_MIN <= len(sentence.split()) <= WORDS_MAX
 
 
 if __name__ == "__main__":
