@@ -10,8 +10,7 @@ namespace {
 class Dft : public PerRequestOp {
  public:
   explicit Dft(const NodeSpec& spec)
-      : inverse_(spec.int_or("inverse", 0) != 0),
-        one_sided_(spec.int_or("onesided", 0) != 0),
+      : one_sided_(spec.int_or("onesided", 0) != 0),
         axis_(spec.int_or("axis", spec.opset < 20 ? 1 : -2)) {
     if (spec.input_dtypes.at(0) != DType::kF32) unsupported_dtype(spec, 0);
     for (size_t i = 1; i < spec.inputs(); ++i) {
@@ -19,7 +18,7 @@ class Dft : public PerRequestOp {
       if (spec.has_input(i) && dtype != DType::kI64 && dtype != DType::kI32)
         unsupported_dtype(spec, i);
     }
-    if (inverse_ && one_sided_) spec.unsupported("the inverse of a one-sided spectrum");
+    if (spec.int_or("inverse", 0) != 0) spec.unsupported("no kernel for the inverse");
   }
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
@@ -47,8 +46,7 @@ class Dft : public PerRequestOp {
     int64_t used = std::min(length, x[axis]);
     int64_t parts = x[x.rank() - 1];
     int64_t inner = x.elements(axis + 1, x.rank() - 1);
-    double turn = (inverse_ ? 2 : -2) * std::numbers::pi / static_cast<double>(length);
-    double scale = inverse_ ? 1 / static_cast<double>(length) : 1;
+    double turn = -2 * std::numbers::pi / static_cast<double>(length);
     const float* from = inputs[0].as<float>();
     float* to = outputs[0].as<float>();
     for (int64_t o = 0; o < x.elements(0, axis); ++o) {
@@ -63,8 +61,8 @@ class Dft : public PerRequestOp {
             real += re * c - im * s;
             imaginary += re * s + im * c;
           }
-          *to++ = static_cast<float>(real * scale);
-          *to++ = static_cast<float>(imaginary * scale);
+          *to++ = static_cast<float>(real);
+          *to++ = static_cast<float>(imaginary);
         }
       }
     }
@@ -80,7 +78,6 @@ class Dft : public PerRequestOp {
     return given ? int_at(inputs[1], 0) : inputs[0].shape[axis];
   }
 
-  bool inverse_;
   bool one_sided_;
   int64_t axis_;
 };
