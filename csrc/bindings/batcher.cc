@@ -157,23 +157,25 @@ std::shared_ptr<Ticket> submit(Scheduler& scheduler, std::shared_ptr<Ticket> tic
 
 std::shared_ptr<Ticket> submit_native(Scheduler& scheduler, const py::dict& request,
                                       std::optional<double> deadline_ms, int priority,
-                                      std::shared_ptr<Mailbox> mailbox, py::object target) {
+                                      std::optional<std::shared_ptr<Mailbox>> mailbox,
+                                      py::object target) {
   const Signature& signature = static_cast<NativeRunner&>(scheduler.runner()).signature();
   auto ticket = std::make_shared<Ticket>(
       &signature, std::make_unique<PythonSide>(HeldRequest(signature, request)));
   ticket->work = signature.work(ticket->inputs());
-  return submit(scheduler, std::move(ticket), deadline_ms, priority, std::move(mailbox),
+  return submit(scheduler, std::move(ticket), deadline_ms, priority, mailbox.value_or(nullptr),
                 std::move(target));
 }
 
 std::shared_ptr<Ticket> submit_checked(Scheduler& scheduler, py::dict arrays, int64_t work,
                                        std::optional<double> deadline_ms, int priority,
-                                       std::shared_ptr<Mailbox> mailbox, py::object target) {
+                                       std::optional<std::shared_ptr<Mailbox>> mailbox,
+                                       py::object target) {
   auto side = std::make_unique<PythonSide>();
   side->arrays = std::move(arrays);
   auto ticket = std::make_shared<Ticket>(nullptr, std::move(side));
   ticket->work = work;
-  return submit(scheduler, std::move(ticket), deadline_ms, priority, std::move(mailbox),
+  return submit(scheduler, std::move(ticket), deadline_ms, priority, mailbox.value_or(nullptr),
                 std::move(target));
 }
 
@@ -283,6 +285,13 @@ void fit(Scheduler& scheduler, const std::vector<std::pair<double, double>>& pai
 }
 
 void bind_ticket(py::module_& module) {
+  py::class_<Mailbox, std::shared_ptr<Mailbox>>(
+      module, "Mailbox", "Where Tickets gather when they end. One signal per Batch.")
+      .def(py::init<>())
+      .def_property_readonly("fd", &Mailbox::fd, "Readable when there is something to fetch.")
+      .def("fetch", &Mailbox::fetch, "All Tickets that ended since the last call.")
+      .def("wait", &Mailbox::wait, "Blocks until there is something; False once closed and empty.")
+      .def("close", &Mailbox::close, "Ends wait().");
   py::class_<Ticket, std::shared_ptr<Ticket>>(module, "Ticket", "A submitted Request.")
       .def_property_readonly("done", &Ticket::done)
       .def_property_readonly("status", &status_of,
@@ -303,13 +312,6 @@ void bind_ticket(py::module_& module) {
           "take_target",
           [](Ticket& ticket) { return std::exchange(ticket.python().target, py::object()); },
           "The object given at attach or submit, once.");
-  py::class_<Mailbox, std::shared_ptr<Mailbox>>(
-      module, "Mailbox", "Where Tickets gather when they end. One signal per Batch.")
-      .def(py::init<>())
-      .def_property_readonly("fd", &Mailbox::fd, "Readable when there is something to fetch.")
-      .def("fetch", &Mailbox::fetch, "All Tickets that ended since the last call.")
-      .def("wait", &Mailbox::wait, "Blocks until there is something; False once closed and empty.")
-      .def("close", &Mailbox::close, "Ends wait().");
 }
 
 }  // namespace

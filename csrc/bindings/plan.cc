@@ -1,6 +1,7 @@
 #include "runtime/plan.h"
 
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include "bindings/bind.h"
 #include "bindings/convert.h"
@@ -10,6 +11,8 @@ namespace py = pybind11;
 namespace headrace {
 namespace {
 
+using ResultDict = py::typing::Dict<py::str, py::array>;
+
 // Runs with the GIL released; an error comes out with it held again.
 Run run_released(Plan& plan, std::span<const RequestInputs> requests,
                  std::vector<StepTime>* profile) {
@@ -17,7 +20,7 @@ Run run_released(Plan& plan, std::span<const RequestInputs> requests,
   return plan.run(requests, profile);
 }
 
-py::dict run_one(Plan& plan, const py::dict& request) {
+ResultDict run_one(Plan& plan, const py::dict& request) {
   const Signature& signature = plan.program().signature;
   HeldRequest held(signature, request);
   RequestInputs inputs = held.inputs();
@@ -25,15 +28,15 @@ py::dict run_one(Plan& plan, const py::dict& request) {
   return to_result(signature, [&](size_t output) { return run.output(0, output); });
 }
 
-py::list run_batch(Plan& plan, const std::vector<py::dict>& requests,
-                   std::vector<StepTime>* profile) {
+py::typing::List<ResultDict> run_batch(Plan& plan, const std::vector<py::dict>& requests,
+                                       std::vector<StepTime>* profile) {
   const Signature& signature = plan.program().signature;
   std::vector<HeldRequest> held;
   std::vector<RequestInputs> inputs;
   held.reserve(requests.size());
   for (const py::dict& request : requests) held.emplace_back(signature, request);
   for (const HeldRequest& request : held) inputs.push_back(request.inputs());
-  py::list results;
+  py::typing::List<ResultDict> results;
   if (requests.empty()) return results;
   Run run = run_released(plan, inputs, profile);
   for (size_t r = 0; r < requests.size(); ++r) {
@@ -67,7 +70,7 @@ void bind_plan(py::module_& module) {
           [](Plan& plan, const std::vector<py::dict>& requests) {
             std::vector<StepTime> times;
             run_batch(plan, requests, &times);
-            py::list rows;
+            py::typing::List<py::typing::Tuple<py::str, py::str, py::int_>> rows;
             for (const StepTime& time : times) {
               rows.append(py::make_tuple(time.op, time.name, time.ns));
             }

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
-import math
 import threading
 import time
 import weakref
@@ -227,7 +226,8 @@ class _TicketFuture(concurrent.futures.Future[Result]):
         self._notifier = notifier
 
     def result(self, timeout: float | None = None) -> Result:
-        return self._ticket.result(timeout)
+        result: Result = self._ticket.result(timeout)
+        return result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         try:

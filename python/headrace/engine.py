@@ -71,13 +71,13 @@ class Engine:
             return self.executable.run_batch(requests)
         return self.executable.run_batch([self.check(request) for request in requests])
 
-    def check(self, request: Request) -> Request:
+    def check(self, request: Request) -> Result:
         """The Request as C-contiguous arrays, checked against the signature.
 
         Raises:
             RequestError: It does not fit.
         """
-        return self._checker.check(dict(request))  # type: ignore[no-any-return]
+        return self._checker.check(dict(request))
 
     def work(self, request: Request) -> int:
         """The Request's size for the cost model: rows of a table, tokens of a batch of texts."""

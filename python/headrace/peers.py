@@ -25,7 +25,7 @@ def _onnxruntime(path: str, request: Request, threads: int) -> Callable[[], list
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = dict(request)
-    return lambda: session.run(None, feed)  # type: ignore[no-any-return]
+    return lambda: session.run(None, feed)
 
 
 def _openvino(path: str, request: Request, threads: int) -> Callable[[], list[np.ndarray]]:

@@ -1,0 +1,253 @@
+"""
+The C++ runtime of Headrace. Private: use the headrace package.
+"""
+
+from __future__ import annotations
+import collections.abc
+import numpy
+import typing
+
+__all__: list[str] = [
+    "Mailbox",
+    "NativePlan",
+    "Program",
+    "ProgramBuilder",
+    "Scheduler",
+    "Signature",
+    "Ticket",
+    "available_isas",
+    "registered_ops",
+    "selected_isa",
+]
+
+class Signature:
+    """
+    Checks Requests against named inputs.
+    """
+    def __init__(
+        self,
+        inputs: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence]],
+        outputs: collections.abc.Sequence[tuple[str, str, collections.abc.Sequence]],
+    ) -> None:
+        """
+        Each entry is (name, dtype, dims), dims being ints and symbol names.
+        """
+    def check(self, request: dict) -> dict:
+        """
+        The Request as C-contiguous numpy arrays; raises a RequestError if it does not fit.
+        """
+    def work(self, request: dict) -> int:
+        """
+        The size of a Request for the cost model: rows, tokens.
+        """
+
+class Program:
+    """
+    A finished flat list of ops. Given to one NativePlan.
+    """
+
+class ProgramBuilder:
+    """
+    Builds a Program in topological order.
+    """
+    def __init__(self, isa: str) -> None: ...
+    def add_constant(self, name: str, array: typing.Any) -> int:
+        """
+        Returns the value's id. The array is kept only while an op reads it.
+        """
+    def add_input(self, name: str, dtype: str, dims: collections.abc.Sequence) -> int:
+        """
+        Returns the value's id.
+        """
+    def add_op(
+        self,
+        op: str,
+        name: str,
+        opset: typing.SupportsInt | typing.SupportsIndex,
+        attributes: collections.abc.Mapping[
+            str,
+            typing.SupportsInt
+            | typing.SupportsIndex
+            | typing.SupportsFloat
+            | typing.SupportsIndex
+            | str
+            | collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+            | collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]
+            | collections.abc.Sequence[str],
+        ],
+        inputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        output_names: collections.abc.Sequence[str],
+        output_dtypes: collections.abc.Sequence[str],
+    ) -> list[int]:
+        """
+        Returns the outputs' ids. Input id -1 is an absent input, output dtype '' an output nobody wants. Raises UnsupportedOp or InvalidModel.
+        """
+    def add_output(
+        self, name: str, dtype: str, dims: collections.abc.Sequence, value: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def finish(self) -> Program:
+        """
+        Call once; the builder is empty afterwards.
+        """
+
+class NativePlan:
+    """
+    A Program with the threads that run it.
+    """
+    def __init__(self, program: Program, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Takes the program's contents.
+        """
+    def profile(self, requests: collections.abc.Sequence[dict]) -> list[tuple[str, str, int]]:
+        """
+        Runs a Batch and returns (op, node name, ns) for each op.
+        """
+    def run(self, request: dict) -> dict[str, numpy.ndarray]:
+        """
+        Runs one Request alone.
+        """
+    def run_batch(self, requests: collections.abc.Sequence[dict]) -> list[dict[str, numpy.ndarray]]:
+        """
+        Runs Requests of any shapes together, in lockstep.
+        """
+    @property
+    def arena_bytes(self) -> int: ...
+    @property
+    def constant_bytes(self) -> int: ...
+    @property
+    def ops(self) -> list[str]: ...
+    @property
+    def packed_bytes(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+
+class Mailbox:
+    """
+    Where Tickets gather when they end. One signal per Batch.
+    """
+    def __init__(self) -> None: ...
+    def close(self) -> None:
+        """
+        Ends wait().
+        """
+    def fetch(self) -> list:
+        """
+        All Tickets that ended since the last call.
+        """
+    def wait(self) -> bool:
+        """
+        Blocks until there is something; False once closed and empty.
+        """
+    @property
+    def fd(self) -> int:
+        """
+        Readable when there is something to fetch.
+        """
+
+class Ticket:
+    """
+    A submitted Request.
+    """
+    def attach(self, mailbox: Mailbox, target: typing.Any) -> bool:
+        """
+        Posts it to the mailbox when it ends; False if it has ended already.
+        """
+    def cancel(self) -> bool:
+        """
+        Takes it out of the queue; False if it runs or has ended.
+        """
+    def result(self, timeout_s: typing.SupportsFloat | typing.SupportsIndex | None = None) -> typing.Any:
+        """
+        Waits, then gives the Result or raises; TimeoutError where it takes longer.
+        """
+    def take_target(self) -> typing.Any:
+        """
+        The object given at attach or submit, once.
+        """
+    @property
+    def done(self) -> bool: ...
+    @property
+    def status(self) -> str:
+        """
+        waiting, running, ok, failed, expired, cancelled (by its caller) or closed (with the Batcher).
+        """
+
+class Scheduler:
+    """
+    The Batcher's C++ side: one thread that forms and runs Batches.
+    """
+    @staticmethod
+    def of_function(
+        run_batch: typing.Any,
+        max_queue: typing.SupportsInt | typing.SupportsIndex,
+        max_batch: typing.SupportsInt | typing.SupportsIndex,
+        slo_s: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> Scheduler:
+        """
+        Runs Batches with run_batch(list of dicts) -> list of dicts. slo_s = 0 for none.
+        """
+    @staticmethod
+    def of_plan(
+        plan: NativePlan,
+        max_queue: typing.SupportsInt | typing.SupportsIndex,
+        max_batch: typing.SupportsInt | typing.SupportsIndex,
+        slo_s: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> Scheduler:
+        """
+        Runs Batches on a NativePlan, without Python. slo_s = 0 for none.
+        """
+    def close(self, drain: bool) -> None:
+        """
+        Runs (drain) or cancels what waits; returns when all has ended.
+        """
+    def fit(
+        self,
+        samples: collections.abc.Sequence[
+            tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+        ],
+    ) -> None:
+        """
+        Teaches the cost model (work, seconds) pairs.
+        """
+    def stats(self) -> dict:
+        """
+        The ledger and the measurements.
+        """
+    def submit(
+        self,
+        request: dict,
+        deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None,
+        priority: typing.SupportsInt | typing.SupportsIndex,
+        mailbox: Mailbox | None,
+        target: typing.Any,
+    ) -> Ticket:
+        """
+        Checks a Request against the plan's signature and queues it.
+        """
+    def submit_checked(
+        self,
+        arrays: dict,
+        work: typing.SupportsInt | typing.SupportsIndex,
+        deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None,
+        priority: typing.SupportsInt | typing.SupportsIndex,
+        mailbox: Mailbox | None,
+        target: typing.Any,
+    ) -> Ticket:
+        """
+        Queues a Request that was checked and measured.
+        """
+
+def available_isas() -> list[str]:
+    """
+    The ISAs whose kernels this CPU can run, slowest first.
+    """
+
+def registered_ops() -> list[str]:
+    """
+    The ops the native runtime has kernels for, with the domain in front if it is not ONNX's.
+    """
+
+def selected_isa() -> str:
+    """
+    The ISA for new Plans: HEADRACE_ISA if set, else the fastest. Raises BackendUnavailable.
+    """
