@@ -70,11 +70,12 @@ setup(
     package_data={"headrace": ["py.typed", "*.pyi", "**/*.html", "**/*.j2"]},
     ext_modules=[CMakeExtension("headrace._core")],
     cmdclass={"build_ext": CMakeBuild},
-    install_requires=["numpy>=2", "onnx>=1.19", "onnx-ir>=1.0", "onnxscript>=0.5", "ml_dtypes", "msgspec", "click", "rich"],
+    install_requires=["numpy>=2", "onnx>=1.19", "onnx-ir>=1.0", "ml_dtypes", "msgspec", "click", "rich"],
     extras_require={
-        "serve": ["starlette", "uvicorn", "uvloop", "httptools", "prometheus-client"],
-        "ray": ["ray[serve]", "pyyaml", "starlette", "uvicorn", "prometheus-client"],
-        "torch": ["torch"],
+        "serve": ["uvicorn", "uvloop", "httptools", "prometheus-client"],
+        "ray": ["ray[serve]", "pyyaml", "prometheus-client"],
+        "torch": ["torch", "onnxscript"],
+        "sklearn": ["scikit-learn", "skl2onnx"],
     },
     entry_points={
         "console_scripts": ["headrace=headrace.cli.main:main"],

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from onnx import ModelProto
+from onnx.reference import ReferenceEvaluator
+
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan, Request, Result
 from headrace.errors import BackendUnavailable, ExecutionError, UnsupportedOp
 from headrace.model import Model
-from onnx import ModelProto
-from onnx.reference import ReferenceEvaluator
 
 
 class ReferenceExecutable(Executable):

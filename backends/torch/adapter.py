@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+
 from headrace import hardware
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan, Request, Result
 from headrace.errors import BackendUnavailable, ExecutionError, UnsupportedOp

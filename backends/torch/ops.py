@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
+
 from headrace.graph.lower import tensor_array
 
 # A maker reads the node's attributes once and returns the function that runs at every call.

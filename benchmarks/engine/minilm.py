@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import headrace as hr
 import numpy as np
+
+import headrace as hr
 from headrace import _core, hardware
 from headrace.measure import Candidate, interleave
 from headrace.peers import installed_peers

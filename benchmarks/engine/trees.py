@@ -11,14 +11,15 @@ import argparse
 import json
 from pathlib import Path
 
-import headrace as hr
 import lightgbm
 import numpy as np
 import onnxruntime
-from headrace import hardware
-from headrace.measure import Candidate, interleave
 from onnxmltools import convert_lightgbm
 from onnxmltools.convert.common.data_types import FloatTensorType
+
+import headrace as hr
+from headrace import hardware
+from headrace.measure import Candidate, interleave
 
 FEATURES = 30
 

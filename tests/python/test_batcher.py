@@ -335,10 +335,13 @@ def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
 def test_a_waiting_request_can_be_cancelled_and_a_running_one_not(gated: Gated) -> None:
     running = gated.occupy()
     waiting = gated.batcher.submit(vector(1))
-    assert running.running() and not waiting.running()
+    assert running.running()
+    assert not waiting.running()
     assert not running.cancel()
-    assert waiting.cancel() and waiting.cancel()
-    assert waiting.cancelled() and waiting.done()
+    assert waiting.cancel()
+    assert waiting.cancel()
+    assert waiting.cancelled()
+    assert waiting.done()
     with pytest.raises(concurrent.futures.CancelledError):
         waiting.result()
     with pytest.raises(concurrent.futures.CancelledError):
@@ -375,7 +378,8 @@ def test_futures_work_with_the_standard_library(gated: Gated) -> None:
     assert concurrent.futures.wait(futures, WAIT_S, concurrent.futures.FIRST_COMPLETED).done == {dropped}
     gated.release()
     assert set(concurrent.futures.as_completed(futures, WAIT_S)) == set(futures)
-    assert told.wait(WAIT_S) and called == [early]
+    assert told.wait(WAIT_S)
+    assert called == [early]
     assert float(early.result()["y"][0]) == 2.0
     assert isinstance(bad.exception(), ValueError)
     late: list[object] = []
@@ -584,7 +588,8 @@ def test_stats_measure_what_happened(gated: Gated) -> None:
     assert stats["requests_per_batch"] == 1.0
     assert stats["queue_delay"]["count"] == 20
     assert stats["queue_delay"]["buckets"][-1] == (float("inf"), 20)
-    assert stats["offered_rps"] > 0 and stats["capacity_rps"] > 0
+    assert stats["offered_rps"] > 0
+    assert stats["capacity_rps"] > 0
     assert stats["capacity_work_per_s"] == pytest.approx(3 * stats["capacity_rps"])
     assert 0 < stats["utilisation"] <= 1
 
