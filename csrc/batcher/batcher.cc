@@ -154,9 +154,12 @@ bool Batcher::cancel(Job& job) {
     job.status = JobStatus::kCancelled;
     --ledger_.waiting;
     ++ledger_.cancelled;
+    ++cancelling_;
   }
   Job* jobs[] = {&job};
   sink_.completed(jobs);
+  std::lock_guard lock(mutex_);
+  if (--cancelling_ == 0) quiet_.notify_all();
   return true;
 }
 
@@ -182,8 +185,12 @@ void Batcher::close(bool drain) {
     job->message = "the Batcher was closed before the Request ran";
   }
   if (!dropped.empty()) sink_.completed(dropped);
-  std::lock_guard lock(join_mutex_);
-  if (scheduler_.joinable()) scheduler_.join();
+  {
+    std::lock_guard lock(join_mutex_);
+    if (scheduler_.joinable()) scheduler_.join();
+  }
+  std::unique_lock lock(mutex_);
+  quiet_.wait(lock, [this] { return cancelling_ == 0; });
 }
 
 void Batcher::schedule() {

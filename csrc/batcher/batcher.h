@@ -81,8 +81,8 @@ class Batcher {
   bool cancel(Job& job);
 
   // Refuses new Jobs, runs those that wait (drain) or cancels them, and returns when the Engine is
-  // idle. Not to be called from inside a runner, or a sink that was told of a Batch: throws
-  // Error(kExecution) there.
+  // idle and the sink has been told of every Job. Not to be called from inside a runner, or a sink
+  // that was told of a Batch: throws Error(kExecution) there.
   void close(bool drain);
 
   BatcherStats stats() const;
@@ -122,6 +122,8 @@ class Batcher {
   bool parked_ = false;
   bool busy_ = false;        // a thread has the Engine: batch_ and late_ are its own
   std::thread::id running_;  // which one
+  int cancelling_ = 0;       // threads inside cancel() that have yet to tell the sink
+  std::condition_variable quiet_;
   bool closing_ = false;
   Clock::time_point batch_start_{};  // of the running Batch, else of the last one
   double batch_estimate_s_ = 0;

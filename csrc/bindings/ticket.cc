@@ -194,6 +194,11 @@ py::list Mailbox::fetch() {
 
 bool Mailbox::wait() {
   py::gil_scoped_release release;
+  {
+    // The last fetch() may have taken the signal of close() with it.
+    std::lock_guard lock(mutex_);
+    if (closed_) return !tickets_.empty();
+  }
   wake_.wait();
   std::lock_guard lock(mutex_);
   return !closed_ || !tickets_.empty();
