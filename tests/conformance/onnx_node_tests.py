@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import headrace as hr
 import numpy as np
 import onnx
-from headrace.errors import HeadraceError, UnsupportedOp
 from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
+
+import headrace as hr
+from headrace.errors import HeadraceError, UnsupportedOp
 
 Status = Literal["passed", "refused", "wrong"]
 

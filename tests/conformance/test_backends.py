@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import headrace as hr
 import numpy as np
 import pytest
+from onnx.reference import ReferenceEvaluator
+
+import headrace as hr
 from headrace.backend import Backend
 from headrace.errors import BackendUnavailable, DtypeMismatch, MissingInput, ShapeMismatch, UnknownInput
-from onnx.reference import ReferenceEvaluator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import CASES, Case

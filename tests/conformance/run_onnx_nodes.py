@@ -1,0 +1,98 @@
+"""Runs the ONNX node tests on a backend, prints the count and writes docs/onnx-coverage.md.
+
+    python tests/conformance/run_onnx_nodes.py [--backend native] [--only PART_OF_A_NAME] [--json] [--no-docs]
+
+Exits with 1 if any test got a wrong answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import onnx
+from rich.progress import track
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from onnx_node_tests import Outcome, node_tests, run_tests
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "onnx-coverage.md"
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--backend", default="native")
+    parser.add_argument("--only", default="", help="run the tests whose name has this in it; writes no docs")
+    parser.add_argument("--json", action="store_true", help="print every outcome as JSON")
+    parser.add_argument("--no-docs", action="store_true", help="leave docs/onnx-coverage.md as it is")
+    args = parser.parse_args()
+    tests = [test for test in node_tests() if args.only in test.name]
+    hidden = args.json or not sys.stderr.isatty()
+    outcomes = list(track(run_tests(tests, args.backend), "node tests", len(tests), disable=hidden))
+    counts = Counter(outcome.status for outcome in outcomes)
+    if args.json:
+        print(json.dumps([vars(outcome) for outcome in outcomes], indent=1))
+    else:
+        for outcome in outcomes:
+            if outcome.status == "wrong":
+                print(f"WRONG {outcome.name}: {' '.join(outcome.reason.split())[:200]}")
+        print(
+            f"{args.backend}: {counts['passed']} of {len(outcomes)} ONNX node tests pass, "
+            f"{counts['refused']} are refused at load, {counts['wrong']} are wrong (onnx {onnx.__version__})"
+        )
+    if not args.only and not args.no_docs and args.backend == "native":
+        DOCS.write_text(_page(outcomes, counts), encoding="utf-8")
+    return 1 if counts["wrong"] else 0
+
+
+def _page(outcomes: list[Outcome], counts: Counter[str]) -> str:
+    passed: Counter[str] = Counter()
+    by_reason: defaultdict[str, list[str]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.status == "passed":
+            passed.update(outcome.ops)
+        else:
+            by_reason[_short(outcome)].append(outcome.name.removeprefix("test_"))
+    lines = [
+        "# ONNX coverage of the native backend",
+        "",
+        f"{counts['passed']} of the {len(outcomes)} node tests of onnx {onnx.__version__} pass, {counts['refused']} "
+        f"models are refused at load with the reason, {counts['wrong']} give a wrong answer.",
+        "",
+        "This page is written by",
+        "",
+        "    python tests/conformance/run_onnx_nodes.py",
+        "",
+        "A model is either refused before it runs, every unsupported node listed with its reason, or computed within",
+        'the bounds that the ONNX project sets in its test. `backend="auto"` goes on to the next backend when native',
+        "refuses.",
+        "",
+        "## Refused",
+        "",
+        "| tests | reason | for example |",
+        "|---|---|---|",
+    ]
+    for reason, names in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
+        lines.append(f"| {len(names)} | {reason} | {names[0]} |")
+    lines += ["", "## Ops in tests that pass", "", "| op | tests |", "|---|---|"]
+    lines += [f"| {op} | {count} |" for op, count in sorted(passed.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _short(outcome: Outcome) -> str:
+    """The first reason, without what differs from test to test."""
+    reason = " ".join(outcome.reason.split(";")[0].split())
+    if "has dtype" in reason:
+        reason = f"an input or output of dtype {reason.split('has dtype ')[1].split(',')[0]}"
+    elif "expected a dense tensor" in reason:
+        reason = "a sequence or an optional as input or output"
+    return reason.replace("|", "\\|")[:100]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
