@@ -47,7 +47,8 @@ class PolicyConfig:
         max_replicas: Upper bound.
         slo_s: Time in the queue that is still fine.
         target_utilisation: Share of the measured capacity to plan with.
-        drain_s: Time in which an excess backlog should be gone.
+        drain_s: Time in which an excess backlog should be gone; about what a replica needs to start, since more
+            replicas than that come too late to help.
         breach_hold_s: How long the objective must be broken before a replica is added against the sizing.
         settle_s: Shortest time between two such additions, so that the last one can show its effect.
         down_hold_s: How long fewer replicas must have been enough before any is taken away.
@@ -61,7 +62,7 @@ class PolicyConfig:
     max_replicas: int = 1
     slo_s: float = 0.1
     target_utilisation: float = 0.7
-    drain_s: float = 2.0
+    drain_s: float = 5.0
     breach_hold_s: float = 1.0
     settle_s: float = 5.0
     down_hold_s: float = 10.0
