@@ -11,25 +11,11 @@ namespace {
 // How long the idle scheduler spins before it parks: as long as waking a parked thread takes, so
 // that it costs at most as much again, and a caller in a closed loop never waits for a wake-up.
 constexpr auto kSpin = std::chrono::microseconds(50);
+// After so many waits in a row that were longer it parks at once, until one is short again.
+constexpr int kSpinCredit = 4;
 // A Job without a deadline takes its turn among equal priorities as if it had this long, so that
 // Jobs with deadlines cannot hold it back for ever.
 constexpr auto kPatience = std::chrono::seconds(10);
-// The share of the time to a deadline that admission lets the backlog fill. The rest is what
-// Batches grow into: with none left, each would be cut down to its most urgent Job.
-constexpr double kBacklogShare = 0.75;
-// An estimate that only ever refuses would never be corrected. After so many refusals in a row by
-// an idle Engine, and so many times the estimate since the last Batch (at most 5% of its time), one
-// Job is let in as a probe.
-constexpr int kProbeRefusals = 16;
-constexpr double kProbeEstimates = 20;
-// Where nothing is known about how long Batches take.
-constexpr double kRetryUnknown_s = 0.1;
-constexpr double kRetryMin_s = 1e-3;
-
-double seconds_between(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
-
 Clock::duration to_duration(double seconds) {
   std::chrono::duration<double> bounded(std::min(seconds, 1e9));  // 30 years; the clock overflows
   return std::chrono::duration_cast<Clock::duration>(bounded);
@@ -95,57 +81,6 @@ void Batcher::submit(Job& job) {
   if (wake) work_came_.notify_one();
 }
 
-void Batcher::admit(Job& job, Clock::time_point now) {
-  if (closing_) fail(ErrorKind::kBackendUnavailable, "got a Request for a closed Batcher");
-  if (queue_.size() >= static_cast<size_t>(options_.max_queue)) {
-    double retry_s = cost_.known() ? running_s(now) + cost_.fixed_s() : kRetryUnknown_s;
-    throw OverloadedError(
-        str("queue full: got ", queue_.size(), " waiting Requests, expected fewer ",
-            "than max_queue=", options_.max_queue),
-        std::max(retry_s, kRetryMin_s));
-  }
-  if (job.deadline == kNoDeadline) return;
-  double left_s = seconds_between(now, job.deadline);
-  if (left_s <= 0) {
-    fail(ErrorKind::kDeadlineExceeded, "deadline: got one that passed ", -left_s * 1e3,
-         " ms before the Request came, expected one in the future");
-  }
-  if (!cost_.known()) return;
-  JobQueue::Ahead ahead = queue_.ahead_of(job.priority, job.due);
-  bool idle = ledger_.running == 0 && ahead.jobs == 0;
-  double own_s = cost_.seconds(static_cast<double>(job.work));
-  double finish_s = running_s(now) + seconds_of(ahead.jobs + 1, ahead.work + job.work);
-  double needed_s = own_s + (finish_s - own_s) / kBacklogShare;
-  if (needed_s <= left_s) {
-    refused_idle_ = 0;
-    return;
-  }
-  if (idle && ++refused_idle_ > kProbeRefusals &&
-      seconds_between(batch_start_, now) > kProbeEstimates * own_s) {
-    refused_idle_ = 0;
-    job.probe = true;
-    return;
-  }
-  throw OverloadedError(
-      str("got a deadline in ", left_s * 1e3, " ms, expected at least ", needed_s * 1e3,
-          " ms: ", ahead.jobs, " Requests wait ahead, ", ledger_.running, " run"),
-      std::max(needed_s - left_s, kRetryMin_s));
-}
-
-// How long `jobs` Jobs take in Batches as large as allowed.
-double Batcher::seconds_of(size_t jobs, int64_t work) const {
-  size_t limit = static_cast<size_t>(options_.max_batch);
-  double batches = static_cast<double>((jobs + limit - 1) / limit);
-  return batches * cost_.fixed_s() + cost_.per_work_s() * static_cast<double>(work);
-}
-
-// How long the running Batch is likely to take from now on.
-double Batcher::running_s(Clock::time_point now) const {
-  if (ledger_.running == 0) return 0;
-  double elapsed_s = seconds_between(batch_start_, now);
-  return std::max(batch_estimate_s_ - elapsed_s, 0.1 * elapsed_s);
-}
-
 bool Batcher::cancel(Job& job) {
   {
     std::lock_guard lock(mutex_);
@@ -199,11 +134,13 @@ void Batcher::schedule() {
 
 // Waits for work and takes the Engine and a Batch. False when closed and drained.
 bool Batcher::take_batch() {
-  if (spin_) spin_for_work();
+  auto idle = Clock::now();
+  if (spin_ && spin_credit_ > 0) spin_for_work();
   std::unique_lock lock(mutex_);
   parked_ = true;
   work_came_.wait(lock, [this] { return !busy_ && (!queue_.empty() || closing_); });
   parked_ = false;
+  spin_credit_ = Clock::now() - idle < 2 * kSpin ? kSpinCredit : std::max(0, spin_credit_ - 1);
   if (queue_.empty()) return false;
   pack();
   return true;
@@ -250,13 +187,6 @@ void Batcher::run_taken() {
 
 void Batcher::update_ready() {
   ready_.store(!busy_ && (!queue_.empty() || closing_), std::memory_order_release);
-}
-
-bool Batcher::too_late(const Job& job, Clock::time_point now) const {
-  if (job.deadline == kNoDeadline) return false;
-  // A probe is there to find out whether the estimate is right.
-  double own_s = job.probe ? 0 : cost_.seconds(static_cast<double>(job.work));
-  return seconds_between(now, job.deadline) < own_s;
 }
 
 // Takes the Engine, and moves Jobs from the queue to batch_, most urgent first: at most max_batch,
@@ -400,19 +330,6 @@ BatcherStats Batcher::stats() const {
   stats.cost_per_work_s = cost_.per_work_s();
   measure_capacity(stats);
   return stats;
-}
-
-// Capacity is reached at Batches as large as the options and half of the SLO allow: a Request that
-// comes while one runs waits for it and then runs in the next.
-void Batcher::measure_capacity(BatcherStats& stats) const {
-  if (!cost_.known() || work_per_job_ <= 0) return;
-  double per_job_s = std::max(cost_.per_work_s() * work_per_job_, 1e-12);
-  double jobs = options_.max_batch;
-  if (options_.slo_s > 0) {
-    jobs = std::clamp((options_.slo_s / 2 - cost_.fixed_s()) / per_job_s, 1.0, jobs);
-  }
-  stats.capacity_rps = jobs / (cost_.fixed_s() + jobs * per_job_s);
-  stats.capacity_work_per_s = stats.capacity_rps * work_per_job_;
 }
 
 }  // namespace headrace

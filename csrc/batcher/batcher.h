@@ -145,6 +145,7 @@ class Batcher {
   std::vector<Job*> batch_;
   std::vector<Job*> late_;
 
+  int spin_credit_ = 0;  // the scheduler thread's own
   std::mutex join_mutex_;
   std::thread scheduler_;
 };

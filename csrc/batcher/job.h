@@ -15,6 +15,11 @@ using Clock = std::chrono::steady_clock;
 
 inline constexpr Clock::time_point kNoDeadline = Clock::time_point::max();
 
+// Negative if `to` is earlier.
+inline double seconds_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
 enum class JobStatus : uint8_t { kNew, kQueued, kRunning, kOk, kFailed, kExpired, kCancelled };
 
 // One Request on its way through the Batcher. Derive from it to carry inputs and outputs. The

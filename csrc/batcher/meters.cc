@@ -12,21 +12,22 @@ constexpr double kMemory_s = 2.0;
 // The weight of a new value in a mean, if values come faster than the memory fades.
 constexpr double kNewest = 0.05;
 
-double seconds_between(Clock::time_point from, Clock::time_point to) {
-  return std::max(0.0, std::chrono::duration<double>(to - from).count());
+// How much of the memory is left after the time between them; readers may be a little behind.
+double left_of_memory(Clock::time_point from, Clock::time_point to) {
+  return std::exp(-std::max(0.0, seconds_between(from, to)) / kMemory_s);
 }
 
 }  // namespace
 
 void RateMeter::add(Clock::time_point now, double value) {
   if (first_ == Clock::time_point{}) first_ = last_ = now;
-  faded_ = faded_ * std::exp(-seconds_between(last_, now) / kMemory_s) + value;
+  faded_ = faded_ * left_of_memory(last_, now) + value;
   last_ = std::max(last_, now);
 }
 
 double RateMeter::per_second(Clock::time_point now) const {
   if (first_ == Clock::time_point{}) return 0;
-  double faded = faded_ * std::exp(-seconds_between(last_, now) / kMemory_s);
+  double faded = faded_ * left_of_memory(last_, now);
   // The memory of a meter that has watched for t seconds holds 1 - exp(-t / memory) of a full one.
   // A start shorter than a tenth of the memory says too little to be scaled up further.
   double watched_s = std::max(seconds_between(first_, now), kMemory_s / 10);
@@ -34,14 +35,14 @@ double RateMeter::per_second(Clock::time_point now) const {
 }
 
 void FadingMean::add(Clock::time_point now, double value) {
-  double old = any_ ? std::exp(-seconds_between(last_, now) / kMemory_s) * (1 - kNewest) : 0;
+  double old = any_ ? left_of_memory(last_, now) * (1 - kNewest) : 0;
   mean_ = mean_ * old + value * (1 - old);
   last_ = now;
   any_ = true;
 }
 
 double FadingMean::value(Clock::time_point now) const {
-  return any_ ? mean_ * std::exp(-seconds_between(last_, now) / kMemory_s) : 0;
+  return any_ ? mean_ * left_of_memory(last_, now) : 0;
 }
 
 double DurationHistogram::upper_bound(int bucket) {

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import threading
 import time
 import weakref
@@ -55,9 +56,7 @@ class Batcher:
         ConfigError: An argument is out of range.
     """
 
-    def __init__(
-        self, engine: Engine, slo_ms: float | None = None, max_queue: int = 1024, max_batch: int = 64
-    ) -> None:
+    def __init__(self, engine: Engine, slo_ms: float | None = None, max_queue: int = 1024, max_batch: int = 64) -> None:
         _check_options(slo_ms, max_queue, max_batch)
         slo_s = 0.0 if slo_ms is None else slo_ms / 1e3
         plan = getattr(engine.executable, "core", None)
@@ -154,10 +153,8 @@ class Batcher:
         with self._loops_lock:
             loops, self._loops = self._loops, {}
         for loop, mailbox in loops.items():
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its watch on the mailbox with it
                 loop.call_soon_threadsafe(_close_mailbox, loop, mailbox)
-            except RuntimeError:  # the loop is closed, and its watch on the mailbox with it
-                pass
         _live.discard(self)
 
     def __enter__(self) -> Self:
