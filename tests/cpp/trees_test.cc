@@ -17,6 +17,8 @@ using test::run_op;
 using test::Tensor;
 using test::Tensors;
 
+using Ints = std::vector<int64_t>;
+
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
@@ -401,13 +403,75 @@ HR_TEST(tree_ensemble_of_opset_5_with_sets) {
                      {"leaf_targetids", std::vector<int64_t>{0, 0, 0}},
                      {"leaf_weights", std::vector<double>{0.1, 0.2, 0.3}},
                      {"tree_roots", std::vector<int64_t>{0}}};
-  std::vector<double> x = {1, 9, 4, kNan, 2, 0.5, 2, 0.6, kNan, 0.6, kNan, kNan};
+  std::vector<double> row = {1, 9, 4, kNan, 2, 0.5, 2, 0.6, kNan, 0.6, kNan, kNan};
+  std::vector<double> expected = {0.1, 0.1, 0.2, 0.3, 0.1, 0.2};
+  std::vector<double> x;  // many rows, as few take another way
+  for (int i = 0; i < 30; ++i) x.insert(x.end(), row.begin(), row.end());
   for (Isa isa : available_isas()) {
     auto op = make(spec, isa);
-    std::vector<double> got =
-        run_one(*op, {DType::kF64}, {Tensor::of({6, 2}, x)})[0].values<double>();
-    std::vector<double> expected = {0.1, 0.1, 0.2, 0.3, 0.1, 0.2};
-    for (size_t i = 0; i < expected.size(); ++i) HR_CHECK_EQ(got[i], expected[i]);
+    for (int64_t rows : {6, 180}) {
+      Tensor table = Tensor::of({rows, 2}, std::vector<double>(x.begin(), x.begin() + rows * 2));
+      std::vector<double> got = run_one(*op, {DType::kF64}, {table})[0].values<double>();
+      for (size_t i = 0; i < got.size(); ++i) HR_CHECK_EQ(got[i], expected[i % 6]);
+    }
+  }
+}
+
+HR_TEST(sets_of_many_categories) {
+  constexpr int64_t kStumps = 40;
+  std::mt19937 random(3);
+  NodeSpec spec;
+  spec.op = "ai.onnx.ml.TreeEnsemble";
+  spec.opset = 5;
+  spec.input_dtypes = {DType::kF32};
+  spec.output_dtypes = {DType::kF32};
+  std::vector<std::vector<float>> sets(kStumps);
+  std::vector<double> members;
+  std::vector<int64_t> nan_true, roots, yes, no;
+  for (int64_t t = 0; t < kStumps; ++t) {
+    std::vector<float>& set = sets[static_cast<size_t>(t)];
+    for (int i = 0; i < 50; ++i) set.push_back(static_cast<float>(random() % 200) - 20);
+    if (t % 3 == 0) set.push_back(kInf);
+    members.insert(members.end(), set.begin(), set.end());
+    members.push_back(kNan);
+    nan_true.push_back(t % 2);
+    roots.push_back(t);
+    yes.push_back(2 * t);
+    no.push_back(2 * t + 1);
+  }
+  std::vector<double> weights;
+  for (int64_t t = 0; t < kStumps; ++t) {
+    weights.push_back(std::ldexp(1.0, static_cast<int>(t % 20)));  // sums of these are exact
+    weights.push_back(0);
+  }
+  spec.attributes = {{"nodes_featureids", Ints(kStumps, 0)},
+                     {"nodes_modes", Ints(kStumps, 6)},
+                     {"nodes_splits", std::vector<double>(kStumps, 0.0)},
+                     {"nodes_truenodeids", yes},
+                     {"nodes_trueleafs", Ints(kStumps, 1)},
+                     {"nodes_falsenodeids", no},
+                     {"nodes_falseleafs", Ints(kStumps, 1)},
+                     {"nodes_missing_value_tracks_true", nan_true},
+                     {"membership_values", members},
+                     {"leaf_targetids", Ints(2 * kStumps, 0)},
+                     {"leaf_weights", weights},
+                     {"tree_roots", roots}};
+  std::vector<float> x = {kNan, kInf, -kInf, 0.5f, -0.0f, 1e30f};
+  while (x.size() < 300) x.push_back(static_cast<float>(random() % 220) - 25);
+  for (Isa isa : available_isas()) {
+    auto op = make(spec, isa);
+    for (int64_t rows : {1, 6, 300}) {
+      std::vector<float> part(x.begin(), x.begin() + rows);
+      auto got = run_one(*op, {DType::kF32}, {Tensor::of({rows, 1}, part)})[0].values<float>();
+      for (size_t r = 0; r < got.size(); ++r) {
+        double expected = 0;
+        for (size_t t = 0; t < kStumps; ++t) {
+          bool in = std::isnan(x[r]) ? t % 2 == 1 : std::ranges::count(sets[t], x[r]) > 0;
+          if (in) expected += weights[2 * t];
+        }
+        HR_CHECK_EQ(got[r], static_cast<float>(expected));
+      }
+    }
   }
 }
 

@@ -42,7 +42,7 @@ Question<T> question_of(const Branch& branch, const Ensemble& ensemble) {
   q.nan_true = branch.test == BranchTest::kNeq ? false : branch.nan_true != q.swapped;
   auto add_member = [&](double value) {
     if (static_cast<double>(static_cast<T>(value)) == value) {
-      q.members.push_back(static_cast<T>(value));
+      q.members.push_back(static_cast<T>(value) + T{0});  // one zero, not two
     }
   };
   switch (branch.test) {
@@ -77,11 +77,11 @@ template <class T>
 class Compiler {
  public:
   Compiler(const NodeSpec& node, const Ensemble& ensemble, std::vector<T>& thresholds,
-           std::vector<T>& members, Forest& forest)
+           std::vector<T>& categories, Forest& forest)
       : node_(node),
         ensemble_(ensemble),
         thresholds_(thresholds),
-        members_(members),
+        categories_(categories),
         forest_(forest) {}
 
   void compile() {
@@ -127,7 +127,7 @@ class Compiler {
   const NodeSpec& node_;
   const Ensemble& ensemble_;
   std::vector<T>& thresholds_;
-  std::vector<T>& members_;
+  std::vector<T>& categories_;
   Forest& forest_;
   std::vector<Question<T>> questions_;  // per branch
   std::vector<Answer> answers_;         // per branch
@@ -181,23 +181,38 @@ void Compiler<T>::number_ranks(FeatureCodes& codes, const std::vector<int32_t>& 
 
 template <class T>
 void Compiler<T>::number_sets(FeatureCodes& codes, const std::vector<int32_t>& branches) {
-  std::map<std::pair<std::vector<T>, bool>, int32_t> columns;
-  codes.sets_begin = static_cast<int32_t>(forest_.sets.size());
+  std::map<std::pair<std::vector<T>, bool>, std::vector<int32_t>> sets;
+  std::vector<T> sorted;
   for (int32_t b : branches) {
     const Question<T>& q = questions_[static_cast<size_t>(b)];
     if (!q.is_set) continue;
-    auto [it, added] = columns.try_emplace({q.members, q.nan_true}, forest_.columns);
-    if (added) {
-      auto begin = static_cast<int32_t>(members_.size());
-      members_.insert(members_.end(), q.members.begin(), q.members.end());
-      forest_.sets.push_back({.column = forest_.columns++,
-                              .begin = begin,
-                              .end = static_cast<int32_t>(members_.size()),
-                              .nan_code = q.nan_true ? 0 : 1});
+    sets[{q.members, q.nan_true}].push_back(b);
+    sorted.insert(sorted.end(), q.members.begin(), q.members.end());
+  }
+  std::ranges::sort(sorted);
+  sorted.erase(std::ranges::unique(sorted).begin(), sorted.end());
+  auto position = [&](T member) {
+    return static_cast<size_t>(std::ranges::lower_bound(sorted, member) - sorted.begin());
+  };
+  auto nan_number = sorted.size() + 2;
+  codes.category_nan = static_cast<int32_t>(nan_number);
+  codes.sets_begin = static_cast<int32_t>(forest_.sets.size());
+  for (const auto& [set, asking] : sets) {
+    auto first = forest_.set_bits.size();
+    forest_.set_bits.resize(first + nan_number / 64 + 1, 0);
+    auto add = [&](size_t n) { forest_.set_bits[first + n / 64] |= uint64_t{1} << (n % 64); };
+    for (T member : set.first) add(position(member) + 1);
+    if (set.second) add(nan_number);
+    for (int32_t b : asking) {
+      answers_[static_cast<size_t>(b)] = {static_cast<uint32_t>(forest_.columns), 0};
     }
-    answers_[static_cast<size_t>(b)] = {static_cast<uint32_t>(it->second), 0};
+    forest_.sets.push_back({.column = forest_.columns++, .bits = static_cast<int32_t>(first)});
   }
   codes.sets_end = static_cast<int32_t>(forest_.sets.size());
+  codes.categories = static_cast<int32_t>(categories_.size());
+  codes.category_steps = static_cast<int32_t>(std::bit_width(sorted.size()));
+  sorted.resize(size_t{1} << codes.category_steps, std::numeric_limits<T>::infinity());
+  categories_.insert(categories_.end(), sorted.begin(), sorted.end());
 }
 
 template <class T>
@@ -214,7 +229,10 @@ void Compiler<T>::number_columns() {
                        .rank_nan_true = -1,
                        .rank_nan_false = -1,
                        .sets_begin = 0,
-                       .sets_end = 0};
+                       .sets_end = 0,
+                       .categories = 0,
+                       .category_steps = 0,
+                       .category_nan = 0};
     number_ranks(codes, branches);
     number_sets(codes, branches);
     forest_.features.push_back(codes);
@@ -435,17 +453,18 @@ void Compiler<T>::add_tree(int32_t index) {
 
 int64_t Forest::bytes() const {
   auto of = [](const auto& v) { return static_cast<int64_t>(v.size() * sizeof(v[0])); };
-  return of(features) + of(sets) + of(thresholds_f32) + of(members_f32) + of(thresholds_f64) +
-         of(members_f64) + of(trees) + of(groups) + of(steps) + of(nodes) + of(wide_nodes) +
-         of(node_leaf) + of(weights) + of(leaf_begin) + of(leaf_weights);
+  return of(features) + of(sets) + of(set_bits) + of(thresholds_f32) + of(categories_f32) +
+         of(thresholds_f64) + of(categories_f64) + of(trees) + of(groups) + of(steps) + of(nodes) +
+         of(wide_nodes) + of(node_leaf) + of(weights) + of(leaf_begin) + of(leaf_weights);
 }
 
 Forest compile_forest(const NodeSpec& node, const Ensemble& ensemble, bool wide) {
   Forest forest;
   if (wide) {
-    Compiler<double>(node, ensemble, forest.thresholds_f64, forest.members_f64, forest).compile();
+    Compiler<double>(node, ensemble, forest.thresholds_f64, forest.categories_f64, forest)
+        .compile();
   } else {
-    Compiler<float>(node, ensemble, forest.thresholds_f32, forest.members_f32, forest).compile();
+    Compiler<float>(node, ensemble, forest.thresholds_f32, forest.categories_f32, forest).compile();
   }
   return forest;
 }

@@ -28,6 +28,10 @@ inline constexpr int kBlockRows = 64;
 // The codes of one feature. A rank column holds how many thresholds are below the value; a set
 // column 0 for a member of the set and 1 otherwise; every branch asks "code <= its threshold".
 // There are two rank columns where branches disagree on where NaN goes.
+//
+// All sets of a feature share its categories, their sorted union. A value's category number is 1
+// more than its position there, 0 if it is none of them; the numbers after the last category's
+// stand for no category (padding) and for NaN.
 struct FeatureCodes {
   int32_t feature;
   int32_t thresholds;      // first of 2^search_steps - 1 sorted thresholds, padded with +inf
@@ -36,13 +40,15 @@ struct FeatureCodes {
   int32_t rank_nan_false;  // column with the highest code for NaN, or -1
   int32_t sets_begin;      // set columns
   int32_t sets_end;
+  int32_t categories;      // first of 2^category_steps sorted categories, padded with +inf
+  int32_t category_steps;  // of the binary search
+  int32_t category_nan;    // NaN's number
 };
 
+// Bit n of the words from `bits` on says whether category number n is a member.
 struct SetColumn {
   int32_t column;
-  int32_t begin;  // members
-  int32_t end;
-  int32_t nan_code;
+  int32_t bits;
 };
 
 // One branch of a tree in lockstep. Slots are vectors of leaf numbers: slot i >= 0 is the result of
@@ -95,11 +101,12 @@ struct Forest {
   int32_t targets = 0;
   std::vector<FeatureCodes> features;
   std::vector<SetColumn> sets;
+  std::vector<uint64_t> set_bits;
   // In the type in which inputs are compared; the other pair is empty.
   std::vector<float> thresholds_f32;
-  std::vector<float> members_f32;
+  std::vector<float> categories_f32;
   std::vector<double> thresholds_f64;
-  std::vector<double> members_f64;
+  std::vector<double> categories_f64;
 
   std::vector<Tree> trees;
   std::vector<TreeGroup> groups;  // all trees, in order
@@ -129,6 +136,10 @@ struct TreeKernels {
                    int32_t* ranks);
   void (*rank_f64)(const double* thresholds, int32_t search_steps, const double* values,
                    int32_t* ranks);
+  // Codes of a set column from the rows' category numbers.
+  void (*set_codes_8)(const uint64_t* bits, const int32_t* numbers, uint8_t* codes);
+  void (*set_codes_16)(const uint64_t* bits, const int32_t* numbers, uint16_t* codes);
+  void (*set_codes_32)(const uint64_t* bits, const int32_t* numbers, uint32_t* codes);
   // Computes slots 0 .. count - 1, `slots` being slot 0, 64-byte aligned; count is a multiple of
   // kGroupTrees.
   void (*lockstep_8)(const LockstepStep* steps, int64_t count, const uint8_t* codes,

@@ -50,18 +50,29 @@ std::span<const T> thresholds_of(const Forest& forest) {
 }
 
 template <class T>
-std::span<const T> members_of(const Forest& forest) {
+std::span<const T> categories_of(const Forest& forest) {
   if constexpr (std::is_same_v<T, float>) {
-    return forest.members_f32;
+    return forest.categories_f32;
   } else {
-    return forest.members_f64;
+    return forest.categories_f64;
   }
 }
 
+// How many of 2^steps - 1 sorted thresholds are below a value.
 template <class T>
-int32_t set_code(const SetColumn& set, const T* members, T value) {
-  if (std::isnan(value)) return set.nan_code;
-  return std::binary_search(members + set.begin, members + set.end, value) ? 0 : 1;
+int32_t rank_of(const T* thresholds, int32_t steps, T value) {
+  int32_t rank = 0;
+  for (int32_t step = (1 << steps) >> 1; step > 0; step >>= 1) {
+    rank += thresholds[rank + step - 1] < value ? step : 0;
+  }
+  return rank;
+}
+
+// The value's category number, given its rank among the categories.
+template <class T>
+int32_t category_number(const FeatureCodes& feature, const T* categories, int32_t rank, T value) {
+  if (std::isnan(value)) return feature.category_nan;
+  return categories[rank] == value ? rank + 1 : 0;
 }
 
 template <class Code>
@@ -161,23 +172,52 @@ ForestPredictor::ForestPredictor(Forest forest, Aggregate aggregate, Isa isa)
       aggregate_(aggregate),
       kernels_(HEADRACE_KERNELS(isa, kTreeKernels)) {}
 
+template <class T>
+void ForestPredictor::rank_block(const T* thresholds, int32_t steps, const T* values,
+                                 int32_t* ranks) const {
+  if constexpr (std::is_same_v<T, float>) {
+    kernels_.rank_f32(thresholds, steps, values, ranks);
+  } else {
+    kernels_.rank_f64(thresholds, steps, values, ranks);
+  }
+}
+
+// Codes of a block's rows for the sets of one feature.
+template <class T, class Code>
+void ForestPredictor::encode_sets(const FeatureCodes& feature, const T* values, Code* codes) const {
+  if (feature.sets_begin == feature.sets_end) return;
+  const T* categories = categories_of<T>(forest_).data() + feature.categories;
+  int32_t numbers[kBlockRows];
+  rank_block(categories, feature.category_steps, values, numbers);
+  for (int i = 0; i < kBlockRows; ++i) {
+    numbers[i] = category_number(feature, categories, numbers[i], values[i]);
+  }
+  for (int32_t s = feature.sets_begin; s < feature.sets_end; ++s) {
+    const SetColumn& set = forest_.sets[static_cast<size_t>(s)];
+    const uint64_t* bits = forest_.set_bits.data() + set.bits;
+    Code* out = codes + static_cast<int64_t>(set.column) * kBlockRows;
+    if constexpr (sizeof(Code) == 1) {
+      kernels_.set_codes_8(bits, numbers, out);
+    } else if constexpr (sizeof(Code) == 2) {
+      kernels_.set_codes_16(bits, numbers, out);
+    } else {
+      kernels_.set_codes_32(bits, numbers, out);
+    }
+  }
+}
+
 template <class T, class Code>
 void ForestPredictor::encode_block(const FeatureTable& table, int64_t row, int64_t rows,
                                    Code* codes) const {
   constexpr Code kHighest = std::numeric_limits<Code>::max();
   const T* thresholds = thresholds_of<T>(forest_).data();
-  const T* members = members_of<T>(forest_).data();
   T values[kBlockRows] = {};
   int32_t ranks[kBlockRows];
   for (const FeatureCodes& feature : forest_.features) {
     for (int64_t i = 0; i < rows; ++i) {
       values[i] = load_value<T>(table, row + i, feature.feature);
     }
-    if constexpr (std::is_same_v<T, float>) {
-      kernels_.rank_f32(thresholds + feature.thresholds, feature.search_steps, values, ranks);
-    } else {
-      kernels_.rank_f64(thresholds + feature.thresholds, feature.search_steps, values, ranks);
-    }
+    rank_block(thresholds + feature.thresholds, feature.search_steps, values, ranks);
     auto write = [&](int32_t column, Code nan_code) {
       if (column < 0) return;
       Code* out = codes + static_cast<int64_t>(column) * kBlockRows;
@@ -187,13 +227,7 @@ void ForestPredictor::encode_block(const FeatureTable& table, int64_t row, int64
     };
     write(feature.rank_nan_true, 0);
     write(feature.rank_nan_false, kHighest);
-    for (int32_t s = feature.sets_begin; s < feature.sets_end; ++s) {
-      const SetColumn& set = forest_.sets[static_cast<size_t>(s)];
-      Code* out = codes + static_cast<int64_t>(set.column) * kBlockRows;
-      for (int i = 0; i < kBlockRows; ++i) {
-        out[i] = static_cast<Code>(set_code(set, members, values[i]));
-      }
-    }
+    encode_sets(feature, values, codes);
   }
 }
 
@@ -202,21 +236,21 @@ template <class T, class Code>
 void ForestPredictor::encode_row(const FeatureTable& table, int64_t row, Code* codes) const {
   constexpr Code kHighest = std::numeric_limits<Code>::max();
   const T* thresholds = thresholds_of<T>(forest_).data();
-  const T* members = members_of<T>(forest_).data();
   for (const FeatureCodes& feature : forest_.features) {
     T value = load_value<T>(table, row, feature.feature);
     bool nan = std::isnan(value);
-    const T* sorted = thresholds + feature.thresholds;
-    int32_t rank = 0;
-    for (int32_t step = (1 << feature.search_steps) >> 1; step > 0; step >>= 1) {
-      rank += sorted[rank + step - 1] < value ? step : 0;
-    }
-    auto code = static_cast<Code>(rank);
+    auto code =
+        static_cast<Code>(rank_of(thresholds + feature.thresholds, feature.search_steps, value));
     if (feature.rank_nan_true >= 0) codes[feature.rank_nan_true] = nan ? Code{0} : code;
     if (feature.rank_nan_false >= 0) codes[feature.rank_nan_false] = nan ? kHighest : code;
+    if (feature.sets_begin == feature.sets_end) continue;
+    const T* categories = categories_of<T>(forest_).data() + feature.categories;
+    int32_t number = category_number(feature, categories,
+                                     rank_of(categories, feature.category_steps, value), value);
     for (int32_t s = feature.sets_begin; s < feature.sets_end; ++s) {
       const SetColumn& set = forest_.sets[static_cast<size_t>(s)];
-      codes[set.column] = static_cast<Code>(set_code(set, members, value));
+      uint64_t bit = forest_.set_bits[static_cast<size_t>(set.bits + number / 64)] >> (number % 64);
+      codes[set.column] = static_cast<Code>(~bit & 1);
     }
   }
 }

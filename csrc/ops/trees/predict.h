@@ -36,6 +36,10 @@ class ForestPredictor {
   struct Workspace;
   template <class T, class Code>
   void predict_typed(const OpRun& run, const FeatureTable& table, EmitScores emit) const;
+  template <class T>
+  void rank_block(const T* thresholds, int32_t steps, const T* values, int32_t* ranks) const;
+  template <class T, class Code>
+  void encode_sets(const FeatureCodes& feature, const T* values, Code* codes) const;
   template <class T, class Code>
   void encode_block(const FeatureTable& table, int64_t row, int64_t rows, Code* codes) const;
   template <class T, class Code>

@@ -115,13 +115,30 @@ void rank_f32(const float* thresholds, int32_t search_steps, const float* values
 }
 
 template <class Code>
+void set_codes(const uint64_t* bits, const int32_t* numbers, Code* codes) {
+  for (int i = 0; i < kBlockRows; ++i) {
+    uint64_t bit = bits[numbers[i] >> 6] >> (numbers[i] & 63);
+    codes[i] = static_cast<Code>(~bit & 1);
+  }
+}
+
+template <class Code>
 void add_weights(const double* weights, int32_t, const Code* leaf, double* sums) {
   for (int i = 0; i < kBlockRows; ++i) sums[i] += weights[leaf[i]];
 }
 
 }  // namespace
 
-const TreeKernels kTreeKernels = {rank_f32,           rank<double>,         lockstep<uint8_t>,
-                                  lockstep<uint16_t>, add_weights<uint8_t>, add_weights<uint16_t>};
+const TreeKernels kTreeKernels = {
+    rank_f32,
+    rank<double>,
+    set_codes<uint8_t>,
+    set_codes<uint16_t>,
+    set_codes<uint32_t>,
+    lockstep<uint8_t>,
+    lockstep<uint16_t>,
+    add_weights<uint8_t>,
+    add_weights<uint16_t>,
+};
 
 }  // namespace headrace::HEADRACE_ISA_NS
