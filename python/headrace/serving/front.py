@@ -122,6 +122,8 @@ def build_front(names: Sequence[str]) -> Any:
     deployment = serve.deployment(
         name=FRONT_DEPLOYMENT,
         max_ongoing_requests=1000,
+        # While the front is away its callers drop what they cannot send: a newer report comes twice a second.
+        max_queued_requests=100,
         ray_actor_options={"num_cpus": 0},
     )
     return deployment(serve.ingress()(Front)).bind(names)

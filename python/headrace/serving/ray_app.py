@@ -67,7 +67,9 @@ class ModelReplica:
         self._host.load()
         self._name = model.name
         self._meter = LoadMeter()
-        self._front = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+        # Whoever runs the application without `deploy` has no front, and calls to it would wait forever.
+        has_front = FRONT in serve.status().applications
+        self._front = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT) if has_front else None
         self._load: dict[str, float] = {}
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -79,7 +81,8 @@ class ModelReplica:
         if not self._host.ready:
             return self._load  # Serve asks until the very end, when there is nothing left to count
         self._load = self._meter.report(sample(self._host.stats().values()))
-        self._front.report.remote(self._ledger(final=False))
+        if self._front is not None:
+            self._front.report.remote(self._ledger(final=False))
         return self._load
 
     def _ledger(self, final: bool) -> ReplicaLedger:
@@ -97,8 +100,9 @@ class ModelReplica:
     async def __del__(self) -> None:
         # Serve calls this once no request is left, or its patience is at an end: answer what was accepted, then go.
         self._host.drain()
-        with contextlib.suppress(Exception):  # the front may be gone already, where everything shuts down
-            await asyncio.wait_for(self._front.report.remote(self._ledger(final=True)), LAST_REPORT_S_MAX)
+        if self._front is not None:
+            with contextlib.suppress(Exception):  # the front may be gone already, where everything shuts down
+                await asyncio.wait_for(self._front.report.remote(self._ledger(final=True)), LAST_REPORT_S_MAX)
         await asyncio.to_thread(self._host.close)
 
 

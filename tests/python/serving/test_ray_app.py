@@ -17,6 +17,8 @@ import pytest
 ray = pytest.importorskip("ray", reason="the Ray extra is not installed")
 
 import aiohttp  # noqa: E402
+from ray import cloudpickle  # noqa: E402
+
 from headrace.backend import Plan, Request, Result  # noqa: E402
 from headrace.config import (  # noqa: E402
     AutoscalingConfig,
@@ -27,10 +29,10 @@ from headrace.config import (  # noqa: E402
     ModelSettings,
 )
 from headrace.errors import ConfigError, ExecutionError, InvalidModel  # noqa: E402
-from headrace.serve import Deployment, deploy  # noqa: E402
+from headrace.serve import Deployment, build_app, deploy  # noqa: E402
 from headrace.serving import ray_cluster  # noqa: E402
+from headrace.serving.autoscaling import METRIC_CAPACITY  # noqa: E402
 from headrace.signature import Signature, TensorSpec  # noqa: E402
-from ray import cloudpickle  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -188,6 +190,27 @@ def test_it_scales_up_down_to_zero_and_back_without_losing_a_request(deployment:
     assert len(replicas) == 3
     assert [one.final for one in replicas].count(True) == 2
     assert sum(one.stats["accepted"] for one in replicas) == sent
+
+
+def test_an_application_runs_without_our_deploy(deployment: Deployment) -> None:
+    from ray import serve
+
+    handle = serve.run(build_app(model("lone"), **FAKES), name="lone", route_prefix="/v2/models/lone")
+    try:
+        load = asyncio.run(_stats(handle))
+        assert load[METRIC_CAPACITY] == pytest.approx(1 / SERVICE_S)
+    finally:
+        serve.delete("lone")
+
+
+async def _stats(handle: Any) -> dict[str, float]:
+    return await handle.record_autoscaling_stats.remote()
+
+
+def test_one_application_is_one_model() -> None:
+    both = DeployConfig(http=HttpConfig(), models=[model("a"), model("b")])
+    with pytest.raises(ConfigError, match=r"got 2 models \(a, b\), expected one"):
+        build_app(both)
 
 
 def test_a_taken_port_is_an_error_before_anything_is_deployed() -> None:
