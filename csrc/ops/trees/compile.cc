@@ -12,6 +12,14 @@
 namespace headrace {
 namespace {
 
+// Cycles per unit of work, measured on a Zen 4; only their ratios matter, and only for speed.
+constexpr double kStepCycles = 4;    // one branch in lockstep, per vector
+constexpr double kWeightCycles = 1;  // adding a row's leaf, per tree in lockstep
+constexpr double kWalkCycles = 3;    // one level of a walk, paths interleaved
+
+// With nothing in lockstep: few rows have more paths in flight in all trees than in one.
+constexpr int64_t kFewRowsWalked = 4;
+
 // The largest T <= value, so that for every x of type T: x <= value exactly if x <= this.
 template <class T>
 T round_down(double value) {
@@ -95,8 +103,9 @@ class Compiler {
     leaf_numbers_.resize(static_cast<size_t>(ensemble_.leaves()));
     for (size_t t = 0; t < ensemble_.roots.size(); ++t) add_tree(static_cast<int32_t>(t));
     end_group();
+    // What half a block costs in lockstep, in rows that are walked instead.
     forest_.few_rows =
-        row_cycles_ > 0 ? static_cast<int64_t>(lockstep_cycles_ / row_cycles_) : kBlockRows;
+        row_cycles_ > 0 ? static_cast<int64_t>(lockstep_cycles_ / 2 / row_cycles_) : kFewRowsWalked;
   }
 
  private:
@@ -323,15 +332,14 @@ void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
 // Far above where walking gets cheaper; keeps slot numbers in 16 bits.
 constexpr int32_t kMaxLockstepLeaves = 4096;
 
-// Cycles per unit of work on current x86 cores; only their ratios matter, and only for speed.
-constexpr double kStepCycles = 2;  // one branch in lockstep, per vector
-constexpr double kWalkCycles = 3;  // one level of a walk, paths interleaved
-
+// Of a whole block through one tree.
 template <class T>
 double Compiler<T>::lockstep_cycles(int64_t steps) const {
   int vector_bytes = node_.isa == Isa::kAvx512 ? 64 : node_.isa == Isa::kAvx2 ? 32 : 16;
   double vectors = kBlockRows * (forest_.code_bits / 8.0) / vector_bytes;
-  return static_cast<double>(steps) * vectors * kStepCycles;
+  // Cores with narrower vectors have more of them in flight.
+  double cycles = vector_bytes == 64 ? kStepCycles : kStepCycles / 2;
+  return static_cast<double>(steps) * vectors * cycles + kBlockRows * kWeightCycles;
 }
 
 // The steps of the tree just numbered, with if_true and if_false numbering branches of this tree

@@ -24,6 +24,8 @@
 namespace headrace {
 
 inline constexpr int kBlockRows = 64;
+// Blocks of at most so many rows cost half as much in lockstep.
+inline constexpr int kHalfBlockRows = 32;
 
 // The codes of one feature. A rank column holds how many thresholds are below the value; a set
 // column 0 for a member of the set and 1 otherwise; every branch asks "code <= its threshold".
@@ -128,27 +130,27 @@ struct Forest {
 // `wide` compiles for inputs compared in double.
 Forest compile_forest(const NodeSpec& node, const Ensemble& ensemble, bool wide);
 
-// Kernels for one block of kBlockRows rows, `codes` being [column][row]; loose ends of a block
-// hold any code. Codes are uint8_t, uint16_t or uint32_t, by index 0, 1, 2.
+// Kernels for the first `rows` rows of a block of kBlockRows. Arrays have room for the whole block,
+// `codes` being [column][row]; results of the other rows mean nothing.
 struct TreeKernels {
-  // ranks[i] = number of thresholds below values[i], for kBlockRows values.
-  void (*rank_f32)(const float* thresholds, int32_t search_steps, const float* values,
+  // ranks[i] = number of thresholds below values[i].
+  void (*rank_f32)(const float* thresholds, int32_t search_steps, int64_t rows, const float* values,
                    int32_t* ranks);
-  void (*rank_f64)(const double* thresholds, int32_t search_steps, const double* values,
-                   int32_t* ranks);
-  // Codes of a set column from the rows' category numbers.
+  void (*rank_f64)(const double* thresholds, int32_t search_steps, int64_t rows,
+                   const double* values, int32_t* ranks);
+  // Codes of a set column from the category numbers of all the block's rows.
   void (*set_codes_8)(const uint64_t* bits, const int32_t* numbers, uint8_t* codes);
   void (*set_codes_16)(const uint64_t* bits, const int32_t* numbers, uint16_t* codes);
   void (*set_codes_32)(const uint64_t* bits, const int32_t* numbers, uint32_t* codes);
   // Computes slots 0 .. count - 1, `slots` being slot 0, 64-byte aligned; count is a multiple of
   // kGroupTrees.
-  void (*lockstep_8)(const LockstepStep* steps, int64_t count, const uint8_t* codes,
+  void (*lockstep_8)(const LockstepStep* steps, int64_t count, int64_t rows, const uint8_t* codes,
                      uint8_t* slots);
-  void (*lockstep_16)(const LockstepStep* steps, int64_t count, const uint16_t* codes,
+  void (*lockstep_16)(const LockstepStep* steps, int64_t count, int64_t rows, const uint16_t* codes,
                       uint16_t* slots);
-  // sums[row] += weights[leaf[row]] for kBlockRows rows; `leaves` bounds the leaf numbers.
-  void (*add_weights_8)(const double* weights, int32_t leaves, const uint8_t* leaf, double* sums);
-  void (*add_weights_16)(const double* weights, int32_t leaves, const uint16_t* leaf, double* sums);
+  // sums[row] += weights[leaf[row]].
+  void (*add_weights_8)(const double* weights, int64_t rows, const uint8_t* leaf, double* sums);
+  void (*add_weights_16)(const double* weights, int64_t rows, const uint16_t* leaf, double* sums);
 };
 
 HEADRACE_DECLARE_KERNELS(TreeKernels, kTreeKernels)

@@ -173,23 +173,24 @@ ForestPredictor::ForestPredictor(Forest forest, Aggregate aggregate, Isa isa)
       kernels_(HEADRACE_KERNELS(isa, kTreeKernels)) {}
 
 template <class T>
-void ForestPredictor::rank_block(const T* thresholds, int32_t steps, const T* values,
+void ForestPredictor::rank_block(const T* thresholds, int32_t steps, int64_t rows, const T* values,
                                  int32_t* ranks) const {
   if constexpr (std::is_same_v<T, float>) {
-    kernels_.rank_f32(thresholds, steps, values, ranks);
+    kernels_.rank_f32(thresholds, steps, rows, values, ranks);
   } else {
-    kernels_.rank_f64(thresholds, steps, values, ranks);
+    kernels_.rank_f64(thresholds, steps, rows, values, ranks);
   }
 }
 
 // Codes of a block's rows for the sets of one feature.
 template <class T, class Code>
-void ForestPredictor::encode_sets(const FeatureCodes& feature, const T* values, Code* codes) const {
+void ForestPredictor::encode_sets(const FeatureCodes& feature, int64_t rows, const T* values,
+                                  Code* codes) const {
   if (feature.sets_begin == feature.sets_end) return;
   const T* categories = categories_of<T>(forest_).data() + feature.categories;
-  int32_t numbers[kBlockRows];
-  rank_block(categories, feature.category_steps, values, numbers);
-  for (int i = 0; i < kBlockRows; ++i) {
+  int32_t numbers[kBlockRows] = {};
+  rank_block(categories, feature.category_steps, rows, values, numbers);
+  for (int64_t i = 0; i < rows; ++i) {
     numbers[i] = category_number(feature, categories, numbers[i], values[i]);
   }
   for (int32_t s = feature.sets_begin; s < feature.sets_end; ++s) {
@@ -212,12 +213,12 @@ void ForestPredictor::encode_block(const FeatureTable& table, int64_t row, int64
   constexpr Code kHighest = std::numeric_limits<Code>::max();
   const T* thresholds = thresholds_of<T>(forest_).data();
   T values[kBlockRows] = {};
-  int32_t ranks[kBlockRows];
+  int32_t ranks[kBlockRows] = {};
   for (const FeatureCodes& feature : forest_.features) {
     for (int64_t i = 0; i < rows; ++i) {
       values[i] = load_value<T>(table, row + i, feature.feature);
     }
-    rank_block(thresholds + feature.thresholds, feature.search_steps, values, ranks);
+    rank_block(thresholds + feature.thresholds, feature.search_steps, rows, values, ranks);
     auto write = [&](int32_t column, Code nan_code) {
       if (column < 0) return;
       Code* out = codes + static_cast<int64_t>(column) * kBlockRows;
@@ -227,7 +228,7 @@ void ForestPredictor::encode_block(const FeatureTable& table, int64_t row, int64
     };
     write(feature.rank_nan_true, 0);
     write(feature.rank_nan_false, kHighest);
-    encode_sets(feature, values, codes);
+    encode_sets(feature, rows, values, codes);
   }
 }
 
@@ -297,9 +298,9 @@ void ForestPredictor::add_lockstep(const TreeGroup& group, Workspace<Code>& work
                                    int64_t rows) const {
   const LockstepStep* steps = forest_.steps.data() + group.steps_begin;
   if constexpr (sizeof(Code) == 1) {
-    kernels_.lockstep_8(steps, group.steps, work.codes, work.slots);
+    kernels_.lockstep_8(steps, group.steps, rows, work.codes, work.slots);
   } else {
-    kernels_.lockstep_16(steps, group.steps, work.codes, work.slots);
+    kernels_.lockstep_16(steps, group.steps, rows, work.codes, work.slots);
   }
   bool sums = aggregate_ == Aggregate::kSum || aggregate_ == Aggregate::kAverage;
   for (int32_t t = 0; t < group.trees; ++t) {
@@ -312,9 +313,9 @@ void ForestPredictor::add_lockstep(const TreeGroup& group, Workspace<Code>& work
     const double* weights = forest_.weights.data() + tree.weights_begin;
     double* scores = work.scores + tree.target * int64_t{kBlockRows};
     if constexpr (sizeof(Code) == 1) {
-      kernels_.add_weights_8(weights, tree.leaves, leaf, scores);
+      kernels_.add_weights_8(weights, rows, leaf, scores);
     } else {
-      kernels_.add_weights_16(weights, tree.leaves, leaf, scores);
+      kernels_.add_weights_16(weights, rows, leaf, scores);
     }
   }
 }
@@ -355,6 +356,13 @@ void ForestPredictor::score_row(Workspace<Code>& work, int64_t slot) const {
   }
 }
 
+// Full blocks cost least per row; smaller ones bring in more threads.
+int64_t ForestPredictor::block_rows_for(int64_t rows, int threads) const {
+  int64_t share = (rows + threads - 1) / threads;
+  if (forest_.lockstep_steps > 0) return share <= kHalfBlockRows ? kHalfBlockRows : kBlockRows;
+  return std::clamp<int64_t>((share + kPaths - 1) / kPaths * kPaths, kPaths, kBlockRows);
+}
+
 template <class T, class Code>
 void ForestPredictor::predict_typed(const OpRun& run, const FeatureTable& table,
                                     EmitScores emit) const {
@@ -378,11 +386,12 @@ void ForestPredictor::predict_typed(const OpRun& run, const FeatureTable& table,
     });
     return;
   }
-  int64_t blocks = (table.rows + kBlockRows - 1) / kBlockRows;
+  int64_t block_rows = block_rows_for(table.rows, run.threads());
+  int64_t blocks = (table.rows + block_rows - 1) / block_rows;
   run.parallel(blocks, [&](int64_t block, int thread) {
     Workspace<Code> work(forest_, memory + stride * thread);
-    int64_t row = block * kBlockRows;
-    int64_t rows = std::min<int64_t>(kBlockRows, table.rows - row);
+    int64_t row = block * block_rows;
+    int64_t rows = std::min<int64_t>(block_rows, table.rows - row);
     if (rows <= few) return rows_alone(work, row, rows);
     work.fill_constants(forest_);
     encode_block<T, Code>(table, row, rows, work.codes);

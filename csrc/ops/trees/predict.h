@@ -36,10 +36,12 @@ class ForestPredictor {
   struct Workspace;
   template <class T, class Code>
   void predict_typed(const OpRun& run, const FeatureTable& table, EmitScores emit) const;
+  int64_t block_rows_for(int64_t rows, int threads) const;
   template <class T>
-  void rank_block(const T* thresholds, int32_t steps, const T* values, int32_t* ranks) const;
+  void rank_block(const T* thresholds, int32_t steps, int64_t rows, const T* values,
+                  int32_t* ranks) const;
   template <class T, class Code>
-  void encode_sets(const FeatureCodes& feature, const T* values, Code* codes) const;
+  void encode_sets(const FeatureCodes& feature, int64_t rows, const T* values, Code* codes) const;
   template <class T, class Code>
   void encode_block(const FeatureTable& table, int64_t row, int64_t rows, Code* codes) const;
   template <class T, class Code>
