@@ -159,34 +159,58 @@ HR_INLINE void each_tile(int64_t rows, Body body) {
   }
 }
 
-// The mask of `n` keys from `first` on as ScoreMask wants it. A finite mask must stay finite:
-// -FLT_MAX for all keys means a uniform softmax, not an empty one.
-HR_INLINE float mask_value(const AttentionBlock& b, int64_t query, int64_t key) {
-  int64_t at = query * b.mask_q_stride + key * b.mask_k_stride;
-  if (b.keep != nullptr) return b.keep[at] ? 0.0f : -kInfinity;
-  float value = b.mask[at];
-  float scaled = value * kLog2e;
-  bool overflow = scaled - scaled != 0.0f && value - value == 0.0f;
-  return overflow ? value : scaled;
+// What the mask adds to the scores of `n` keys from `first` on for one query.
+HR_INLINE void mask_row(const AttentionBlock& b, int64_t query, int64_t first, int64_t n,
+                        float* to) {
+  int64_t step = b.mask_k_stride;
+  int64_t at = query * b.mask_q_stride + first * step;
+  if (b.keep != nullptr) {
+    // 1 - 1 has no bit set, 0 - 1 has all: what is left of them is 0 or -inf. Unlike a choice
+    // between the two, compilers turn this into vectors.
+    const auto* keep = reinterpret_cast<const unsigned char*>(b.keep) + at;
+    auto value = [](unsigned char byte) {
+      return __builtin_bit_cast(float, (static_cast<int32_t>(byte) - 1) & int32_t{-0x00800000});
+    };
+    if (step == 1) {
+      for (int64_t k = 0; k < n; ++k) to[k] = value(keep[k]);
+    } else {
+      for (int64_t k = 0; k < n; ++k) to[k] = value(keep[k * step]);
+    }
+  } else {
+    for (int64_t k = 0; k < n; ++k) to[k] = b.mask[at + k * step];
+  }
 }
 
+// Multiplies n values by log2(e). A finite value stays finite: a mask of -FLT_MAX for all keys
+// means a uniform softmax, not an empty one.
+HR_INLINE bool scale_mask(float* values, int64_t n) {
+  Vf zero = splat(0.0f);
+  Vm nonzero = zero < zero;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Vf value = load(values + i, n - i);
+    Vf scaled = value * splat(kLog2e);
+    Vm overflow = (abs(value) < splat(kInfinity)) & (abs(scaled) == splat(kInfinity));
+    store(values + i, select(overflow, value, scaled), n - i);
+    nonzero = nonzero | is_nan(value) | (zero < abs(value));
+  }
+  return any(nonzero);
+}
+
+// The mask of `n` keys from `first` on as ScoreMask wants it. A mask of zeros is none.
+// `rows` holds a block of scores.
 ScoreMask prepare_mask(const AttentionBlock& b, int64_t first, int64_t n, int64_t lanes,
-                       float* values) {
+                       float* values, float* rows) {
   if (b.mask == nullptr && b.keep == nullptr) return {};
-  if (b.mask_q_stride != 0) {
-    for (int64_t k = 0; k < n; ++k) {
-      for (int64_t q = 0; q < lanes; ++q) {
-        values[k * lanes + q] = q < b.queries ? mask_value(b, q, first + k) : 0.0f;
-      }
-    }
-    return {values, true};
+  if (b.mask_q_stride == 0) {
+    mask_row(b, 0, first, n, values);
+    return {scale_mask(values, n) ? values : nullptr, false};
   }
-  bool masked = false;
-  for (int64_t k = 0; k < n; ++k) {
-    values[k] = mask_value(b, 0, first + k);
-    masked = masked || values[k] != 0.0f;
+  for (int64_t q = 0; q < b.queries; ++q) mask_row(b, q, first, n, rows + q * kKeyBlock);
+  for (int64_t q = 0; q < lanes; q += kLanes) {
+    int64_t left = b.queries - q < kLanes ? b.queries - q : kLanes;
+    pack_transposed(rows + q * kKeyBlock, kKeyBlock, left, n, 1.0f, values + q, lanes);
   }
-  return {masked ? values : nullptr, false};
+  return {scale_mask(values, n * lanes) ? values : nullptr, true};
 }
 
 struct Scratch {
@@ -279,7 +303,7 @@ void attend_vectors(const AttentionBlock& b) {
   }
   for (int64_t first = 0; first < b.keys; first += kKeyBlock) {
     int64_t n = b.keys - first < kKeyBlock ? b.keys - first : kKeyBlock;
-    ScoreMask mask = prepare_mask(b, first, n, kWidth, s.mask);
+    ScoreMask mask = prepare_mask(b, first, n, kWidth, s.mask, s.scores);
     Vf top[kVectors];
 #pragma GCC unroll 12
     for (int v = 0; v < kVectors; ++v) top[v] = maximum[v];

@@ -50,36 +50,108 @@ HR_INLINE void each_vector(const float* x, float* y, int64_t n, F f) {
   if (i < n) store(y + i, f(load(x + i, n - i), i, n - i), n - i);
 }
 
-void layer_norm(const float* x, float* y, int64_t rows, int64_t n, const float* scale,
-                const float* bias, float epsilon, float* mean, float* inv_std_dev) {
-  for (int64_t row = 0; row < rows; ++row, x += n, y += n) {
-    float row_mean = mean_of(x, n);
-    float inv = 1.0f / __builtin_sqrtf(variance_of(x, n, row_mean) + epsilon);
-    if (mean != nullptr) mean[row] = row_mean;
-    if (inv_std_dev != nullptr) inv_std_dev[row] = inv;
-    Vf m = splat(row_mean);
-    Vf s = splat(inv);
-    if (bias != nullptr) {
-      each_vector(x, y, n, [=](Vf v, int64_t i, int64_t lanes) __attribute__((always_inline)) {
-        return fma((v - m) * s, load_some(scale + i, lanes), load_some(bias + i, lanes));
-      });
-    } else {
-      each_vector(x, y, n, [=](Vf v, int64_t i, int64_t lanes) __attribute__((always_inline)) {
-        return (v - m) * s * load_some(scale + i, lanes);
-      });
+// Rows whose sums are taken side by side, so that they wait for each other's additions and not for
+// their own.
+constexpr int64_t kRowGroup = 4;
+
+// totals[r] = the sum of term(r, vector's first element, lanes) over row r of n elements: even and
+// odd vectors apart, whatever kRows is. `term` adds to its first argument.
+template <int kRows, class Term>
+HR_INLINE void sum_rows(int64_t n, float* totals, Term term) {
+  Vf even[kRows];
+  Vf odd[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) even[r] = odd[r] = splat(0.0f);
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      even[r] = term(even[r], r, i, kLanes);
+      odd[r] = term(odd[r], r, i + kLanes, kLanes);
     }
   }
+  for (; i < n; i += kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      even[r] = term(even[r], r, i, n - i < kLanes ? n - i : kLanes);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) totals[r] = sum(even[r] + odd[r]);
+}
+
+// Sums of squared differences from `means`.
+template <int kRows>
+HR_INLINE void squares_of_rows(const float* x, int64_t n, const float* means, float* totals) {
+  sum_rows<kRows>(n, totals,
+                  [=](Vf acc, int r, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+                    Vf d = load_some(x + r * n + i, lanes) - splat(means[r]);
+                    if (lanes < kLanes) d = select(first_lanes(lanes), d, splat(0.0f));
+                    return fma(d, d, acc);
+                  });
+}
+
+// y = (x - mean) * inv * scale + bias for one row.
+HR_INLINE void normalize_row(const float* x, float* y, int64_t n, float mean, float inv,
+                             const float* scale, const float* bias) {
+  Vf m = splat(mean);
+  Vf s = splat(inv);
+  if (bias != nullptr) {
+    each_vector(x, y, n, [=](Vf v, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+      return fma((v - m) * s, load_some(scale + i, lanes), load_some(bias + i, lanes));
+    });
+  } else {
+    each_vector(x, y, n, [=](Vf v, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+      return (v - m) * s * load_some(scale + i, lanes);
+    });
+  }
+}
+
+// A LayerNormalization of kRows rows, or without kCentered an RMSNormalization.
+template <int kRows, bool kCentered>
+HR_INLINE void norm_rows(const float* x, float* y, int64_t n, const float* scale, const float* bias,
+                         float epsilon, float* mean, float* inv_std_dev) {
+  float means[kRows] = {};
+  float squares[kRows];
+  auto count = static_cast<float>(n);
+  if (kCentered) {
+    sum_rows<kRows>(n, means,
+                    [=](Vf acc, int r, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+                      return acc + load_some(x + r * n + i, lanes);
+                    });
+    for (int r = 0; r < kRows; ++r) means[r] /= count;
+  }
+  squares_of_rows<kRows>(x, n, means, squares);
+  for (int r = 0; r < kRows; ++r) {
+    float inv = 1.0f / __builtin_sqrtf(squares[r] / count + epsilon);
+    normalize_row(x + r * n, y + r * n, n, means[r], inv, scale, bias);
+    if (mean != nullptr) mean[r] = means[r];
+    if (inv_std_dev != nullptr) inv_std_dev[r] = inv;
+  }
+}
+
+template <bool kCentered>
+HR_INLINE void norm_all(const float* x, float* y, int64_t rows, int64_t n, const float* scale,
+                        const float* bias, float epsilon, float* mean, float* inv_std_dev) {
+  int64_t row = 0;
+  auto at = [](float* p, int64_t i) { return p != nullptr ? p + i : nullptr; };
+  for (; row + kRowGroup <= rows; row += kRowGroup) {
+    norm_rows<kRowGroup, kCentered>(x + row * n, y + row * n, n, scale, bias, epsilon,
+                                    at(mean, row), at(inv_std_dev, row));
+  }
+  for (; row < rows; ++row) {
+    norm_rows<1, kCentered>(x + row * n, y + row * n, n, scale, bias, epsilon, at(mean, row),
+                            at(inv_std_dev, row));
+  }
+}
+
+void layer_norm(const float* x, float* y, int64_t rows, int64_t n, const float* scale,
+                const float* bias, float epsilon, float* mean, float* inv_std_dev) {
+  norm_all<true>(x, y, rows, n, scale, bias, epsilon, mean, inv_std_dev);
 }
 
 void rms_norm(const float* x, float* y, int64_t rows, int64_t n, const float* scale,
               float epsilon) {
-  for (int64_t row = 0; row < rows; ++row, x += n, y += n) {
-    float squares = variance_of(x, n, 0.0f);
-    Vf s = splat(1.0f / __builtin_sqrtf(squares + epsilon));
-    each_vector(x, y, n, [=](Vf v, int64_t i, int64_t lanes) __attribute__((always_inline)) {
-      return v * s * load_some(scale + i, lanes);
-    });
-  }
+  norm_all<false>(x, y, rows, n, scale, nullptr, epsilon, nullptr, nullptr);
 }
 
 void moments(const float* x, int64_t n, float* mean, float* variance) {

@@ -93,7 +93,7 @@ HR_INLINE Vf exp2_nonpositive(Vf x) {
 HR_INLINE Vf log(Vf x) {
   using namespace detail;
   Vm subnormal = x < splat(1.17549435e-38f);
-  Vf y = select(subnormal, x * splat(8388608.0f), x);
+  Vf y = abs(select(subnormal, x * splat(8388608.0f), x));  // so that no subtraction overflows
   // x = m * 2^e with m in [sqrt(1/2), sqrt(2)).
   Vi e = shift_right<23>(as_int(y) - as_int(splat(0.70710678f)));
   Vf f = as_float(as_int(y) - shift_left<23>(e)) - splat(1.0f);
