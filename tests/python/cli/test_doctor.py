@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 from click.testing import CliRunner
+
 from headrace.backend import Availability
 from headrace.cli import doctor
 

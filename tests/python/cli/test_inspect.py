@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from headrace.cli.main import cli
 from onnx import TensorProto, helper, numpy_helper
+
+from headrace.cli.main import cli
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import prometheus_client
-from headrace.observe.histogram import LATENCY_BOUNDS_S, Histogram
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace.observe.histogram import LATENCY_BOUNDS_S, Histogram
 
 values = st.one_of(st.floats(0, 20), st.sampled_from(LATENCY_BOUNDS_S))
 

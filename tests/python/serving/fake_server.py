@@ -4,9 +4,10 @@ import sys
 import time
 from typing import Any
 
+from serving_fakes import FakeBatcher, FakeEngine, make_config
+
 from headrace.serving.host import ModelHost
 from headrace.serving.server import run
-from serving_fakes import FakeBatcher, FakeEngine, make_config
 
 delay_s, body_bytes_max = float(sys.argv[1]), int(sys.argv[2])
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from headrace.backend import Plan, Request, Result
 from headrace.config import ModelConfig, ModelSettings
 from headrace.errors import DeadlineExceeded, ExecutionError, Overloaded

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from headrace.serving.app import build_asgi
 from oip_client import binary_request, read_answer
 from serving_fakes import MIRROR, Answer, Served, acall, call, make_config, make_served, rows
+
+from headrace.serving.app import build_asgi
 
 INFER = "/v2/models/doubler/infer"
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from headrace import errors
-from headrace.serving.decode import Decoder
-from headrace.signature import OIP_FROM_DTYPE, Signature, TensorSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oip_client import binary_request, to_bytes
 from serving_fakes import DOUBLER, MIRROR, rows
+
+from headrace import errors
+from headrace.serving.decode import Decoder
+from headrace.signature import OIP_FROM_DTYPE, Signature, TensorSpec
 
 decoder = Decoder(DOUBLER)
 

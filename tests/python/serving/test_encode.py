@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from headrace.serving.encode import encode
-from headrace.signature import TensorSpec
 from oip_client import read_answer
 from serving_fakes import MIRROR
+
+from headrace.serving.encode import encode
+from headrace.signature import TensorSpec
 
 VALUES = {
     "bool": [True, False], "uint8": [0, 255], "int32": [-(2**31), 2**31 - 1], "int64": [-(2**63), 2**63 - 1],

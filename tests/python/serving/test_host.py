@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from serving_fakes import DOUBLER, MIRROR, FakeBatcher, FakeEngine, make_config, make_served
+
 from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, NotFound
 from headrace.serving.host import ModelHost
 from headrace.serving.warmup import warmup_request
-from serving_fakes import DOUBLER, MIRROR, FakeBatcher, FakeEngine, make_config, make_served
 
 
 def test_the_newest_version_answers_unless_one_is_named() -> None:

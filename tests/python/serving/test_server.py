@@ -15,9 +15,10 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from serving_fakes import make_served, rows
+
 from headrace.errors import ConfigError
 from headrace.serving.server import run
-from serving_fakes import make_served, rows
 
 HERE = Path(__file__).parent
 INFER = "/v2/models/doubler/infer"
