@@ -8,13 +8,11 @@ from typing import Any
 # Beside other work, OpenMP threads that wait for each other make tiny trainings take minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import headrace as hr
 import lightgbm
 import numpy as np
 import onnxruntime
 import pytest
 import xgboost
-from headrace.errors import ShapeMismatch
 from onnx import ModelProto, TensorProto, helper
 from sklearn.ensemble import (
     GradientBoostingClassifier,
@@ -22,6 +20,9 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
+
+import headrace as hr
+from headrace.errors import ShapeMismatch
 
 ROWS, FEATURES, CATEGORY = 500, 6, 4
 

@@ -21,5 +21,7 @@ std::unique_ptr<Op> make_feature_vectorizer(const NodeSpec& node);
 
 std::unique_ptr<Op> make_linear_classifier(const NodeSpec& node);
 std::unique_ptr<Op> make_linear_regressor(const NodeSpec& node);
+std::unique_ptr<Op> make_svm_classifier(const NodeSpec& node);
+std::unique_ptr<Op> make_svm_regressor(const NodeSpec& node);
 
 }  // namespace headrace

@@ -15,6 +15,8 @@ void register_ml_ops(OpRegistry& registry) {
   registry.add("ai.onnx.ml.FeatureVectorizer", make_feature_vectorizer);
   registry.add("ai.onnx.ml.LinearClassifier", make_linear_classifier);
   registry.add("ai.onnx.ml.LinearRegressor", make_linear_regressor);
+  registry.add("ai.onnx.ml.SVMClassifier", make_svm_classifier);
+  registry.add("ai.onnx.ml.SVMRegressor", make_svm_regressor);
 }
 
 }  // namespace headrace
