@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import headrace as hr
 from headrace.backend import Executable, Plan, Request, Result
@@ -88,10 +88,11 @@ class BatcherMachine(RuleBasedStateMachine):
         call = self.batcher.infer({"x": np.array([number])}, deadline_ms=deadline_ms)
         self.futures[number] = asyncio.run_coroutine_threadsafe(call, self.loop)
 
-    @precondition(lambda self: self.futures)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        self.futures[data.draw(st.sampled_from(sorted(self.futures)))].cancel()
+    @rule(which=st.integers(0, 1000))
+    def cancel(self, which: int) -> None:
+        # Who was admitted depends on time, so what is drawn must not depend on it.
+        if self.futures:
+            list(self.futures.values())[which % len(self.futures)].cancel()
 
     @rule()
     def hold(self) -> None:
@@ -161,12 +162,13 @@ class BatcherMachine(RuleBasedStateMachine):
     def _check_ledger(self, stats: dict[str, Any], outcomes: dict[int, str]) -> None:
         counts = {word: list(outcomes.values()).count(word) for word in ("ok", "failed", "expired", "refused")}
         assert stats["waiting"] == stats["running"] == 0
-        assert stats["refused"] == len(self.refused) + counts["refused"]
+        # An infer that was cancelled may have been refused, may have run, or was never submitted.
+        cancelled = list(outcomes.values()).count("cancelled")
+        assert 0 <= stats["refused"] - len(self.refused) - counts["refused"] <= cancelled
         assert stats["failed"] == counts["failed"]
         assert stats["expired"] == counts["expired"]
-        # A cancelled infer may have been running already (then it was ok), or not yet submitted.
         assert stats["ok"] >= counts["ok"]
-        assert stats["ok"] + stats["cancelled"] <= counts["ok"] + list(outcomes.values()).count("cancelled")
+        assert stats["ok"] + stats["cancelled"] <= counts["ok"] + cancelled
 
 
 BatcherMachine.TestCase.settings = settings(
