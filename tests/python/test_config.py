@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from headrace.config import AutoscalingConfig, ModelSettings, load_deploy, load_model_path, load_repository
 from headrace.errors import ConfigError
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import headrace as hr
 import numpy as np
 import pytest
-from headrace.errors import BackendUnavailable, UnsupportedOp
 from onnx import TensorProto, helper
+
+import headrace as hr
+from headrace.errors import BackendUnavailable, UnsupportedOp
 
 
 def model_of(*nodes: tuple[str, list[str], list[str]], dtype: int = TensorProto.FLOAT) -> hr.Model:

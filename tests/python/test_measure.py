@@ -6,16 +6,17 @@ import json
 import time
 from pathlib import Path
 
-import headrace as hr
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import TensorProto, helper, save
+
+import headrace as hr
 from headrace.cli.main import cli
 from headrace.errors import RequestError
 from headrace.measure import Candidate, interleave
 from headrace.samples import make_request, read_request
 from headrace.signature import Signature, TensorSpec
-from onnx import TensorProto, helper, save
 
 SIGNATURE = Signature(
     inputs=(

@@ -38,6 +38,14 @@ def save_model(path: Path) -> onnx.ModelProto:
     return model
 
 
+def environment() -> dict[str, str]:
+    """This process's, with import paths that hold in other folders too."""
+    paths = os.pathsep.join(
+        os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path
+    )
+    return {**os.environ, "PYTHONPATH": paths}
+
+
 def infer(url: str, rows: np.ndarray) -> np.ndarray:
     tensor = {"name": "x", "datatype": "FP32", "shape": list(rows.shape), "data": rows.ravel().tolist()}
     request = urllib.request.Request(f"{url}/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}).encode())
@@ -52,7 +60,11 @@ def test_it_answers_like_the_reference_and_leaves_nothing_behind(tmp_path: Path)
         "models:\n- name: tiny\n  path: tiny.onnx\n  autoscaling: {cpus_per_replica: 0.1}\n", encoding="utf-8"
     )
     process = subprocess.Popen(
-        [*DEPLOY, str(tmp_path / "app.yaml"), "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+        [*DEPLOY, "app.yaml", "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
     )
     try:
         assert process.stdout is not None
@@ -87,7 +99,7 @@ def test_it_answers_like_the_reference_and_leaves_nothing_behind(tmp_path: Path)
 def test_a_wrong_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "app.yaml").write_text("models:\n- name: tiny\n  path: nowhere.onnx\n", encoding="utf-8")
     done = subprocess.run(
-        [*DEPLOY, str(tmp_path / "app.yaml")], capture_output=True, text=True, timeout=60, env=dict(os.environ)
+        [*DEPLOY, "app.yaml"], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment()
     )
     assert done.returncode == 1
     assert "nowhere.onnx: got nothing there" in done.stderr
