@@ -134,7 +134,9 @@ def build_app(
                 f"build_app: got {len(config.models)} models ({names}), expected one; build each by itself"
             )
         config = config.models[0]
-    deployed = config
+    # Replicas run in other folders than this process.
+    files = {version: path.resolve() for version, path in config.model.files.items()}
+    deployed = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, files=files))
     settings = deployed.model.settings
     deployment = serve.deployment(
         name=DEPLOYMENT,
