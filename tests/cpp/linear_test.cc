@@ -362,5 +362,38 @@ HR_TEST(gemm_takes_other_dtypes_and_refuses_bad_shapes) {
   HR_CHECK_THROWS(run_one(*make_op(Isa::kReference, "Gemm", bad, {}), {DType::kF32}, bad), Error);
 }
 
+// The product of integers less their zero points, which numpy gives for the same numbers.
+HR_TEST(quantized_matmuls_subtract_zero_points_and_saturate) {
+  Tensors in = {Tensor::of<uint8_t>({2, 2}, {11, 7, 3, 250}),
+                Tensor::of<int8_t>({2, 2}, {1, -4, 2, 5}), Tensor::of<uint8_t>({2}, {12, 3}),
+                Tensor::of<int8_t>({}, {1})};
+  auto op = make_op(Isa::kReference, "MatMulInteger", in, {});
+  std::vector<int32_t> sums = run_one(*op, {DType::kI32}, in)[0].values<int32_t>();
+  HR_CHECK(sums == (std::vector<int32_t>{-5, -15, 247, 988}));
+  Tensor scale = Tensor::of<float>({}, {0.5f});
+  Tensors linear = {in[0], scale, in[2], in[1], scale, in[3], scale, Tensor::of<int8_t>({}, {1})};
+  auto quantized = make_op(Isa::kReference, "QLinearMatMul", linear, {});
+  std::vector<int8_t> y = run_one(*quantized, {DType::kI8}, linear)[0].values<int8_t>();
+  HR_CHECK(y == (std::vector<int8_t>{-1, -7, 125, 127}));  // -2.5 and -7.5 round to even
+}
+
+HR_TEST(einsum_reads_its_equation) {
+  Tensor a = Tensor::of<float>({2, 2}, {1, 2, 3, 4}), b = Tensor::of<float>({2, 2}, {5, 6, 7, 8});
+  auto run = [&](const std::string& equation, const Tensors& in) {
+    auto op = make_op(Isa::kReference, "Einsum", in, {}, {{"equation", equation}});
+    return run_one(*op, {DType::kF32}, in)[0].values<float>();
+  };
+  using Floats = std::vector<float>;
+  HR_CHECK(run("ij, jk -> ik", {a, b}) == (Floats{19, 22, 43, 50}));
+  HR_CHECK(run("ij,jk", {a, b}) == (Floats{19, 22, 43, 50}));
+  HR_CHECK(run("ii", {a}) == (Floats{5}));
+  HR_CHECK(run("ba", {a}) == (Floats{1, 3, 2, 4}));
+  HR_CHECK(run("...i->...", {a}) == (Floats{3, 7}));
+  HR_CHECK(run("...ij,...jk->...ik", {Tensor::of<float>({1, 2, 2}, {1, 2, 3, 4}), b}) ==
+           (Floats{19, 22, 43, 50}));
+  HR_CHECK_THROWS(run("ij,jk->iz", {a, b}), Error);
+  HR_CHECK_THROWS(run("ijk", {a}), Error);
+}
+
 }  // namespace
 }  // namespace headrace

@@ -28,6 +28,40 @@ HR_INLINE Vf load_where(const float* p, Vm m) {
 #endif
 }
 
+HR_INLINE bool all(Vm m) {
+#if defined(__AVX512F__)
+  return m.m == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(m.m) == 0xff;
+#else
+  return (m.m[0] & m.m[1] & m.m[2] & m.m[3]) != 0;
+#endif
+}
+
+HR_INLINE Vm not_negative(Vi a) {
+  return shift_right<31>(a) == splat(int32_t{0});
+}
+
+HR_INLINE Vi lane_indices() {
+  return to_int(lane_numbers());
+}
+
+// Elements p[2 * i] of the lanes i where m is set, 0 elsewhere.
+HR_INLINE Vf load_even_where(const float* p, Vm m) {
+#if defined(__AVX512F__)
+  // Two loads and a shuffle: a gather takes an access per lane.
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(_pdep_u32(m.m, 0x5555)), p);
+  __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(_pdep_u32(m.m >> 8, 0x5555)), p + 16);
+  return {_mm512_permutex2var_ps(low, even, high)};
+#else
+  float lanes[kLanes];
+  store(lanes, select(m, splat(1.0f), splat(0.0f)));
+  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = lanes[i] != 0.0f ? p[2 * i] : 0.0f;
+  return load(lanes);
+#endif
+}
+
 // Channel after channel of one tap for one vector of pixels.
 void pack_tap(const float* x, int64_t channels, int64_t channel_stride, const int32_t* offsets,
               int64_t row_stride, float* to) {
@@ -37,26 +71,31 @@ void pack_tap(const float* x, int64_t channels, int64_t channel_stride, const in
     for (int64_t c = 0; c < channels; ++c, to += row_stride) store(to, splat(0.0f));
     return;
   }
-  const int64_t base = offsets[first] - first;
-  bool contiguous = true;
-  bool complete = true;
-  for (int64_t i = 0; i < kLanes; ++i) {
-    complete = complete && offsets[i] >= 0;
-    contiguous = contiguous && (offsets[i] < 0 || offsets[i] - i == base);
-  }
-  if (contiguous && complete) {
-    const float* from = x + base;
+  const Vi index = load(offsets);
+  const Vm valid = not_negative(index);
+  // Whether the valid lanes read every element, or every other one, from some place on.
+  const auto at = static_cast<int32_t>(offsets[first]);
+  const auto lane = static_cast<int32_t>(first);
+  const Vi steps = lane_indices();
+  const Vi base1 = splat(at - lane);
+  const Vi base2 = splat(at - 2 * lane);
+  if (all(select(valid, index - steps, base1) == base1)) {
+    const float* from = x + (at - lane);
+    if (all(valid)) {
+      for (int64_t c = 0; c < channels; ++c, from += channel_stride, to += row_stride) {
+        store(to, load(from));
+      }
+      return;
+    }
     for (int64_t c = 0; c < channels; ++c, from += channel_stride, to += row_stride) {
-      store(to, load(from));
+      store(to, load_where(from, valid));
     }
     return;
   }
-  const Vi index = load(offsets);
-  const Vm valid = shift_right<31>(index) == splat(int32_t{0});
-  if (contiguous) {
-    const float* from = x + base;
+  if (all(select(valid, index - steps - steps, base2) == base2)) {
+    const float* from = x + (at - 2 * lane);
     for (int64_t c = 0; c < channels; ++c, from += channel_stride, to += row_stride) {
-      store(to, load_where(from, valid));
+      store(to, load_even_where(from, valid));
     }
     return;
   }
@@ -76,30 +115,24 @@ void pack_windows(const float* x, int64_t channels, int64_t channel_stride, cons
   }
 }
 
-// Elements row[first + i * stride] for i < kLanes, 0 outside [0, length).
-HR_INLINE Vf load_strided(const float* row, int64_t first, int64_t stride, int64_t length) {
-  if (stride == 1) {
-    if (first >= 0 && first + kLanes <= length) return load(row + first);
-    Vf lane = lane_numbers();
-    Vm inside = (splat(static_cast<float>(-first)) <= lane) &
-                (lane < splat(static_cast<float>(length - first)));
-    return load_where(row + first, inside);
-  }
-  int32_t index[kLanes];
-  float weight[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) {
-    int64_t at = first + i * stride;
-    bool inside = at >= 0 && at < length;
-    index[i] = inside ? static_cast<int32_t>(at) : 0;
-    weight[i] = inside ? 1.0f : 0.0f;
-  }
-  Vm inside = splat(0.0f) < load(weight);
-  return select(inside, gather(row, load(index)), splat(0.0f));
+// Elements row[first + steps[i]] for the lanes i, 0 outside [0, length); steps are i * stride.
+HR_INLINE Vf load_strided(const float* row, int64_t first, Vi steps, int64_t stride,
+                          int64_t length) {
+  if (stride == 1 && first >= 0 && first + kLanes <= length) return load(row + first);
+  const Vi index = splat(static_cast<int32_t>(first)) + steps;
+  const Vm inside =
+      not_negative(index) & not_negative(splat(static_cast<int32_t>(length) - 1) - index);
+  if (stride == 1) return load_where(row + first, inside);
+  if (stride == 2) return load_even_where(row + first, inside);
+  return select(inside, gather(row, select(inside, index, splat(int32_t{0}))), splat(0.0f));
 }
 
 // One row of output pixels.
 void depthwise_row(const DepthwisePlane& plane, int64_t depth, int64_t height, float* y) {
   const Windows& w = *plane.windows;
+  int32_t step[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) step[i] = static_cast<int32_t>(i * w.stride[2]);
+  const Vi steps = load(step);
   for (int64_t col = 0; col < w.out[2]; col += kLanes) {
     Vf acc = splat(0.0f);
     const float* kernel = plane.kernel;
@@ -111,7 +144,7 @@ void depthwise_row(const DepthwisePlane& plane, int64_t depth, int64_t height, f
         const float* row = plane.x + (d * w.in[1] + h) * w.in[2];
         int64_t first = col * w.stride[2] - w.pad_begin[2];
         for (int64_t kw = 0; kw < w.kernel[2]; ++kw, first += w.dilation[2]) {
-          acc = fma(load_strided(row, first, w.stride[2], w.in[2]), splat(kernel[kw]), acc);
+          acc = fma(load_strided(row, first, steps, w.stride[2], w.in[2]), splat(kernel[kw]), acc);
         }
       }
     }

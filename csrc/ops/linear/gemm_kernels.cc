@@ -52,6 +52,10 @@ void tile(const float* a, int64_t blocks_apart, const float* b, int64_t k, const
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t line = 0; line < kCols; line += 16) __builtin_prefetch(next + line, 0, 2);
       next += kCols;
+      // The next tile's rows lie right behind this one's; about as many lines as steps.
+      if constexpr (kRows >= 6) {
+        __builtin_prefetch(a + kRows * kGemmRowStride + i * kRows, 0, 2);
+      }
       if constexpr (kPanels == 1) {
         Vf b0 = load(b);
         Vf b1 = load(b + kLanes);

@@ -99,6 +99,9 @@ void register_linear_ops(OpRegistry& registry) {
   registry.add("headrace.Linear", make_linear);
   registry.add("MatMul", make_matmul);
   registry.add("Gemm", make_gemm);
+  registry.add("MatMulInteger", make_matmul_integer);
+  registry.add("QLinearMatMul", make_qlinear_matmul);
+  registry.add("Einsum", make_einsum);
 }
 
 }  // namespace headrace

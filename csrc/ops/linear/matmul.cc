@@ -1,19 +1,12 @@
 // MatMul, as numpy.matmul does it: the last two dims are matrices, the others broadcast, and a
 // vector stands for a row on the left and for a column on the right.
+#include "ops/linear/matmul.h"
+
 #include "ops/linear/linear.h"
 #include "ops/linear/naive.h"
 
 namespace headrace {
 namespace {
-
-struct MatMulShape {
-  int64_t rows = 0;
-  int64_t k = 0;
-  int64_t cols = 0;
-  Shape batch;
-  Strides a_steps;
-  Strides b_steps;
-};
 
 Shape leading_dims(const Shape& shape) {
   return Shape(shape.dims().first(static_cast<size_t>(std::max(shape.rank() - 2, 0))));
@@ -24,6 +17,8 @@ Strides matrix_steps(const Shape& from, const Shape& batch, int64_t matrix) {
   for (int axis = 0; axis < batch.rank(); ++axis) steps[axis] *= matrix;
   return steps;
 }
+
+}  // namespace
 
 MatMulShape matmul_shape(const Shape& a, const Shape& b) {
   if (a.rank() == 0 || b.rank() == 0) {
@@ -45,21 +40,21 @@ MatMulShape matmul_shape(const Shape& a, const Shape& b) {
   return shape;
 }
 
-void infer_matmul(InputViews inputs, std::span<Shape> outputs) {
-  const Shape& a = inputs[0].shape;
-  const Shape& b = inputs[1].shape;
+void infer_matmul(const Shape& a, const Shape& b, std::span<Shape> outputs) {
   MatMulShape shape = matmul_shape(a, b);
   outputs[0] = shape.batch;
   if (a.rank() > 1) outputs[0].push_back(shape.rows);
   if (b.rank() > 1) outputs[0].push_back(shape.cols);
 }
 
+namespace {
+
 class MatMul : public Op {
  public:
   explicit MatMul(const GemmKernels& kernels) : kernels_(kernels) {}
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
-    infer_matmul(inputs, outputs);
+    infer_matmul(inputs[0].shape, inputs[1].shape, outputs);
   }
 
   void run(const OpRun& run) const override {
@@ -93,7 +88,7 @@ template <class T>
 class NaiveMatMul : public PerRequestOp {
  public:
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
-    infer_matmul(inputs, outputs);
+    infer_matmul(inputs[0].shape, inputs[1].shape, outputs);
   }
 
   void run_one(InputViews inputs, OutputViews outputs) const override {
