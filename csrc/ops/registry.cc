@@ -12,7 +12,6 @@ const OpRegistry& OpRegistry::global() {
     register_elementwise_ops(all);
     register_conv_ops(all);
     register_linear_ops(all);
-    register_einsum_ops(all);
     register_image_ops(all);
     register_quantize_ops(all);
     register_recurrent_ops(all);

@@ -10,7 +10,6 @@ void register_attention_ops(OpRegistry& registry);
 void register_elementwise_ops(OpRegistry& registry);
 void register_conv_ops(OpRegistry& registry);
 void register_linear_ops(OpRegistry& registry);
-void register_einsum_ops(OpRegistry& registry);
 void register_image_ops(OpRegistry& registry);
 void register_quantize_ops(OpRegistry& registry);
 void register_recurrent_ops(OpRegistry& registry);

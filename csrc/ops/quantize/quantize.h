@@ -1,4 +1,4 @@
-// Linear quantisation and products of quantised tensors.
+// Linear quantisation.
 #pragma once
 
 #include "core/strided.h"
@@ -11,6 +11,5 @@ using QuantizedTypes = Types<uint8_t, int8_t, uint16_t, int16_t>;
 using ScaleTypes = Types<float, Half, BFloat16>;
 
 void register_quantize(OpRegistry& registry);
-void register_quantized_matmul(OpRegistry& registry);
 
 }  // namespace headrace

@@ -5,7 +5,6 @@ namespace headrace {
 
 void register_quantize_ops(OpRegistry& registry) {
   register_quantize(registry);
-  register_quantized_matmul(registry);
 }
 
 }  // namespace headrace
