@@ -1,85 +1,17 @@
 // From a stated Ensemble to a Forest of integer codes.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <limits>
 #include <map>
 #include <utility>
 
 #include "core/error.h"
 #include "ops/trees/forest.h"
+#include "ops/trees/lockstep.h"
+#include "ops/trees/question.h"
 
 namespace headrace {
 namespace {
-
-// Cycles per unit of work, measured on a Zen 4; only their ratios matter, and only for speed.
-constexpr double kStepCycles = 4;    // one branch in lockstep, per vector
-constexpr double kWeightCycles = 1;  // adding a row's leaf, per tree in lockstep
-constexpr double kWalkCycles = 3;    // one level of a walk, paths interleaved
-
-// With nothing in lockstep: few rows have more paths in flight in all trees than in one.
-constexpr int64_t kFewRowsWalked = 4;
-
-// The largest T <= value, so that for every x of type T: x <= value exactly if x <= this.
-template <class T>
-T round_down(double value) {
-  T rounded = static_cast<T>(value);
-  return static_cast<double>(rounded) > value
-             ? std::nextafter(rounded, -std::numeric_limits<T>::infinity())
-             : rounded;
-}
-
-// What a branch asks, reduced to one question on T: "x <= threshold" or "x is in the set", with
-// the children swapped where ONNX's test is the opposite.
-template <class T>
-struct Question {
-  bool is_set = false;
-  bool swapped = false;
-  bool nan_true = false;  // NaN counts as "yes", before any swap
-  T threshold = 0;
-  std::vector<T> members;
-};
-
-template <class T>
-Question<T> question_of(const Branch& branch, const Ensemble& ensemble) {
-  Question<T> q;
-  bool strict = branch.test == BranchTest::kLt || branch.test == BranchTest::kGte;
-  q.swapped = branch.test == BranchTest::kGte || branch.test == BranchTest::kGt ||
-              branch.test == BranchTest::kNeq;
-  // NaN differs from everything: it takes kNeq's true branch whatever nan_true says.
-  q.nan_true = branch.test == BranchTest::kNeq ? false : branch.nan_true != q.swapped;
-  auto add_member = [&](double value) {
-    if (static_cast<double>(static_cast<T>(value)) == value) {
-      q.members.push_back(static_cast<T>(value) + T{0});  // one zero, not two
-    }
-  };
-  switch (branch.test) {
-    case BranchTest::kEq:
-    case BranchTest::kNeq:
-      q.is_set = true;
-      add_member(branch.value);
-      return q;
-    case BranchTest::kMember:
-      q.is_set = true;
-      for (double member : ensemble.sets[static_cast<size_t>(branch.set)]) add_member(member);
-      std::ranges::sort(q.members);
-      return q;
-    default:
-      break;
-  }
-  // Nothing is <= NaN or < -inf: the empty set.
-  if (std::isnan(branch.value) ||
-      (strict && branch.value == -std::numeric_limits<double>::infinity())) {
-    q.is_set = true;
-    return q;
-  }
-  q.threshold = round_down<T>(branch.value);
-  if (strict && static_cast<double>(q.threshold) == branch.value) {
-    q.threshold = std::nextafter(q.threshold, -std::numeric_limits<T>::infinity());
-  }
-  q.threshold += T{0};  // one zero, not two
-  return q;
-}
 
 template <class T>
 class Compiler {
@@ -90,7 +22,8 @@ class Compiler {
         ensemble_(ensemble),
         thresholds_(thresholds),
         categories_(categories),
-        forest_(forest) {}
+        forest_(forest),
+        lockstep_(node.isa, forest) {}
 
   void compile() {
     forest_.targets = ensemble_.targets;
@@ -102,10 +35,7 @@ class Compiler {
     visited_.assign(ensemble_.branches.size(), -1);
     leaf_numbers_.resize(static_cast<size_t>(ensemble_.leaves()));
     for (size_t t = 0; t < ensemble_.roots.size(); ++t) add_tree(static_cast<int32_t>(t));
-    end_group();
-    // What half a block costs in lockstep, in rows that are walked instead.
-    forest_.few_rows =
-        row_cycles_ > 0 ? static_cast<int64_t>(lockstep_cycles_ / 2 / row_cycles_) : kFewRowsWalked;
+    lockstep_.finish();
   }
 
  private:
@@ -120,10 +50,6 @@ class Compiler {
   void number_sets(FeatureCodes& codes, const std::vector<int32_t>& branches);
   void add_tree(int32_t index);
   void add_nodes(int32_t tree_index, Tree& tree);
-  double lockstep_cycles(int64_t steps) const;
-  std::vector<LockstepStep> steps_of(const Tree& tree) const;
-  void group_tree(const Tree& tree, std::vector<LockstepStep> steps);
-  void end_group();
   void add_weights(Tree& tree);
   void append_node(uint32_t child, uint32_t column, uint32_t threshold, uint32_t leaf);
   void set_node(int64_t at, uint32_t child, Answer answer);
@@ -141,22 +67,15 @@ class Compiler {
   std::vector<Question<T>> questions_;  // per branch
   std::vector<Answer> answers_;         // per branch
   std::vector<int32_t> visited_;        // per branch: the last tree that has it
-  // Of the tree being added: its leaves by number, and its branches with parents before children,
-  // each with the numbers of its children (>= 0 a branch's place here, else ~leaf number).
-  struct Placed {
-    int32_t branch;
-    int32_t child[2];  // for "no", for "yes"
-  };
+  LockstepBuilder lockstep_;
   struct LeafNumber {
     int32_t tree = -1;
     int32_t number = 0;
   };
   std::vector<LeafNumber> leaf_numbers_;  // per leaf
+  // Of the tree being added: its leaves by number, and its branches.
   std::vector<int32_t> tree_leaves_;
-  std::vector<Placed> tree_branches_;
-  std::vector<std::vector<LockstepStep>> pending_;  // of the last trees: a group not yet full
-  double lockstep_cycles_ = 0;                      // per block, all trees in lockstep
-  double row_cycles_ = 0;                           // per row, the same trees walked
+  std::vector<PlacedBranch> tree_branches_;
 };
 
 template <class T>
@@ -312,7 +231,7 @@ void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
       }
       visited_[branch] = tree_index;
       number = static_cast<int32_t>(tree_branches_.size());
-      tree_branches_.push_back({at.ref, {0, 0}});
+      tree_branches_.push_back({answers_[branch].column, answers_[branch].threshold, {0, 0}});
       auto child_place = static_cast<uint32_t>(forest_.node_leaf.size());
       set_node(place, child_place, answers_[branch]);
       for (bool yes : {true, false}) {
@@ -327,92 +246,6 @@ void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
   }
   tree.leaves = static_cast<int32_t>(tree_leaves_.size());
   tree.mean_depth = static_cast<double>(depth_sum) / static_cast<double>(leaf_visits);
-}
-
-// Far above where walking gets cheaper; keeps slot numbers in 16 bits.
-constexpr int32_t kMaxLockstepLeaves = 4096;
-
-// Of a whole block through one tree.
-template <class T>
-double Compiler<T>::lockstep_cycles(int64_t steps) const {
-  int vector_bytes = node_.isa == Isa::kAvx512 ? 64 : node_.isa == Isa::kAvx2 ? 32 : 16;
-  double vectors = kBlockRows * (forest_.code_bits / 8.0) / vector_bytes;
-  // Cores with narrower vectors have more of them in flight.
-  double cycles = vector_bytes == 64 ? kStepCycles : kStepCycles / 2;
-  return static_cast<double>(steps) * vectors * cycles + kBlockRows * kWeightCycles;
-}
-
-// The steps of the tree just numbered, with if_true and if_false numbering branches of this tree
-// only; none if walking it is cheaper.
-template <class T>
-std::vector<LockstepStep> Compiler<T>::steps_of(const Tree& tree) const {
-  std::vector<LockstepStep> steps;
-  auto branches = static_cast<int32_t>(tree_branches_.size());
-  bool counts = forest_.code_bits == 8    ? tree.leaves <= 256
-                : forest_.code_bits == 16 ? tree.leaves <= kMaxLockstepLeaves
-                                          : false;
-  if (!counts || branches == 0 || branches > kMaxLockstepLeaves ||
-      lockstep_cycles(branches) > tree.mean_depth * kWalkCycles * kBlockRows) {
-    return steps;
-  }
-  // Children come after their parent, so backwards they come first.
-  auto slot = [&](int32_t number) {
-    return static_cast<int16_t>(number < 0 ? number : branches - 1 - number);
-  };
-  for (int32_t i = branches - 1; i >= 0; --i) {
-    const Placed& placed = tree_branches_[static_cast<size_t>(i)];
-    const Answer& answer = answers_[static_cast<size_t>(placed.branch)];
-    steps.push_back({static_cast<uint16_t>(answer.column), static_cast<uint16_t>(answer.threshold),
-                     slot(placed.child[1]), slot(placed.child[0])});
-  }
-  return steps;
-}
-
-// Closes the group of trees that `pending_` has the steps of.
-template <class T>
-void Compiler<T>::end_group() {
-  if (pending_.empty()) return;
-  TreeGroup group{.first_tree = static_cast<int32_t>(forest_.trees.size() - pending_.size()),
-                  .trees = static_cast<int32_t>(pending_.size()),
-                  .steps_begin = static_cast<int64_t>(forest_.steps.size()),
-                  .steps = 0};
-  size_t turns = 0;
-  for (const auto& steps : pending_) turns = std::max(turns, steps.size());
-  for (size_t turn = 0; turn < turns; ++turn) {
-    for (size_t t = 0; t < kGroupTrees; ++t) {
-      auto slot = [&](int16_t own) {
-        return static_cast<int16_t>(own < 0 ? own : own * kGroupTrees + static_cast<int>(t));
-      };
-      LockstepStep step{0, 0, -1, -1};
-      if (t < pending_.size() && turn < pending_[t].size()) {
-        step = pending_[t][turn];
-        step.if_true = slot(step.if_true);
-        step.if_false = slot(step.if_false);
-      } else if (t < pending_.size()) {
-        step.if_true = step.if_false = slot(static_cast<int16_t>(turn - 1));
-      }
-      forest_.steps.push_back(step);
-    }
-  }
-  group.steps = static_cast<int32_t>(turns * kGroupTrees);
-  forest_.lockstep_steps = std::max(forest_.lockstep_steps, group.steps);
-  forest_.groups.push_back(group);
-  pending_.clear();
-}
-
-// Puts the last of the trees into a group.
-template <class T>
-void Compiler<T>::group_tree(const Tree& tree, std::vector<LockstepStep> steps) {
-  auto index = static_cast<int32_t>(forest_.trees.size()) - 1;
-  if (steps.empty()) {
-    forest_.groups.push_back({.first_tree = index, .trees = 1, .steps_begin = 0, .steps = 0});
-    return;
-  }
-  lockstep_cycles_ += lockstep_cycles(static_cast<int64_t>(steps.size()));
-  row_cycles_ += tree.mean_depth * kWalkCycles;
-  forest_.lockstep_leaves = std::max(forest_.lockstep_leaves, tree.leaves);
-  pending_.push_back(std::move(steps));
-  if (pending_.size() == kGroupTrees) end_group();
 }
 
 template <class T>
@@ -451,10 +284,8 @@ void Compiler<T>::add_tree(int32_t index) {
   Tree tree{};
   add_nodes(index, tree);
   add_weights(tree);
-  std::vector<LockstepStep> steps = steps_of(tree);
-  if (steps.empty()) end_group();
   forest_.trees.push_back(tree);
-  group_tree(tree, std::move(steps));
+  lockstep_.add(tree_branches_);
 }
 
 }  // namespace

@@ -3,19 +3,12 @@
 
 #include "core/tensor.h"
 #include "ops/op.h"
+#include "ops/trees/encode.h"
 #include "ops/trees/forest.h"
 
 namespace headrace {
 
 enum class Aggregate { kSum, kAverage, kMin, kMax };
-
-// Rows of one feature table, back to back.
-struct FeatureTable {
-  DType dtype;  // f32, f64, i32 or i64
-  const std::byte* data;
-  int64_t rows;
-  int64_t features;  // per row
-};
 
 // Called with the scores of rows [row, row + rows): scores[target * kBlockRows + i] of row + i.
 // `row_scores` has room for the scores of one row, and for two.
@@ -37,15 +30,6 @@ class ForestPredictor {
   template <class T, class Code>
   void predict_typed(const OpRun& run, const FeatureTable& table, EmitScores emit) const;
   int64_t block_rows_for(int64_t rows, int threads) const;
-  template <class T>
-  void rank_block(const T* thresholds, int32_t steps, int64_t rows, const T* values,
-                  int32_t* ranks) const;
-  template <class T, class Code>
-  void encode_sets(const FeatureCodes& feature, int64_t rows, const T* values, Code* codes) const;
-  template <class T, class Code>
-  void encode_block(const FeatureTable& table, int64_t row, int64_t rows, Code* codes) const;
-  template <class T, class Code>
-  void encode_row(const FeatureTable& table, int64_t row, Code* codes) const;
   template <class Code>
   void add_lockstep(const TreeGroup& group, Workspace<Code>& work, int64_t rows) const;
   template <class Code>
