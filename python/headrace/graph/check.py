@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import InvalidModel
 from headrace.graph._onnx_ir import ir
+from headrace.graph.definitions import add_definitions
 from headrace.graph.edit import static_dims
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def prepare(model: ir.Model, where: str) -> ir.Model:
     if model.functions:
         _inline(model, where)
     _infer(model, where)
+    if add_definitions(model):
+        _inline(model, where)
+        _infer(model, where)
     return model
 
 
