@@ -116,6 +116,7 @@ void bench_attention(Isa isa, int64_t tokens, int64_t heads, int64_t dim) {
                         .queries = std::min(kernels.query_block, tokens - query),
                         .keys = tokens,
                         .head_dim = dim,
+                        .value_dim = dim,
                         .scale = 1.0f / std::sqrt(static_cast<float>(dim)),
                         .scratch = aligned});
       }

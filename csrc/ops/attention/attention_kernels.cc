@@ -200,12 +200,25 @@ HR_INLINE bool scale_mask(float* values, int64_t n) {
 // `rows` holds a block of scores.
 ScoreMask prepare_mask(const AttentionBlock& b, int64_t first, int64_t n, int64_t lanes,
                        float* values, float* rows) {
-  if (b.mask == nullptr && b.keep == nullptr) return {};
-  if (b.mask_q_stride == 0) {
+  bool masked = b.mask != nullptr || b.keep != nullptr;
+  // Before the diagonal every query sees every key.
+  bool diagonal = b.causal && first + n - 1 > b.causal_offset;
+  if (!masked && !diagonal) return {};
+  if (b.mask_q_stride == 0 && !diagonal) {
     mask_row(b, 0, first, n, values);
     return {scale_mask(values, n) ? values : nullptr, false};
   }
-  for (int64_t q = 0; q < b.queries; ++q) mask_row(b, q, first, n, rows + q * kKeyBlock);
+  for (int64_t q = 0; q < b.queries; ++q) {
+    float* row = rows + q * kKeyBlock;
+    if (masked) {
+      mask_row(b, q, first, n, row);
+    } else {
+      for (int64_t k = 0; k < n; ++k) row[k] = 0.0f;
+    }
+    if (!diagonal) continue;
+    int64_t visible = b.causal_offset + q + 1 - first;
+    for (int64_t k = visible > 0 ? visible : 0; k < n; ++k) row[k] = -kInfinity;
+  }
   for (int64_t q = 0; q < lanes; q += kLanes) {
     int64_t left = b.queries - q < kLanes ? b.queries - q : kLanes;
     pack_transposed(rows + q * kKeyBlock, kKeyBlock, left, n, 1.0f, values + q, lanes);
@@ -263,8 +276,8 @@ HR_INLINE void softmax_block(float* scores, int64_t n, const Vf* top, Vf* maximu
 
 HR_INLINE void add_values(const AttentionBlock& b, const Scratch& s, int64_t first, int64_t n,
                           int64_t lanes, bool last) {
-  for (int64_t column = 0; column < b.head_dim; column += kMaxVectors * kLanes) {
-    int64_t columns = b.head_dim - column;
+  for (int64_t column = 0; column < b.value_dim; column += kMaxVectors * kLanes) {
+    int64_t columns = b.value_dim - column;
     int64_t vectors = columns > kLanes ? kMaxVectors : 1;
     int64_t tail = columns - (vectors - 1) * kLanes;
     if (tail > kLanes) tail = kLanes;
@@ -277,10 +290,32 @@ HR_INLINE void add_values(const AttentionBlock& b, const Scratch& s, int64_t fir
   }
 }
 
+// Queries that have nothing left of their softmax give 0 where the caller wants that.
 void zero_rows(const AttentionBlock& b, const float* total) {
   for (int64_t q = 0; q < b.queries; ++q) {
-    if (total != nullptr && total[q] > 0.0f) continue;
-    for (int64_t d = 0; d < b.head_dim; ++d) b.o[q * b.o_stride + d] = 0.0f;
+    bool empty = total == nullptr || total[q] == 0.0f;
+    bool nan = total != nullptr && total[q] != total[q];
+    if (!empty && !(nan && b.zero_if_nan)) continue;
+    for (int64_t d = 0; d < b.value_dim; ++d) b.o[q * b.o_stride + d] = 0.0f;
+  }
+}
+
+// What a capped block takes instead of score_tile's mask and maximum: the cap comes before the
+// mask.
+template <int kVectors>
+void cap_scores(float softcap, int64_t n, const ScoreMask& mask, float* scores, Vf* top) {
+  Vf cap = splat(softcap * kLog2e);
+  Vf inverse = splat(1.0f / (softcap * kLog2e));
+  for (int64_t k = 0; k < n; ++k) {
+    for (int v = 0; v < kVectors; ++v) {
+      int64_t at = (k * kVectors + v) * kLanes;
+      Vf score = cap * tanh(load(scores + at) * inverse);
+      if (mask.values != nullptr) {
+        score = score + (mask.per_query ? load(mask.values + at) : splat(mask.values[k]));
+      }
+      store(scores + at, score);
+      top[v] = max(top[v], score);
+    }
   }
 }
 
@@ -305,14 +340,17 @@ void attend_vectors(const AttentionBlock& b) {
     int64_t n = b.keys - first < kKeyBlock ? b.keys - first : kKeyBlock;
     ScoreMask mask = prepare_mask(b, first, n, kWidth, s.mask, s.scores);
     Vf top[kVectors];
-#pragma GCC unroll 12
-    for (int v = 0; v < kVectors; ++v) top[v] = maximum[v];
+    Vf uncapped[kVectors];  // a maximum that nobody asks for
+    for (int v = 0; v < kVectors; ++v) top[v] = uncapped[v] = maximum[v];
+    bool capped = b.softcap > 0.0f;
     each_tile(n, [&](int64_t k, int64_t rows) {
-      ScoreMask tile_mask = mask;
-      if (mask.values != nullptr) tile_mask.values += mask.per_query ? k * kWidth : k;
+      ScoreMask tile_mask = capped ? ScoreMask{} : mask;
+      if (tile_mask.values != nullptr) tile_mask.values += mask.per_query ? k * kWidth : k;
       kScoreTiles[kVectors - 1][rows - 1](s.qt, b.k + (first + k) * b.k_stride, b.k_stride,
-                                          b.head_dim, tile_mask, s.scores + k * kWidth, top);
+                                          b.head_dim, tile_mask, s.scores + k * kWidth,
+                                          capped ? uncapped : top);
     });
+    if (capped) cap_scores<kVectors>(b.softcap, n, mask, s.scores, top);
     softmax_block<kVectors>(s.scores, n, top, maximum, total, s.correction);
     bool last = first + n == b.keys;
     if (last) {
@@ -322,7 +360,7 @@ void attend_vectors(const AttentionBlock& b) {
     add_values(b, s, first, n, kWidth, last);
   }
   if (b.keys == 0) return zero_rows(b, nullptr);
-  if (b.guard_nan) {
+  if (b.zero_if_nan || b.zero_if_empty) {
     float totals[kWidth];
 #pragma GCC unroll 12
     for (int v = 0; v < kVectors; ++v) store(totals + v * kLanes, total[v]);

@@ -2,7 +2,7 @@
 // BatchNormalization (inference), InstanceNormalization and GroupNormalization.
 #include <cmath>
 
-#include "ops/norm/norm.h"
+#include "ops/norm/room.h"
 #include "ops/rows.h"
 
 namespace headrace {

@@ -1,10 +1,8 @@
-// float32 kernels of the norm room, one table per ISA, and the contracts its files share.
+// float32 kernels of the norm room, one table per ISA.
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
-#include "ops/op.h"
 #include "ops/simd/dispatch.h"
 
 namespace headrace {
@@ -26,18 +24,5 @@ struct NormKernels {
 };
 
 HEADRACE_DECLARE_KERNELS(NormKernels, norm_kernels)
-
-// Factories by file.
-std::unique_ptr<Op> make_layer_norm(const NodeSpec& spec);
-std::unique_ptr<Op> make_batch_norm(const NodeSpec& spec);
-std::unique_ptr<Op> make_group_norm(const NodeSpec& spec);
-std::unique_ptr<Op> make_lp_norm(const NodeSpec& spec);
-std::unique_ptr<Op> make_lrn(const NodeSpec& spec);
-
-// Throws Error(kShapeMismatch) unless `shape` holds as many elements as expected.
-void check_elements(const char* input, const Shape& shape, int64_t expected);
-
-// Refuses the node unless its first `inputs` inputs all have the first one's dtype.
-void require_one_dtype(const NodeSpec& spec, size_t inputs);
 
 }  // namespace headrace

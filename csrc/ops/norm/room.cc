@@ -1,5 +1,5 @@
 // The norm room's registration and what its files share.
-#include "ops/norm/norm.h"
+#include "ops/norm/room.h"
 #include "ops/rooms.h"
 
 namespace headrace {

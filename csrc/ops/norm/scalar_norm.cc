@@ -3,7 +3,7 @@
 
 #include "core/strided.h"
 #include "core/visit.h"
-#include "ops/norm/norm.h"
+#include "ops/norm/room.h"
 #include "ops/rows.h"
 
 namespace headrace {

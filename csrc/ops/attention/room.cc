@@ -1,0 +1,114 @@
+// The attention room's registration, and how a Batch's attention is cut into blocks.
+#include <algorithm>
+
+#include "ops/attention/problem.h"
+#include "ops/rooms.h"
+
+namespace headrace {
+namespace {
+
+// Multiply-adds below which a second thread costs more than it brings.
+constexpr int64_t kMinWorkPerTask = 1 << 17;
+
+int64_t query_blocks(const AttentionProblem& problem, int64_t query_block) {
+  return (problem.queries + query_block - 1) / query_block;
+}
+
+// Block `task` of the Batch.
+void attend(const AttentionKernels& kernels, std::span<const AttentionProblem> problems,
+            int64_t task, float* scratch) {
+  auto after = std::ranges::upper_bound(problems, task, {}, &AttentionProblem::first_task);
+  const AttentionProblem& p = *(after - 1);
+  int64_t blocks = query_blocks(p, kernels.query_block);
+  task -= p.first_task;
+  int64_t query = task % blocks * kernels.query_block;
+  int64_t head = task / blocks % p.heads;
+  int64_t batch = task / blocks / p.heads;
+  int64_t kv_head = head / (p.heads / p.kv_heads);
+  int64_t queries = std::min(kernels.query_block, p.queries - query);
+  int64_t keys = p.keys;
+  int64_t offset = p.causal_offset;
+  if (p.valid_keys != nullptr) {
+    offset = p.valid_keys[batch] - p.queries;
+    keys = std::clamp<int64_t>(p.valid_keys[batch], 0, keys);
+  }
+  // Keys beyond the last query's diagonal add nothing to any query of the block.
+  if (p.causal) keys = std::clamp<int64_t>(query + queries + offset, 0, keys);
+  int64_t mask_at =
+      batch * p.mask_strides[0] + head * p.mask_strides[1] + query * p.mask_strides[2];
+  kernels.attend(
+      {.q = p.q.at(batch, head, query),
+       .k = p.k.at(batch, kv_head, 0),
+       .v = p.v.at(batch, kv_head, 0),
+       .o = p.output + batch * p.o.batch_stride + head * p.o.head_stride + query * p.o.row_stride,
+       .q_stride = p.q.row_stride,
+       .k_stride = p.k.row_stride,
+       .v_stride = p.v.row_stride,
+       .o_stride = p.o.row_stride,
+       .queries = queries,
+       .keys = keys,
+       .head_dim = p.head_dim,
+       .value_dim = p.value_dim,
+       .scale = p.scale,
+       .softcap = p.softcap,
+       .mask = p.mask ? p.mask + mask_at : nullptr,
+       .keep = p.keep ? p.keep + mask_at : nullptr,
+       .mask_q_stride = p.mask_strides[2],
+       .mask_k_stride = p.mask_strides[3],
+       .causal = p.causal,
+       .causal_offset = query + offset,
+       .zero_if_empty = p.zero_if_empty,
+       .zero_if_nan = p.zero_if_nan,
+       .scratch = scratch});
+}
+
+}  // namespace
+
+void set_mask_strides(const Shape& mask, bool fewer_keys, AttentionProblem& problem) {
+  const Shape scores{problem.batch, problem.heads, problem.queries, problem.keys};
+  int64_t stride = 1;
+  bool fits = mask.rank() <= 4;
+  for (int axis = 3; fits && axis >= 4 - mask.rank(); --axis) {
+    int64_t dim = mask[axis - 4 + mask.rank()];
+    bool shorter = axis == 3 && fewer_keys && dim < scores[axis];
+    fits = dim == 1 || dim == scores[axis] || shorter;
+    if (shorter) problem.keys = dim;
+    problem.mask_strides[axis] = dim == 1 ? 0 : stride;
+    stride *= dim;
+  }
+  if (!fits) {
+    fail(ErrorKind::kShapeMismatch, "mask: got ", to_string(mask),
+         ", expected one that broadcasts to ", to_string(scores));
+  }
+}
+
+void run_attention(const OpRun& run, const AttentionKernels& kernels,
+                   std::span<AttentionProblem> problems) {
+  int64_t tasks = 0;
+  int64_t work = 0;
+  int64_t head_dim = 0;
+  for (AttentionProblem& p : problems) {
+    int64_t blocks = p.batch * p.heads * query_blocks(p, kernels.query_block);
+    p.first_task = tasks;
+    tasks += p.value_dim > 0 ? blocks : 0;
+    work += p.batch * p.heads * p.queries * p.keys * (p.head_dim + p.value_dim);
+    head_dim = std::max(head_dim, p.head_dim);
+  }
+  if (tasks == 0) return;
+  // A multiple of a cache line, so that threads never share one.
+  int64_t scratch_floats = (kernels.scratch_floats(head_dim) + 15) / 16 * 16;
+  auto* scratch = run.scratch_of<float>(scratch_floats * run.threads());
+  int64_t chunks = std::clamp<int64_t>(work / kMinWorkPerTask, 1, tasks);
+  run.parallel(chunks, [&](int64_t chunk, int thread) {
+    for (int64_t t = tasks * chunk / chunks; t < tasks * (chunk + 1) / chunks; ++t) {
+      attend(kernels, problems, t, scratch + thread * scratch_floats);
+    }
+  });
+}
+
+void register_attention_ops(OpRegistry& registry) {
+  registry.add("headrace.Attention", make_fused_attention);
+  registry.add("Attention", make_onnx_attention);
+}
+
+}  // namespace headrace
