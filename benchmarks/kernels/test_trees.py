@@ -1,4 +1,4 @@
-"""Tree ensembles, next to ONNX Runtime on the same graph: 300 trees of 63 leaves on 30 features, as LightGBM grows them.
+"""Tree ensembles next to ONNX Runtime on the same graph: 300 trees of 63 leaves on 30 features, grown by LightGBM.
 
 .venv/bin/python -m pytest benchmarks/kernels/test_trees.py --benchmark-only --benchmark-group-by=param:rows
 """
