@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
+# ninja and cmake come with the environment.
+CMAKE := env PATH="$(abspath $(BIN)):$$PATH" cmake
+# Where setup.py builds the extension module.
+EXT_BUILD = build/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
 CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt setup.py
 
 .PHONY: setup ext demo test test-cpp test-asan test-tsan test-python lint format stubs bench clean
@@ -16,36 +20,39 @@ $(STAMPS)/deps: requirements.lock
 	mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/built: $(STAMPS)/deps $(CXX_SOURCES)
+	@echo "building the extension module (a few minutes the first time)"
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
 # Rebuilds only what changed in the extension module; the lock keeps two callers apart.
 ext:
-	PATH="$(abspath $(BIN)):$$PATH" flock build/.lock sh -c '\
-	    build=build/python$$(python -c "import sys; print(*sys.version_info[:2], sep=\".\")") && \
-	    cmake -B $$build -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/headrace > /dev/null && \
-	    cmake --build $$build --target _core'
+	flock build/.lock $(CMAKE) -B $(EXT_BUILD) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/headrace > /dev/null
+	flock build/.lock $(CMAKE) --build $(EXT_BUILD) --target _core
 
 demo: setup
 	$(BIN)/python examples/demo/run.py
 
 test: test-cpp test-asan test-tsan test-python
 
-# $(call cpp_tests,build folder,sanitizer)
-define cpp_tests
-	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(1) -G Ninja -DHEADRACE_PYTHON=OFF -DHEADRACE_TESTS=ON -DHEADRACE_SANITIZE=$(2) > /dev/null
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(1) --target headrace_tests
-	$(1)/headrace_tests
+# The unit tests of the C++ core. They share the extension's build folder, and so all of its objects.
+test-cpp: setup
+	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_TESTS=ON > /dev/null
+	$(CMAKE) --build $(EXT_BUILD) --target headrace_tests
+	$(EXT_BUILD)/headrace_tests
+
+# $(call sanitized_tests,sanitizer,parts of test names; all if empty)
+define sanitized_tests
+	$(CMAKE) -S . -B build/cpp-$(1) -G Ninja -DHEADRACE_PYTHON=OFF -DHEADRACE_TESTS=ON -DHEADRACE_SANITIZE=$(1) > /dev/null
+	$(CMAKE) --build build/cpp-$(1) --target headrace_tests
+	build/cpp-$(1)/headrace_tests $(2)
 endef
 
-test-cpp: $(STAMPS)/deps
-	$(call cpp_tests,build/cpp,)
-
 test-asan: $(STAMPS)/deps
-	$(call cpp_tests,build/cpp-asan,address)
+	$(call sanitized_tests,address,)
 
+# Only what has threads of its own: ops run inside the pool and share nothing but their outputs.
 test-tsan: $(STAMPS)/deps
-	$(call cpp_tests,build/cpp-tsan,thread)
+	$(call sanitized_tests,thread,pool plan batcher)
 
 test-python: setup
 	$(BIN)/python -m pytest

@@ -1,5 +1,5 @@
 // A small test harness: HR_TEST defines a test, HR_CHECK and friends report where they failed and
-// go on. `headrace_tests [part of a name]` runs the tests whose name has that part.
+// go on. `headrace_tests [part of a name]...` runs the tests whose names have one of the parts.
 #pragma once
 
 #include <cmath>

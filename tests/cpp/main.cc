@@ -1,14 +1,21 @@
+#include <algorithm>
 #include <exception>
 #include <string_view>
+#include <vector>
 
 #include "check.h"
 
 int main(int argc, char** argv) {
-  std::string_view wanted = argc > 1 ? argv[1] : "";
+  std::vector<std::string_view> wanted(argv + 1, argv + argc);
+  auto is_wanted = [&](std::string_view name) {
+    return wanted.empty() || std::ranges::any_of(wanted, [&](std::string_view part) {
+             return name.find(part) != std::string_view::npos;
+           });
+  };
   int passed = 0;
   int failed = 0;
   for (const auto& test : headrace::test::tests()) {
-    if (std::string_view(test.name).find(wanted) == std::string_view::npos) continue;
+    if (!is_wanted(test.name)) continue;
     int before = headrace::test::failures();
     try {
       test.run();
