@@ -177,7 +177,7 @@ void Compiler<T>::append_node(uint32_t child, uint32_t column, uint32_t threshol
     forest_.nodes.push_back(
         {child, static_cast<uint16_t>(column), static_cast<uint16_t>(threshold)});
   }
-  forest_.node_leaf.push_back(leaf);
+  forest_.node_place.push_back(leaf);
 }
 
 template <class T>
@@ -203,7 +203,7 @@ void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
   std::vector<Pending> queue{{ensemble_.roots[static_cast<size_t>(tree_index)], 0, -1, 0}};
   tree_leaves_.clear();
   tree_branches_.clear();
-  tree.nodes_begin = static_cast<int64_t>(forest_.node_leaf.size());
+  tree.nodes_begin = static_cast<int64_t>(forest_.node_place.size());
   append_node(0, 0, 0, 0);
   int64_t depth_sum = 0;
   int64_t leaf_visits = 0;
@@ -219,7 +219,7 @@ void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
       }
       number = ~leaf.number;
       set_node(place, static_cast<uint32_t>(place), {0, std::numeric_limits<uint32_t>::max()});
-      forest_.node_leaf[static_cast<size_t>(place)] = static_cast<uint32_t>(leaf.number);
+      forest_.node_place[static_cast<size_t>(place)] = static_cast<uint32_t>(leaf.number);
       tree.depth = std::max(tree.depth, at.depth);
       depth_sum += at.depth;
       ++leaf_visits;
@@ -232,7 +232,7 @@ void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
       visited_[branch] = tree_index;
       number = static_cast<int32_t>(tree_branches_.size());
       tree_branches_.push_back({answers_[branch].column, answers_[branch].threshold, {0, 0}});
-      auto child_place = static_cast<uint32_t>(forest_.node_leaf.size());
+      auto child_place = static_cast<uint32_t>(forest_.node_place.size());
       set_node(place, child_place, answers_[branch]);
       for (bool yes : {true, false}) {
         queue.push_back({child(at.ref, yes), at.depth + 1, number, yes ? 1 : 0});
@@ -241,7 +241,7 @@ void Compiler<T>::add_nodes(int32_t tree_index, Tree& tree) {
     }
     if (at.parent >= 0) tree_branches_[static_cast<size_t>(at.parent)].child[at.side] = number;
   }
-  if (forest_.node_leaf.size() > std::numeric_limits<uint32_t>::max()) {
+  if (forest_.node_place.size() > std::numeric_limits<uint32_t>::max()) {
     node_.unsupported("got more than 2^32 tree nodes, expected fewer");
   }
   tree.leaves = static_cast<int32_t>(tree_leaves_.size());
@@ -263,13 +263,13 @@ void Compiler<T>::add_weights(Tree& tree) {
     tree.single = tree.single && tree.target == target;
   }
   if (tree.single) {
-    tree.weights_begin = static_cast<int64_t>(forest_.weights.size());
+    tree.places_begin = static_cast<int64_t>(forest_.weights.size());
     for (int32_t leaf : tree_leaves_) {
       forest_.weights.push_back(ensemble_.weights[static_cast<size_t>(begin_of(leaf))].value);
     }
     return;
   }
-  tree.weights_begin = static_cast<int64_t>(forest_.leaf_begin.size());
+  tree.places_begin = static_cast<int64_t>(forest_.leaf_begin.size());
   for (int32_t leaf : tree_leaves_) {
     forest_.leaf_begin.push_back(static_cast<int32_t>(forest_.leaf_weights.size()));
     forest_.leaf_weights.insert(forest_.leaf_weights.end(),
@@ -286,6 +286,12 @@ void Compiler<T>::add_tree(int32_t index) {
   add_weights(tree);
   forest_.trees.push_back(tree);
   lockstep_.add(tree_branches_);
+  forest_.roots.push_back(static_cast<uint32_t>(tree.nodes_begin));
+  for (auto n = static_cast<size_t>(tree.nodes_begin); n < forest_.node_place.size(); ++n) {
+    forest_.node_place[n] += static_cast<uint32_t>(tree.places_begin);
+  }
+  bool shared = tree.single && (index == 0 || forest_.one_target == tree.target);
+  forest_.one_target = shared ? tree.target : -1;
 }
 
 }  // namespace
@@ -294,7 +300,8 @@ int64_t Forest::bytes() const {
   auto of = [](const auto& v) { return static_cast<int64_t>(v.size() * sizeof(v[0])); };
   return of(features) + of(sets) + of(set_bits) + of(thresholds_f32) + of(categories_f32) +
          of(thresholds_f64) + of(categories_f64) + of(trees) + of(groups) + of(steps) + of(nodes) +
-         of(wide_nodes) + of(node_leaf) + of(weights) + of(leaf_begin) + of(leaf_weights);
+         of(wide_nodes) + of(roots) + of(node_place) + of(weights) + of(leaf_begin) +
+         of(leaf_weights);
 }
 
 Forest compile_forest(const NodeSpec& node, const Ensemble& ensemble, bool wide) {

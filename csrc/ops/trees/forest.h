@@ -77,12 +77,13 @@ struct WideWalkNode {
 
 struct Tree {
   int32_t leaves;
-  int32_t depth;          // longest path, in branches
-  double mean_depth;      // over leaves
-  int32_t target;         // of all the leaves' weights if `single`
-  bool single;            // every leaf has one weight, and all have the same target
-  int64_t nodes_begin;    // walk; the first is the root
-  int64_t weights_begin;  // `single`: weight of leaf 0; else leaf 0's place in leaf_begin
+  int32_t depth;        // longest path, in branches
+  double mean_depth;    // over leaves
+  int32_t target;       // of all the leaves' weights if `single`
+  bool single;          // every leaf has one weight, and all have the same target
+  int64_t nodes_begin;  // walk; the first is the root
+  // Place of leaf 0: in weights if `single`, else in leaf_begin. The others follow.
+  int64_t places_begin;
 };
 
 // Neighbours among the trees that are evaluated together. Steps of a group in lockstep take turns,
@@ -115,11 +116,13 @@ struct Forest {
   std::vector<LockstepStep> steps;
   std::vector<WalkNode> nodes;
   std::vector<WideWalkNode> wide_nodes;  // instead of nodes if codes have 32 bits
-  std::vector<uint32_t> node_leaf;       // per node to walk: its leaf's number in its tree
+  std::vector<uint32_t> roots;           // per tree: its root among the nodes to walk
+  std::vector<uint32_t> node_place;      // per node to walk: its leaf's place, see Tree
   std::vector<double> weights;           // of `single` trees
   std::vector<int32_t> leaf_begin;       // of other trees: per leaf, into leaf_weights
   std::vector<LeafWeight> leaf_weights;
 
+  int32_t one_target = -1;      // the target of all trees if they are all `single` and share it
   int32_t lockstep_steps = 0;   // the most any group has
   int32_t lockstep_leaves = 0;  // the most any tree in lockstep has
   int64_t few_rows = 0;         // up to so many rows of a block are cheaper walked one by one

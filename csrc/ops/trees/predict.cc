@@ -120,7 +120,8 @@ void ForestPredictor::start(double* scores) const {
   std::fill(scores, scores + forest_.targets * kBlockRows, first);
 }
 
-void ForestPredictor::add_leaf(const Tree& tree, uint32_t leaf, double* row_scores) const {
+// Adds what the leaf at this place gives.
+void ForestPredictor::add_leaf(const Tree& tree, size_t place, double* row_scores) const {
   auto add = [&](int32_t target, double value) {
     double& score = row_scores[static_cast<int64_t>(target) * kBlockRows];
     if (aggregate_ == Aggregate::kMin) {
@@ -131,9 +132,8 @@ void ForestPredictor::add_leaf(const Tree& tree, uint32_t leaf, double* row_scor
       score += value;
     }
   };
-  auto at = static_cast<size_t>(tree.weights_begin) + leaf;
-  if (tree.single) return add(tree.target, forest_.weights[at]);
-  for (int32_t w = forest_.leaf_begin[at]; w < forest_.leaf_begin[at + 1]; ++w) {
+  if (tree.single) return add(tree.target, forest_.weights[place]);
+  for (int32_t w = forest_.leaf_begin[place]; w < forest_.leaf_begin[place + 1]; ++w) {
     const LeafWeight& weight = forest_.leaf_weights[static_cast<size_t>(w)];
     add(weight.target, weight.value);
   }
@@ -159,15 +159,15 @@ void ForestPredictor::add_lockstep(const TreeGroup& group, Workspace<Code>& work
   } else {
     kernels_.lockstep_16(steps, group.steps, rows, work.codes, work.slots);
   }
-  bool sums = aggregate_ == Aggregate::kSum || aggregate_ == Aggregate::kAverage;
   for (int32_t t = 0; t < group.trees; ++t) {
     const Tree& tree = forest_.trees[static_cast<size_t>(group.first_tree + t)];
     const Code* leaf = work.slots + (group.steps - kGroupTrees + t) * kBlockRows;
-    if (!tree.single || !sums) {
-      for (int64_t i = 0; i < rows; ++i) add_leaf(tree, leaf[i], work.scores + i);
+    if (!tree.single || !sums()) {
+      auto first = static_cast<size_t>(tree.places_begin);
+      for (int64_t i = 0; i < rows; ++i) add_leaf(tree, first + leaf[i], work.scores + i);
       continue;
     }
-    const double* weights = forest_.weights.data() + tree.weights_begin;
+    const double* weights = forest_.weights.data() + tree.places_begin;
     double* scores = work.scores + tree.target * int64_t{kBlockRows};
     if constexpr (sizeof(Code) == 1) {
       kernels_.add_weights_8(weights, rows, leaf, scores);
@@ -182,7 +182,7 @@ void ForestPredictor::add_walked(const Tree& tree, Workspace<Code>& work, int64_
   std::fill(work.at, work.at + rows, static_cast<uint32_t>(tree.nodes_begin));
   walk<true>(nodes_of<Code>(forest_), work.codes, kBlockRows, rows, work.at, work.active);
   for (int64_t i = 0; i < rows; ++i) {
-    add_leaf(tree, forest_.node_leaf[work.at[i]], work.scores + i);
+    add_leaf(tree, forest_.node_place[work.at[i]], work.scores + i);
   }
 }
 
@@ -203,12 +203,16 @@ void ForestPredictor::score_block(Workspace<Code>& work, int64_t rows) const {
 template <class Code>
 void ForestPredictor::score_row(Workspace<Code>& work, int64_t slot) const {
   auto trees = static_cast<int64_t>(forest_.trees.size());
-  for (int64_t t = 0; t < trees; ++t) {
-    work.at[t] = static_cast<uint32_t>(forest_.trees[static_cast<size_t>(t)].nodes_begin);
-  }
+  std::copy(forest_.roots.begin(), forest_.roots.end(), work.at);
   walk<false>(nodes_of<Code>(forest_), work.codes, 1, trees, work.at, work.active);
+  if (forest_.one_target >= 0 && sums()) {
+    double sum = 0;
+    for (int64_t t = 0; t < trees; ++t) sum += forest_.weights[forest_.node_place[work.at[t]]];
+    work.scores[forest_.one_target * int64_t{kBlockRows} + slot] = sum;
+    return;
+  }
   for (int64_t t = 0; t < trees; ++t) {
-    add_leaf(forest_.trees[static_cast<size_t>(t)], forest_.node_leaf[work.at[t]],
+    add_leaf(forest_.trees[static_cast<size_t>(t)], forest_.node_place[work.at[t]],
              work.scores + slot);
   }
 }

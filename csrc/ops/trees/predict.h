@@ -38,7 +38,8 @@ class ForestPredictor {
   void score_block(Workspace<Code>& work, int64_t rows) const;
   template <class Code>
   void score_row(Workspace<Code>& work, int64_t slot) const;
-  void add_leaf(const Tree& tree, uint32_t leaf, double* row_scores) const;
+  void add_leaf(const Tree& tree, size_t place, double* row_scores) const;
+  bool sums() const { return aggregate_ == Aggregate::kSum || aggregate_ == Aggregate::kAverage; }
   void start(double* scores) const;
   void finish(double* scores) const;
 
