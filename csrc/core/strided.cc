@@ -83,11 +83,39 @@ void copy_run(T* to, int64_t to_step, const T* from, int64_t from_step, int64_t 
   }
 }
 
+// A transposition: what lies side by side in `from` is rows apart in `to`. Tile by tile, so that
+// the cache lines of a tile are used up while they are there.
+template <class T>
+void copy_transposed(T* to, const T* from, int64_t rows, int64_t columns, int64_t from_step) {
+  constexpr int64_t kTile = 16;
+  for (int64_t row = 0; row < rows; row += kTile) {
+    int64_t row_end = std::min(row + kTile, rows);
+    for (int64_t column = 0; column < columns; column += kTile) {
+      int64_t column_end = std::min(column + kTile, columns);
+      for (int64_t r = row; r < row_end; ++r) {
+        for (int64_t c = column; c < column_end; ++c) to[r * columns + c] = from[r + c * from_step];
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void gather_strided(void* to, const void* from, const Nest& nest, int64_t begin, int64_t end,
                     int64_t size) {
   visit_size(size, [&]<class T>() {
+    if (nest.rows() > 1 && nest.row_stride(0) == 1 && nest.inner_stride(0) > 1) {
+      while (begin < end) {
+        int64_t rows = std::min(nest.rows() - begin % nest.rows(), end - begin);
+        nest.walk(begin, begin + 1, [&](const int64_t* offsets) {
+          copy_transposed(static_cast<T*>(to) + begin * nest.inner(),
+                          static_cast<const T*>(from) + offsets[0], rows, nest.inner(),
+                          nest.inner_stride(0));
+        });
+        begin += rows;
+      }
+      return;
+    }
     T* out = static_cast<T*>(to) + begin * nest.inner();
     nest.walk(begin, end, [&](const int64_t* offsets) {
       copy_run(out, 1, static_cast<const T*>(from) + offsets[0], nest.inner_stride(0),

@@ -38,6 +38,10 @@ class Nest {
   int64_t inner() const { return dims_[rank_ - 1]; }
   int64_t inner_stride(int t) const { return strides_[t][rank_ - 1]; }
 
+  // The loop around the innermost: its length, 1 if there is none, and the step of tensor t in it.
+  int64_t rows() const { return rank_ > 1 ? dims_[rank_ - 2] : 1; }
+  int64_t row_stride(int t) const { return rank_ > 1 ? strides_[t][rank_ - 2] : 0; }
+
   // Calls body(offsets) for the outer iterations [begin, end), in order; offsets[t] is where
   // tensor t stands at the start of the innermost loop, in elements.
   template <class Body>

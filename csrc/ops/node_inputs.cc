@@ -13,6 +13,20 @@ void unsupported_dtype(const NodeSpec& spec, size_t input) {
       str("no kernel for input ", input, " of dtype ", name_of(spec.input_dtypes[input])));
 }
 
+void require_sane(const Shape& shape) {
+  constexpr int64_t kMost = int64_t{1} << 40;
+  int64_t product = 1;
+  for (int64_t dim : shape.dims()) {
+    // Zeros do not excuse the others: a later op may drop them.
+    int64_t counted = std::max<int64_t>(dim, 1);
+    if (dim < 0 || counted > kMost / product) {
+      fail(ErrorKind::kShapeMismatch, "got an output of shape ", to_string(shape),
+           ", expected no negative dim and at most ", kMost, " elements");
+    }
+    product *= counted;
+  }
+}
+
 IntList::IntList(const NodeSpec& spec, std::string_view attribute, size_t input) : input_(input) {
   if (spec.has(attribute)) {
     values_ = spec.ints(attribute);

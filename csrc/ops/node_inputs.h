@@ -14,6 +14,10 @@ void require_inputs(const NodeSpec& spec, size_t count);
 // Refuses the node for the dtype of one of its inputs.
 [[noreturn]] void unsupported_dtype(const NodeSpec& spec, size_t input);
 
+// Throws Error(kShapeMismatch) for a shape that came out of a Request's data and is negative or too
+// large for any memory, before a product of its dims can overflow.
+void require_sane(const Shape& shape);
+
 // The node's list of integers that was an attribute in old opsets and is an input in new ones.
 // Reads the constant, the Request's tensor or the attribute, whichever there is.
 class IntList {

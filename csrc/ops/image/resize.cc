@@ -142,7 +142,8 @@ ResizePlan Resize::plan(InputViews inputs) const {
       axis.scale = static_cast<double>(axis.out) / static_cast<double>(axis.in);
     } else {
       axis.scale = scales.present() ? static_cast<double>(scales.as<float>()[i]) : fixed_scales_[i];
-      axis.out = static_cast<int64_t>(static_cast<double>(axis.in) * axis.scale);
+      double out = static_cast<double>(axis.in) * axis.scale;
+      axis.out = out >= 0 && out < 0x1p40 ? static_cast<int64_t>(out) : -1;
     }
     if (roi.present() && coordinates_ == Coordinates::kCropAndResize) {
       axis.roi_begin = roi.as<float>()[i];
@@ -160,6 +161,10 @@ ResizePlan Resize::plan(InputViews inputs) const {
     axis.moves = axis.scale != 1 || axis.out != axis.in || crops;
     double shrink = antialias_ ? std::min(axis.scale, 1.0) : 1.0;
     double reach = mode_ == Mode::kCubic ? 2 : 1;
+    constexpr double kMostTaps = 1e6;
+    if (!(reach / shrink < kMostTaps)) {
+      fail(ErrorKind::kShapeMismatch, "got scale ", axis.scale, ", expected a larger one");
+    }
     axis.taps = 2 - 2 * (static_cast<int64_t>(std::floor(-reach / shrink)) + 1);
   }
   return plan;
@@ -174,7 +179,8 @@ void Resize::apply_policy(ResizePlan& plan, std::span<const int64_t> axes, size_
   for (int64_t a : axes) {
     AxisPlan& axis = plan.axes[a];
     axis.scale = scale;
-    axis.out = static_cast<int64_t>(std::floor(scale * static_cast<double>(axis.in) + 0.5));
+    double out = std::floor(scale * static_cast<double>(axis.in) + 0.5);
+    axis.out = out >= 0 && out < 0x1p40 ? static_cast<int64_t>(out) : -1;
   }
 }
 
@@ -249,6 +255,7 @@ void Resize::infer(InputViews inputs, std::span<Shape> outputs) const {
   ResizePlan resize = plan(inputs);
   outputs[0] = inputs[0].shape;
   for (int axis = 0; axis < outputs[0].rank(); ++axis) outputs[0][axis] = resize.axes[axis].out;
+  require_sane(outputs[0]);
 }
 
 // One pass along one axis of a tensor seen as [outer, axis, inner].

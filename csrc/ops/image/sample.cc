@@ -157,7 +157,8 @@ class AffineGrid : public PerRequestOp {
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     const Shape& theta = inputs[0].shape;
     int64_t spatial = inputs[1].elements() - 2;
-    bool fits = (spatial == 2 || spatial == 3) && theta == Shape{theta[0], spatial, spatial + 1} &&
+    bool fits = (spatial == 2 || spatial == 3) && theta.rank() == 3 &&
+                theta == Shape{theta[0], spatial, spatial + 1} &&
                 inputs[1].as<int64_t>()[0] == theta[0];
     if (!fits) {
       fail(ErrorKind::kShapeMismatch, "got transformations of shape ", to_string(theta), " and ",
@@ -166,6 +167,7 @@ class AffineGrid : public PerRequestOp {
     outputs[0] = {theta[0]};
     for (int64_t i = 0; i < spatial; ++i) outputs[0].push_back(inputs[1].as<int64_t>()[2 + i]);
     outputs[0].push_back(spatial);
+    require_sane(outputs[0]);
   }
 
   void run_one(InputViews inputs, OutputViews outputs) const override {

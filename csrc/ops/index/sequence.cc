@@ -44,6 +44,7 @@ class OneHot : public Op {
     for (int i = 0; i <= indices.rank(); ++i) {
       outputs[0].push_back(i == axis ? depth : indices[i < axis ? i : i - 1]);
     }
+    require_sane(outputs[0]);
   }
 
   void run(const OpRun& run) const override {

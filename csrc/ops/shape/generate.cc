@@ -44,9 +44,7 @@ class ConstantOfShape : public Op {
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     outputs[0] = Shape(shape_.get(inputs));
-    for (int64_t dim : outputs[0].dims()) {
-      if (dim < 0) fail(ErrorKind::kShapeMismatch, "got shape ", to_string(outputs[0]));
-    }
+    require_sane(outputs[0]);
   }
 
   void run(const OpRun& run) const override {
@@ -96,18 +94,19 @@ class Range : public Op {
     using C = ComputeType<T>;
     C start = *inputs[0].as<T>(), limit = *inputs[1].as<T>(), delta = *inputs[2].as<T>();
     if (delta == C(0)) fail(ErrorKind::kExecution, "got delta 0, expected another");
-    double steps;
-    if constexpr (std::is_integral_v<C>) {
-      auto whole = [](C a) { return static_cast<int64_t>(a); };
-      int64_t span = whole(limit) - whole(start);
-      if ((span > 0) != (whole(delta) > 0) || span == 0) return 0;
-      return (span - (delta > 0 ? 1 : -1)) / whole(delta) + 1;
-    } else {
-      steps = std::ceil((double(limit) - double(start)) / double(delta));
-    }
     constexpr double kMost = 1e12;
-    if (!(steps <= kMost)) fail(ErrorKind::kExecution, "got a range of ", steps, " steps");
-    return steps > 0 ? static_cast<int64_t>(steps) : 0;
+    double length = double(limit) - double(start);
+    double steps = std::ceil(length / double(delta));
+    if (!(steps <= kMost && std::abs(length) < 0x1p62))
+      fail(ErrorKind::kExecution, "got a range of ", steps, " steps");
+    if (!(steps > 0)) return 0;
+    if constexpr (std::is_integral_v<C>) {
+      // Exactly: doubles round beyond 2^53.
+      auto span = static_cast<int64_t>(static_cast<uint64_t>(limit) - static_cast<uint64_t>(start));
+      auto step = static_cast<int64_t>(delta);
+      return (span - (step > 0 ? 1 : -1)) / step + 1;
+    }
+    return static_cast<int64_t>(steps);
   }
   template <class T>
   static void fill(InputViews inputs, TensorView out) {
@@ -161,11 +160,16 @@ class Trilu : public Op {
  public:
   explicit Trilu(const NodeSpec& spec) : upper_(spec.int_or("upper", 1) != 0) {
     if (spec.input_dtypes.at(0) == DType::kString) spec.unsupported("strings");
+    if (spec.has_input(1) && spec.input_dtypes[1] != DType::kI64) unsupported_dtype(spec, 1);
   }
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     if (inputs[0].shape.rank() < 2) {
       fail(ErrorKind::kShapeMismatch, "got shape ", to_string(inputs[0].shape),
            ", expected at least 2 dims");
+    }
+    if (inputs.size() > 1 && inputs[1].present() && inputs[1].elements() != 1) {
+      fail(ErrorKind::kShapeMismatch, "got k of shape ", to_string(inputs[1].shape),
+           ", expected a scalar");
     }
     outputs[0] = inputs[0].shape;
   }

@@ -1,4 +1,5 @@
 // Pad and CenterCropPad.
+#include <cstdlib>
 #include <cstring>
 
 #include "core/visit.h"
@@ -74,13 +75,16 @@ class PadOp : public Op {
     Padding padding = padding_of(inputs);
     outputs[0] = from;
     for (int axis = 0; axis < from.rank(); ++axis) {
-      int64_t length = from[axis] + padding.before[axis] + padding.after[axis];
+      constexpr int64_t kMost = int64_t{1} << 40;
+      bool sane = std::abs(padding.before[axis]) < kMost && std::abs(padding.after[axis]) < kMost;
+      int64_t length = sane ? from[axis] + padding.before[axis] + padding.after[axis] : -1;
       if (length < 0 || (from[axis] == 0 && length > 0 && mode_ != PadMode::kConstant)) {
         fail(ErrorKind::kShapeMismatch, "got axis ", axis, " of length ", from[axis], " padded by ",
              padding.before[axis], " and ", padding.after[axis], ", expected something to be left");
       }
       outputs[0][axis] = length;
     }
+    require_sane(outputs[0]);
   }
 
   void run(const OpRun& run) const final {

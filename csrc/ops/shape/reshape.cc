@@ -38,6 +38,7 @@ class Reshape : public ViewOp {
       if (dim == -1) unknown = axis;
       to.push_back(dim == -1 ? 1 : dim);
     }
+    require_sane(to);
     int64_t known = to.elements();
     if (unknown >= 0) {
       if (known == 0 || from.elements() % known != 0) mismatch(from, target);

@@ -102,7 +102,9 @@ class Expand : public StridedCopyOp {
  public:
   explicit Expand(const NodeSpec& spec) : shape_(spec, "shape", 1) {}
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
-    outputs[0] = broadcast(inputs[0].shape, Shape(shape_.get(inputs)));
+    Shape target(shape_.get(inputs));
+    require_sane(target);
+    outputs[0] = broadcast(inputs[0].shape, target);
   }
   ReadOrder order(InputViews inputs, const Shape& output) const override {
     return {.dims = output, .strides = broadcast_strides(inputs[0].shape, output)};
@@ -129,9 +131,11 @@ class Tile : public StridedCopyOp {
     for (int axis = 0; axis < from.rank(); ++axis) {
       int64_t times = repeats[static_cast<size_t>(axis)];
       if (times < 0) fail(ErrorKind::kShapeMismatch, "got ", times, " repeats, expected >= 0");
+      if (times > INT32_MAX) fail(ErrorKind::kShapeMismatch, "got ", times, " repeats");
       outputs[0][axis] *= times;
       doubled += (times != 1 && from[axis] != 1) ? 2 : 1;
     }
+    require_sane(outputs[0]);
     if (doubled > kMaxRank) {
       fail(ErrorKind::kUnsupportedOp, "got repeats along too many axes of ", to_string(from));
     }

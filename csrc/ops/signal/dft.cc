@@ -27,9 +27,14 @@ class Dft : public PerRequestOp {
       fail(ErrorKind::kShapeMismatch, "got a signal of shape ", to_string(x),
            ", expected real or complex numbers as the last axis, of length 1 or 2");
     }
+    for (size_t i = 1; i < inputs.size(); ++i) {
+      if (!inputs[i].present() || inputs[i].elements() == 1) continue;
+      fail(ErrorKind::kShapeMismatch, "got input ", i, " of shape ", to_string(inputs[i].shape),
+           ", expected a scalar");
+    }
     int axis = axis_of(inputs);
     int64_t length = length_of(inputs, axis);
-    if (axis == x.rank() - 1 || length < 1) {
+    if (axis == x.rank() - 1 || length < 1 || length > INT32_MAX) {
       fail(ErrorKind::kShapeMismatch, "got a transform of length ", length, " along axis ", axis,
            ", expected at least 1, and an axis before the last");
     }
@@ -99,6 +104,10 @@ class Stft : public PerRequestOp {
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     const Shape& x = inputs[0].shape;
+    if (inputs.size() > 3 && inputs[3].present() && inputs[3].elements() != 1) {
+      fail(ErrorKind::kShapeMismatch, "got frame_length of shape ", to_string(inputs[3].shape),
+           ", expected a scalar");
+    }
     int64_t step = inputs[1].elements() == 1 ? int_at(inputs[1], 0) : 0;
     int64_t length = length_of(inputs);
     bool complex = x.rank() == 3 && x[2] == 2;

@@ -30,6 +30,7 @@ class Window : public PerRequestOp {
     int64_t size = inputs[0].elements() == 1 ? int_at(inputs[0], 0) : -1;
     if (size < 0) fail(ErrorKind::kShapeMismatch, "got size ", size, ", expected at least 0");
     outputs[0] = {size};
+    require_sane(outputs[0]);
   }
 
   void run_one(InputViews, OutputViews outputs) const override {
