@@ -10,6 +10,9 @@ namespace {
 // shorter than anybody would notice on a power bill.
 constexpr auto kSpin = std::chrono::microseconds(100);
 
+// Pauses a caller spends on waiting for the last worker before it offers its core; some 50 us.
+constexpr int kJoinSpins = 4096;
+
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -75,7 +78,14 @@ void ThreadPool::run(int64_t tasks, Task task) {
     // wakes up late finds it closed, so nobody waits for a thread that is still asleep. Both sides
     // write one variable and then read the other, which needs sequential consistency.
     region_.store(nullptr);
-    while (inside_.load() != 0) relax();
+    for (int spins = 0; inside_.load() != 0; ++spins) {
+      // A worker that lost its core to another process may be waiting for this one.
+      if (spins < kJoinSpins) {
+        relax();
+      } else {
+        std::this_thread::yield();
+      }
+    }
   }
   if (region.error) std::rethrow_exception(region.error);
 }
