@@ -1,7 +1,7 @@
 """Deploys models on Ray Serve, watches them and takes them away again.
 
-with deploy(load_deploy("app.yaml")) as deployment:
-print(deployment.url)
+    with deploy(load_deploy("app.yaml")) as deployment:
+        print(deployment.url)
 """
 
 from __future__ import annotations
