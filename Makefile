@@ -73,8 +73,13 @@ stubs: setup
 	$(BIN)/pybind11-stubgen headrace._core -o python --exit-code
 	$(BIN)/ruff format -q python/headrace/_core.pyi
 
+# Everything docs/performance.md quotes; some ten minutes on two quiet cores.
 bench: setup
-	$(BIN)/python -m pytest benchmarks
+	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_BENCH=ON > /dev/null
+	$(CMAKE) --build $(EXT_BUILD) --target headrace_bench_kernels
+	$(EXT_BUILD)/headrace_bench_gemm
+	for name in minilm trees startup scheduler; do $(BIN)/python benchmarks/engine/$$name.py || exit 1; done
+	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:
 	rm -rf build $(STAMPS)
