@@ -52,6 +52,8 @@ def connect(tell: Callable[[str], None]) -> str | None:
     tag = secrets.token_hex(16)
     os.environ[TAG_VARIABLE] = tag
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Serve kills a proxy that needs longer to start, and a busy machine of two cores can need more than its 5 s.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     try:
         ray.init(
             address="local",
