@@ -5,31 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from headrace import _core
 from headrace.errors import InvalidModel, UnsupportedOp
+from headrace.graph._onnx_ir import ir
+from headrace.graph.signature import dtype_name
 from headrace.signature import Signature
 
 _ABSENT = -1
-
-# What the runtime cannot hold: sub-byte and 8-bit floats, complex numbers.
-_DTYPE_NAMES = {
-    ir.DataType.BOOL: "bool",
-    ir.DataType.UINT8: "uint8",
-    ir.DataType.UINT16: "uint16",
-    ir.DataType.UINT32: "uint32",
-    ir.DataType.UINT64: "uint64",
-    ir.DataType.INT8: "int8",
-    ir.DataType.INT16: "int16",
-    ir.DataType.INT32: "int32",
-    ir.DataType.INT64: "int64",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.DOUBLE: "float64",
-    ir.DataType.STRING: "string",
-}
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -103,7 +86,7 @@ class _Lowering:
         return self._ids[value]
 
     def _stand_in(self, value: ir.Value) -> int:
-        dtype = _DTYPE_NAMES.get(value.dtype, "float32") if value.dtype is not None else "float32"
+        dtype = (dtype_name(value.dtype) if value.dtype is not None else None) or "float32"
         return self._builder.add_input(f"refused:{value.name}", dtype, [])
 
     @staticmethod
@@ -120,9 +103,10 @@ class _NotLowered(Exception):
 
 
 def _dtype_name(dtype: ir.DataType, where: str) -> str:
-    if dtype not in _DTYPE_NAMES:
+    name = dtype_name(dtype)
+    if name is None:
         raise _NotLowered(f"{where} has dtype {dtype.name}, which the runtime does not hold")
-    return _DTYPE_NAMES[dtype]
+    return name
 
 
 def tensor_array(tensor: ir.TensorProtocol) -> np.ndarray:
