@@ -1,5 +1,7 @@
 """Deploys models on Ray Serve, watches them and takes them away again.
 
+Example::
+
     with deploy(load_deploy("app.yaml")) as deployment:
         print(deployment.url)
 """
