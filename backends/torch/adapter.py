@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -84,10 +83,13 @@ class TorchBackend(Backend):
     name = "torch"
 
     def probe(self) -> Availability:
-        """Looks for torch without importing it, and asks it for devices only if it is there."""
-        if importlib.util.find_spec("torch") is None:
-            return Availability(ok=False, reason="torch is not installed; pip install torch")
-        return Availability(ok=True, devices=("cpu", "cuda"))
+        """Imports torch, and asks it which devices it really sees."""
+        try:
+            import torch
+        except (ImportError, OSError) as error:  # OSError: a shared library of it is missing
+            return Availability(ok=False, reason=f"torch cannot be imported ({error}); pip install torch")
+        cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        return Availability(ok=True, devices=("cpu", *cuda))
 
     def capabilities(self) -> Capabilities:
         """Requests run one by one; torch chooses kernels by shape, so bits are promised only per shape."""
