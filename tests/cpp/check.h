@@ -53,8 +53,8 @@ void report(const char* file, int line, const Args&... args) {
 
 #define HR_CHECK_EQ(got, expected)                                                      \
   do {                                                                                  \
-    auto&& got_ = (got);                                                                \
-    auto&& expected_ = (expected);                                                      \
+    auto got_ = (got);                                                                  \
+    auto expected_ = (expected);                                                        \
     if (!(got_ == expected_))                                                           \
       ::headrace::test::report(__FILE__, __LINE__, #got, ": got ", got_, ", expected ", \
                                expected_);                                              \

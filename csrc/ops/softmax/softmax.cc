@@ -123,10 +123,15 @@ class ScalarSoftmaxOp final : public SoftmaxOp {
   ScalarSoftmax<T> function_;
 };
 
+// Not by std::fmax, whose reduction GCC 12 cannot vectorise for aarch64 without an internal error.
+// A NaN makes the sum NaN whichever maximum is taken.
 template <class T>
 double max_of(const T* x, int64_t n, int64_t stride) {
-  double max = static_cast<double>(x[0]);
-  for (int64_t i = 1; i < n; ++i) max = std::fmax(max, static_cast<double>(x[i * stride]));
+  auto max = static_cast<double>(x[0]);
+  for (int64_t i = 1; i < n; ++i) {
+    auto value = static_cast<double>(x[i * stride]);
+    if (value > max) max = value;
+  }
   return max;
 }
 
