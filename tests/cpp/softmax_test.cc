@@ -43,7 +43,9 @@ void check_softmax(const std::vector<T>& x, const std::vector<T>& y, int64_t out
     for (int64_t j = 0; j < inner; ++j) {
       auto at = [&](int64_t i) { return static_cast<size_t>((o * n + i) * inner + j); };
       double max = -std::numeric_limits<double>::infinity();
-      for (int64_t i = 0; i < n; ++i) max = std::fmax(max, x[at(i)]);
+      for (int64_t i = 0; i < n; ++i) {
+        if (x[at(i)] > max) max = x[at(i)];
+      }
       double sum = 0;
       for (int64_t i = 0; i < n; ++i) sum += std::exp(x[at(i)] - max);
       for (int64_t i = 0; i < n; ++i) {
