@@ -45,6 +45,7 @@ def main() -> None:
     proto = convert_lightgbm(booster, initial_types=[("x", FloatTensorType([None, FEATURES]))], zipmap=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = args.threads
+    options.log_severity_level = 3  # it would write a warning at every call: the converter declares one row
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     rng = np.random.default_rng(1)
     rows = []
