@@ -6,11 +6,8 @@
 #include <cstdio>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "ops/linear/gemm.h"
+#include "peak.h"
 #include "runtime/plan.h"
 
 namespace headrace {
@@ -30,67 +27,6 @@ double best_seconds(int repeats, F f) {
     best = std::min(best, wall_seconds() - start);
   }
   return best;
-}
-
-constexpr int kPeakRounds = 1 << 18;  // a millisecond
-constexpr int kChains = 12;           // two units of four cycles' latency each, and some to spare
-
-#if defined(__x86_64__)
-__attribute__((target("avx512f"))) float peak_avx512() {
-  __m512 acc[kChains];
-  for (int j = 0; j < kChains; ++j) acc[j] = _mm512_set1_ps(static_cast<float>(j));
-  __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(0.001f);
-  for (int i = 0; i < kPeakRounds; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < kChains; ++j) acc[j] = _mm512_fmadd_ps(acc[j], x, y);
-  }
-  __m512 sum = acc[0];
-  for (int j = 1; j < kChains; ++j) sum = _mm512_add_ps(sum, acc[j]);
-  float lanes[16];
-  _mm512_storeu_ps(lanes, sum);
-  return lanes[0];
-}
-
-__attribute__((target("avx2,fma"))) float peak_avx2() {
-  __m256 acc[kChains];
-  for (int j = 0; j < kChains; ++j) acc[j] = _mm256_set1_ps(static_cast<float>(j));
-  __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
-  for (int i = 0; i < kPeakRounds; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < kChains; ++j) acc[j] = _mm256_fmadd_ps(acc[j], x, y);
-  }
-  __m256 sum = acc[0];
-  for (int j = 1; j < kChains; ++j) sum = _mm256_add_ps(sum, acc[j]);
-  return _mm256_cvtss_f32(sum);
-}
-#endif
-
-float peak_reference() {
-  typedef float Vector __attribute__((vector_size(16)));
-  Vector acc[kChains];
-  for (int j = 0; j < kChains; ++j) acc[j] = Vector{} + static_cast<float>(j);
-  Vector x = Vector{} + 0.999f, y = Vector{} + 0.001f;
-  for (int i = 0; i < kPeakRounds; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < kChains; ++j) acc[j] = acc[j] * x + y;
-  }
-  Vector sum = acc[0];
-  for (int j = 1; j < kChains; ++j) sum += acc[j];
-  return sum[0];
-}
-
-// GFLOP/s of independent multiply-adds in registers.
-double peak_gflops(Isa isa) {
-  int lanes = 4;
-  float (*kernel)() = peak_reference;
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx2) lanes = 8, kernel = peak_avx2;
-  if (isa == Isa::kAvx512) lanes = 16, kernel = peak_avx512;
-#endif
-  (void)isa;
-  volatile float sink = 0;
-  double seconds = best_seconds(16, [&] { sink = sink + kernel(); });
-  return 2.0 * lanes * kChains * kPeakRounds / seconds * 1e-9;
 }
 
 struct Case {
@@ -132,7 +68,7 @@ int bench(Isa isa) {
     for (int64_t m : {1, 2, 4, 8, 16, 28, 128, 892, 1024}) {
       if (c.k * c.n * m > int64_t{6} << 30) continue;
       c.m = m;
-      double peak = peak_gflops(isa);
+      double peak = peak::fp32_gflops(isa);
       double one = gemm_gflops(isa, c, 1);
       double two = gemm_gflops(isa, c, 2);
       std::printf("%6ld %6ld %6ld %8.1f %8.1f %7.1f%% %9.1f%%\n", static_cast<long>(c.m),

@@ -10,14 +10,11 @@
 #include <ctime>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "ops/activation/activation.h"
 #include "ops/attention/attention.h"
 #include "ops/norm/norm.h"
 #include "ops/softmax/softmax.h"
+#include "peak.h"
 
 namespace headrace {
 namespace {
@@ -39,51 +36,6 @@ double best_seconds(F f) {
     best = std::min(best, thread_seconds() - start);
   }
   return best;
-}
-
-#if defined(__x86_64__)
-constexpr int kChains = 12;
-constexpr int kPeakRounds = 10000;
-
-__attribute__((target("avx512f"))) float chains_avx512() {
-  __m512 acc[kChains];
-  for (int j = 0; j < kChains; ++j) acc[j] = _mm512_set1_ps(static_cast<float>(j));
-  __m512 x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(0.001f);
-  for (int i = 0; i < kPeakRounds; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < kChains; ++j) acc[j] = _mm512_fmadd_ps(acc[j], x, y);
-  }
-  for (int j = 1; j < kChains; ++j) acc[0] = _mm512_add_ps(acc[0], acc[j]);
-  return acc[0][0];
-}
-
-__attribute__((target("avx2,fma"))) float chains_avx2() {
-  __m256 acc[kChains];
-  for (int j = 0; j < kChains; ++j) acc[j] = _mm256_set1_ps(static_cast<float>(j));
-  __m256 x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(0.001f);
-  for (int i = 0; i < kPeakRounds; ++i) {
-#pragma GCC unroll 12
-    for (int j = 0; j < kChains; ++j) acc[j] = _mm256_fmadd_ps(acc[j], x, y);
-  }
-  for (int j = 1; j < kChains; ++j) acc[0] = _mm256_add_ps(acc[0], acc[j]);
-  return acc[0][0];
-}
-#endif
-
-// Flops per second of independent multiply-adds; 0 where there is no such measurement.
-double peak_flops([[maybe_unused]] Isa isa) {
-#if defined(__x86_64__)
-  volatile float sink = 0;
-  if (isa == Isa::kAvx512) {
-    double seconds = best_seconds([&] { sink = chains_avx512(); });
-    return 2.0 * 16 * kChains * kPeakRounds / seconds;
-  }
-  if (isa == Isa::kAvx2) {
-    double seconds = best_seconds([&] { sink = chains_avx2(); });
-    return 2.0 * 8 * kChains * kPeakRounds / seconds;
-  }
-#endif
-  return 0;
 }
 
 std::vector<float> numbers(int64_t n) {
@@ -123,11 +75,9 @@ void bench_attention(Isa isa, int64_t tokens, int64_t heads, int64_t dim) {
     }
   });
   double flops = 4.0 * static_cast<double>(tokens * tokens * width) / seconds;
-  double peak = peak_flops(isa);
-  std::printf("attention %3ld tokens, %ld heads x %ld   %9.2f us  %6.1f GFLOP/s", tokens, heads,
-              dim, seconds * 1e6, flops * 1e-9);
-  if (peak > 0) std::printf("  %3.0f%% of the multiply-add peak", 100 * flops / peak);
-  std::printf("\n");
+  std::printf("attention %3ld tokens, %ld heads x %ld   %9.2f us  %6.1f GFLOP/s  %3.0f%% of peak\n",
+              tokens, heads, dim, seconds * 1e6, flops * 1e-9,
+              100e-9 * flops / peak::fp32_gflops(isa));
 }
 
 // `run(x, y)` over `elements` floats, against memcpy of as many.
