@@ -12,6 +12,8 @@ const char* python_class(ErrorKind kind) {
   switch (kind) {
     case ErrorKind::kInvalidModel:
       return "InvalidModel";
+    case ErrorKind::kInvalidPlan:
+      return "InvalidPlan";
     case ErrorKind::kUnsupportedOp:
       return "UnsupportedOp";
     case ErrorKind::kMissingInput:

@@ -9,6 +9,7 @@ namespace headrace {
 
 enum class ErrorKind {
   kInvalidModel,
+  kInvalidPlan,
   kUnsupportedOp,
   kMissingInput,
   kUnknownInput,

@@ -48,6 +48,10 @@ std::vector<std::string> NodeSpec::strings(std::string_view attribute) const {
   return value ? *value : std::vector<std::string>{};
 }
 
+Packed NodeSpec::pack(int64_t bytes, FunctionRef<void(std::byte* to)> fill) const {
+  return packs == nullptr ? Packed(bytes, fill) : packs->pack(bytes, fill);
+}
+
 void NodeSpec::unsupported(std::string_view reason) const {
   throw UnsupportedOpError(op, name, std::string(reason));
 }

@@ -18,6 +18,7 @@
 #include "core/cpu.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
+#include "ops/pack.h"
 
 namespace headrace {
 
@@ -25,6 +26,7 @@ class Arena;
 
 using Attribute = std::variant<int64_t, double, std::string, std::vector<int64_t>,
                                std::vector<double>, std::vector<std::string>>;
+using Attributes = std::map<std::string, Attribute, std::less<>>;
 
 // A node as the compiler hands it over. Attributes are complete: the compiler has written ONNX's
 // defaults out wherever they differ from "absent".
@@ -33,11 +35,12 @@ class NodeSpec {
   std::string op;     // "Softmax"; with the domain in front if it is not ONNX's: "headrace.Linear"
   std::string name;   // the node's name in the Model, for messages
   int64_t opset = 0;  // opset version of the op's domain
-  std::map<std::string, Attribute, std::less<>> attributes;
+  Attributes attributes;
   std::vector<DType> input_dtypes;         // kNone for an absent optional input
   std::vector<DType> output_dtypes;        // kNone for an output nobody wants
   std::vector<ConstTensorView> constants;  // per input: its value if it is constant, else absent
   Isa isa = Isa::kReference;
+  Packs* packs = nullptr;  // where `pack` keeps what it made; may be absent
 
   size_t inputs() const { return input_dtypes.size(); }
   bool has_input(size_t i) const { return i < inputs() && input_dtypes[i] != DType::kNone; }
@@ -52,6 +55,11 @@ class NodeSpec {
   std::vector<int64_t> ints(std::string_view attribute) const;         // empty if absent
   std::vector<double> floats(std::string_view attribute) const;        // empty if absent
   std::vector<std::string> strings(std::string_view attribute) const;  // empty if absent
+
+  // Memory for what the op makes of its constants: `fill` writes all of it, unless it comes out of
+  // a saved Plan. How many blocks a factory packs, and of which sizes, may depend on anything but
+  // the contents of constants.
+  Packed pack(int64_t bytes, FunctionRef<void(std::byte* to)> fill) const;
 
   // Throws Error(kUnsupportedOp) with the node's op and name in front of the reason.
   [[noreturn]] void unsupported(std::string_view reason) const;
@@ -157,11 +165,12 @@ class Op {
   // order, each read before it is written. The executor does so where the input is not used again.
   virtual bool can_overwrite(size_t /*input*/) const { return false; }
 
-  // True if the op has taken what it needs from this constant input (packed weights, say). Plans
-  // drop constants that nobody keeps; such an input is absent in infer() and run().
+  // True if the op has packed what it needs from this constant input. Plans drop constants that
+  // nobody keeps; such an input is absent in infer() and run(). Saved Plans do not hold it either:
+  // its elements may be read only while NodeSpec::pack fills its memory.
   virtual bool consumes(size_t /*input*/) const { return false; }
 
-  // Bytes of packed weights and tables the op holds.
+  // Bytes of weights and tables the op holds beside those it packed.
   virtual int64_t packed_bytes() const { return 0; }
 };
 

@@ -3,11 +3,17 @@
 #include <algorithm>
 
 namespace headrace {
+namespace {
+
+bool is_dropped(const ConstTensorView& constant) {
+  return constant.data == nullptr && constant.elements() > 0;
+}
+
+}  // namespace
 
 ValueId ProgramBuilder::add_input(TensorSpec spec) {
   auto id = static_cast<ValueId>(program_.values.size());
-  program_.values.push_back({.dtype = spec.dtype, .name = spec.name, .data = {}, .owner = {}});
-  program_.values.back().root = id;
+  program_.values.push_back({.dtype = spec.dtype, .name = spec.name, .root = id});
   program_.inputs.push_back(id);
   input_specs_.push_back(std::move(spec));
   return id;
@@ -19,6 +25,7 @@ ValueId ProgramBuilder::add_constant(std::string name, ConstTensorView data,
   program_.values.push_back({.dtype = data.dtype,
                              .name = std::move(name),
                              .constant = true,
+                             .shape = data.shape,
                              .data = data,
                              .owner = std::move(owner),
                              .root = id});
@@ -26,7 +33,9 @@ ValueId ProgramBuilder::add_constant(std::string name, ConstTensorView data,
 }
 
 std::vector<ValueId> ProgramBuilder::add_op(NodeSpec node, const std::vector<ValueId>& inputs,
-                                            const std::vector<std::string>& output_names) {
+                                            const std::vector<std::string>& output_names,
+                                            std::optional<std::vector<Packed>> saved) {
+  std::string where = str(node.op, " (node '", node.name, "')");
   for (ValueId id : inputs) {
     if (id != kAbsent && (id < 0 || id >= static_cast<ValueId>(program_.values.size()))) {
       node.invalid(str("input value ", id, " is not defined before the node"));
@@ -34,14 +43,21 @@ std::vector<ValueId> ProgramBuilder::add_op(NodeSpec node, const std::vector<Val
     const Value* value = id == kAbsent ? nullptr : &program_.values[static_cast<size_t>(id)];
     node.input_dtypes.push_back(value ? value->dtype : DType::kNone);
     node.constants.push_back(value && value->constant ? value->data : ConstTensorView{});
+    bool dropped = value && value->constant && is_dropped(value->data);
+    if (dropped && (!saved || saved->empty())) {
+      fail(ErrorKind::kInvalidPlan, where, ": constant '", value->name,
+           "' is not in the saved Plan");
+    }
   }
   node.isa = isa_;
+  Packs packs = saved ? Packs(std::move(*saved), std::move(where)) : Packs();
+  node.packs = &packs;
   Step step{.op = node.op,
             .name = node.name,
+            .opset = node.opset,
             .kernel = OpRegistry::global().make(node),
-            .inputs = inputs,
-            .outputs = {},
-            .dead = {}};
+            .inputs = inputs};
+  step.packs = packs.finish();
   int alias = step.kernel->alias();
   // A constant has one segment, a result one per Request: they cannot share storage.
   step.aliases = alias >= 0 &&
@@ -52,18 +68,16 @@ std::vector<ValueId> ProgramBuilder::add_op(NodeSpec node, const std::vector<Val
       continue;
     }
     auto id = static_cast<ValueId>(program_.values.size());
-    Value value{.dtype = node.output_dtypes[i],
-                .name = output_names.at(i),
-                .data = {},
-                .owner = {},
-                .root = id};
+    Value value{.dtype = node.output_dtypes[i], .name = output_names.at(i), .root = id};
     if (i == 0 && step.aliases) {
       value.root = program_.values[static_cast<size_t>(inputs[static_cast<size_t>(alias)])].root;
     }
     program_.values.push_back(std::move(value));
     step.outputs.push_back(id);
   }
+  step.attributes = std::move(node.attributes);
   program_.packed_bytes += step.kernel->packed_bytes();
+  for (const Packed& packed : step.packs) program_.packed_bytes += packed.bytes();
   program_.steps.push_back(std::move(step));
   return program_.steps.back().outputs;
 }
@@ -127,6 +141,9 @@ void ProgramBuilder::drop_constants() {
     Value& value = program_.values[v];
     if (!value.constant) continue;
     if (read[v]) {
+      if (is_dropped(value.data)) {
+        fail(ErrorKind::kInvalidPlan, "constant '", value.name, "' is not in the saved Plan");
+      }
       program_.constant_bytes += value.data.bytes();
     } else {
       value.data = {};

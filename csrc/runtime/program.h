@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,9 +18,10 @@ struct Value {
   DType dtype = DType::kNone;
   std::string name;
   bool constant = false;
+  Shape shape{};  // a constant's
   // For constants that some op reads at run time: the data and whoever keeps it alive.
-  ConstTensorView data;
-  std::shared_ptr<const void> owner;
+  ConstTensorView data{};
+  std::shared_ptr<const void> owner{};
   // The value whose storage this one shares: itself, unless an op aliases its input.
   ValueId root = kAbsent;
 };
@@ -28,12 +30,15 @@ struct Value {
 struct Step {
   std::string op;
   std::string name;
+  int64_t opset = 0;
+  Attributes attributes{};
+  std::vector<Packed> packs{};  // what the kernel packed, for saving it
   std::unique_ptr<Op> kernel;
-  std::vector<ValueId> inputs;   // kAbsent for absent optional ones
-  std::vector<ValueId> outputs;  // kAbsent for ones nobody wants
-  bool aliases = false;          // output 0 shares its input's storage; nothing is run
-  int overwrites = -1;           // the input whose storage output 0 may take over, or -1
-  std::vector<ValueId> dead;     // roots that nobody reads after this step
+  std::vector<ValueId> inputs{};   // kAbsent for absent optional ones
+  std::vector<ValueId> outputs{};  // kAbsent for ones nobody wants
+  bool aliases = false;            // output 0 shares its input's storage; nothing is run
+  int overwrites = -1;             // the input whose storage output 0 may take over, or -1
+  std::vector<ValueId> dead{};     // roots that nobody reads after this step
 };
 
 struct Program {
@@ -57,13 +62,16 @@ class ProgramBuilder {
   explicit ProgramBuilder(Isa isa) : isa_(isa) {}
 
   ValueId add_input(TensorSpec spec);
-  // `owner` keeps `data` alive. The same value must not be an input of the Model.
+  // `owner` keeps `data` alive. The same value must not be an input of the Model. Saved Plans lack
+  // the data (null) of constants that every op using them consumes.
   ValueId add_constant(std::string name, ConstTensorView data, std::shared_ptr<const void> owner);
   // Adds a node and returns its outputs' ids. `node` comes with op, name, opset, attributes and
   // output_dtypes; the rest is filled in here. An output dtype of kNone is not wanted.
-  // Throws Error(kUnsupportedOp | kInvalidModel).
+  // `saved` is what the op packed when a saved Plan was made.
+  // Throws Error(kUnsupportedOp | kInvalidModel | kInvalidPlan).
   std::vector<ValueId> add_op(NodeSpec node, const std::vector<ValueId>& inputs,
-                              const std::vector<std::string>& output_names);
+                              const std::vector<std::string>& output_names,
+                              std::optional<std::vector<Packed>> saved = std::nullopt);
   void add_output(TensorSpec spec, ValueId value);
   // Call once. Drops constants that no op reads any more and plans storage.
   Program finish();

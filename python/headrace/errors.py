@@ -5,6 +5,9 @@
     |   |-- InvalidModel           it breaks the rules of its own format
     |   |-- UnsupportedOp          it is valid, but the Backend lacks an op; all are listed at once
     |   `-- ParityError            a Plan's outputs differ from the reference's by more than allowed
+    |-- PlanError                  a saved Plan cannot be used, or the Plan cannot be saved
+    |   |-- StalePlan              it was made for another model, machine, build or other options
+    |   `-- InvalidPlan            it is truncated, corrupted or no saved Plan at all
     |-- RequestError               one Request is wrong; nothing else is affected
     |   |-- MissingInput
     |   |-- UnknownInput
@@ -57,6 +60,18 @@ class UnsupportedOp(ModelError):
 
 class ParityError(ModelError):
     """A Plan's outputs differ from the reference's by more than the tolerance."""
+
+
+class PlanError(HeadraceError):
+    """A saved Plan cannot be used, or the Plan cannot be saved."""
+
+
+class StalePlan(PlanError):
+    """The saved Plan was made for another model, machine or build, or with other options. Save it anew."""
+
+
+class InvalidPlan(PlanError):
+    """The file is truncated, corrupted or no saved Plan at all."""
 
 
 class RequestError(HeadraceError):

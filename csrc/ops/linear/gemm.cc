@@ -36,14 +36,15 @@ AlignedFloats make_aligned_floats(int64_t count) {
   return AlignedFloats(static_cast<float*>(::operator new[](bytes, kAlignment)));
 }
 
-PackedPanels::PackedPanels(const GemmKernels& kernels, Matrix b, int64_t k, int64_t cols,
-                           float scale)
+PackedPanels::PackedPanels(const NodeSpec& node, const GemmKernels& kernels, Matrix b, int64_t k,
+                           int64_t cols, float scale)
     : k_(k),
       cols_(cols),
       panels_(ceil_div(cols, kernels.panel_cols)),
-      panel_size_(k * kernels.panel_cols),
-      data_(make_aligned_floats(panels_ * panel_size_)) {
-  kernels.pack_panels(b, k, cols, scale, data_.get());
+      panel_size_(k * kernels.panel_cols) {
+  packed_ = node.pack(
+      panels_ * panel_size_ * static_cast<int64_t>(sizeof(float)),
+      [&](std::byte* to) { kernels.pack_panels(b, k, cols, scale, reinterpret_cast<float*>(to)); });
 }
 
 int64_t gemm_block_rows(const GemmKernels& kernels, int64_t k) {

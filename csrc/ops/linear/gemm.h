@@ -18,6 +18,7 @@
 #include "core/cpu.h"
 #include "core/function_ref.h"
 #include "core/strided.h"
+#include "ops/pack.h"
 #include "ops/simd/dispatch.h"
 
 namespace headrace {
@@ -111,20 +112,21 @@ AlignedFloats make_aligned_floats(int64_t count);
 class PackedPanels {
  public:
   PackedPanels() = default;
-  PackedPanels(const GemmKernels& kernels, Matrix b, int64_t k, int64_t cols, float scale = 1.0f);
+  // Packed as one block of `node`; `b` is not looked at if that comes out of a saved Plan.
+  PackedPanels(const NodeSpec& node, const GemmKernels& kernels, Matrix b, int64_t k, int64_t cols,
+               float scale = 1.0f);
 
   int64_t k() const { return k_; }
   int64_t cols() const { return cols_; }
-  int64_t bytes() const { return panels_ * panel_size_ * static_cast<int64_t>(sizeof(float)); }
   int64_t panels() const { return panels_; }
-  const float* panel(int64_t i) const { return data_.get() + i * panel_size_; }
+  const float* panel(int64_t i) const { return packed_.as<float>() + i * panel_size_; }
 
  private:
   int64_t k_ = 0;
   int64_t cols_ = 0;
   int64_t panels_ = 0;
   int64_t panel_size_ = 0;
-  AlignedFloats data_;
+  Packed packed_;
 };
 
 // C[rows, cols] = A[rows, k] * B, spread over the run's threads.

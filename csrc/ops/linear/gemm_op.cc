@@ -142,11 +142,15 @@ std::unique_ptr<Op> make_packed(const NodeSpec& spec, const GemmKernels& kernels
   int64_t cols = b.shape[g.transpose_b ? 0 : 1];
   PackedLinear::Parts parts;
   parts.panels =
-      PackedPanels(kernels, {b.as<float>(), b.shape[1], g.transpose_b}, k, cols, g.alpha);
+      PackedPanels(spec, kernels, {b.as<float>(), b.shape[1], g.transpose_b}, k, cols, g.alpha);
   parts.consumed = 1u << 1 | 1u << 2;
   parts.matrices_only = true;
   if (spec.has_input(2)) {
-    for (float c : spec.constants[2].span<float>()) parts.bias.push_back(g.beta * c);
+    const ConstTensorView& c = spec.constants[2];
+    parts.bias = spec.pack(c.bytes(), [&](std::byte* to) {
+      std::ranges::transform(c.span<float>(), reinterpret_cast<float*>(to),
+                             [&](float value) { return g.beta * value; });
+    });
   }
   return std::make_unique<PackedLinear>(kernels, std::move(parts));
 }

@@ -42,7 +42,7 @@ void PackedLinear::run_rows(const OpRun& run, size_t first, int64_t rows) const 
                 .c = run.output(0).view(first).as<float>(),
                 .c_stride = panels.cols(),
                 .epilogue = parts_.epilogue};
-  if (!parts_.bias.empty()) task.epilogue.bias = parts_.bias.data();
+  task.epilogue.bias = parts_.bias.as<float>();
   if (parts_.residual >= 0) {
     const Segments& residual = run.input(static_cast<size_t>(parts_.residual));
     task.epilogue.residual = residual.view(first).as<float>();
@@ -50,10 +50,6 @@ void PackedLinear::run_rows(const OpRun& run, size_t first, int64_t rows) const 
   }
   gemm(run, kernels_, panels, task);
   run.release_scratch();
-}
-
-int64_t PackedLinear::packed_bytes() const {
-  return parts_.panels.bytes() + static_cast<int64_t>(parts_.bias.size() * sizeof(float));
 }
 
 namespace {
@@ -78,7 +74,7 @@ std::unique_ptr<Op> make_linear(const NodeSpec& spec) {
   int64_t k = weight.shape[0];
   int64_t cols = weight.shape[1];
   PackedLinear::Parts parts;
-  parts.panels = PackedPanels(kernels, {weight.as<float>(), cols}, k, cols);
+  parts.panels = PackedPanels(spec, kernels, {weight.as<float>(), cols}, k, cols);
   parts.epilogue = epilogue_of(spec);
   parts.consumed = 1u << kWeight | 1u << kBias;
   if (spec.has_input(kResidual)) parts.residual = kResidual;
@@ -88,7 +84,9 @@ std::unique_ptr<Op> make_linear(const NodeSpec& spec) {
       spec.invalid(
           str("got a bias of shape ", to_string(bias.shape), ", expected ", to_string({cols})));
     }
-    parts.bias.assign(bias.as<float>(), bias.as<float>() + cols);
+    parts.bias = spec.pack(bias.bytes(), [&](std::byte* to) {
+      std::copy_n(bias.as<float>(), cols, reinterpret_cast<float*>(to));
+    });
   }
   return std::make_unique<PackedLinear>(kernels, std::move(parts));
 }

@@ -1,8 +1,6 @@
 // The op that Linear, and MatMul and Gemm with constant weights, turn into.
 #pragma once
 
-#include <vector>
-
 #include "ops/linear/gemm.h"
 #include "ops/op.h"
 
@@ -13,7 +11,7 @@ class PackedLinear : public Op {
  public:
   struct Parts {
     PackedPanels panels;
-    std::vector<float> bias;     // empty if none
+    Packed bias;                 // float; empty if none
     Epilogue epilogue;           // its activation
     int residual = -1;           // the input that is the residual
     unsigned consumed = 0;       // bit i: input i is packed or copied here
@@ -29,7 +27,6 @@ class PackedLinear : public Op {
     return static_cast<int>(input) == parts_.residual;
   }
   bool consumes(size_t input) const override { return input < 32 && parts_.consumed >> input & 1; }
-  int64_t packed_bytes() const override;
 
  private:
   void run_rows(const OpRun& run, size_t first, int64_t rows) const;

@@ -121,7 +121,7 @@ std::unique_ptr<Op> make_matmul(const NodeSpec& spec) {
   if (dtype == DType::kF32 && spec.is_constant(1) && spec.constants[1].shape.rank() == 2) {
     const ConstTensorView& b = spec.constants[1];
     PackedLinear::Parts parts;
-    parts.panels = PackedPanels(kernels, {b.as<float>(), b.shape[1]}, b.shape[0], b.shape[1]);
+    parts.panels = PackedPanels(spec, kernels, {b.as<float>(), b.shape[1]}, b.shape[0], b.shape[1]);
     parts.consumed = 1u << 1;
     return std::make_unique<PackedLinear>(kernels, std::move(parts));
   }
