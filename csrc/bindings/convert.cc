@@ -7,6 +7,9 @@ namespace py = pybind11;
 namespace headrace {
 namespace {
 
+// From here on numpy would take fresh pages from the system for every array.
+constexpr int64_t kBlockBytes = int64_t{1} << 20;
+
 py::object& bfloat16_type() {
   // Leaked on purpose: it must outlive every array, and there is no safe moment to drop it.
   static auto* type =
@@ -147,7 +150,20 @@ HeldRequest::HeldRequest(const Signature& signature, const py::dict& request) {
   }
 }
 
+py::array keep_numpy(const ConstTensorView& tensor, Block block) {
+  py::capsule owner(new Block(std::move(block)),
+                    [](void* memory) { delete static_cast<Block*>(memory); });
+  return share_numpy(tensor, owner);
+}
+
 py::array to_numpy(const ConstTensorView& tensor) {
+  if (tensor.bytes() >= kBlockBytes && tensor.dtype != DType::kString) {
+    Block block(tensor.bytes());
+    std::memcpy(block.data(), tensor.data, static_cast<size_t>(tensor.bytes()));
+    ConstTensorView copy = tensor;
+    copy.data = block.data();
+    return keep_numpy(copy, std::move(block));
+  }
   std::vector<py::ssize_t> dims(tensor.shape.dims().begin(), tensor.shape.dims().end());
   py::array array(numpy_dtype(tensor.dtype), dims);
   if (tensor.dtype != DType::kString) {

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "core/memory.h"
 #include "core/tensor.h"
 #include "runtime/signature.h"
 
@@ -51,13 +52,15 @@ pybind11::array to_numpy(const ConstTensorView& tensor);
 // A numpy array that looks into the tensor's own memory, which `owner` keeps alive; strings are
 // copied as above.
 pybind11::array share_numpy(const ConstTensorView& tensor, pybind11::handle owner);
+// The same for a tensor in a Block, which the array takes along. Not for strings.
+pybind11::array keep_numpy(const ConstTensorView& tensor, Block block);
 
-// {"name": array} for one Request's outputs; get(i) gives the view of output i.
+// {"name": array} for one Request's outputs; get(i) gives the array of output i.
 template <class Get>
 pybind11::dict to_result(const Signature& signature, Get get) {
   pybind11::dict result;
   for (size_t i = 0; i < signature.outputs().size(); ++i) {
-    result[pybind11::str(signature.outputs()[i].name)] = to_numpy(get(i));
+    result[pybind11::str(signature.outputs()[i].name)] = get(i);
   }
   return result;
 }

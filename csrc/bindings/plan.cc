@@ -25,7 +25,12 @@ ResultDict run_one(Plan& plan, const py::dict& request) {
   HeldRequest held(signature, request);
   RequestInputs inputs = held.inputs();
   Run run = run_released(plan, {&inputs, 1}, nullptr);
-  return to_result(signature, [&](size_t output) { return run.output(0, output); });
+  return to_result(signature, [&](size_t output) {
+    ConstTensorView tensor = run.output(0, output);
+    Block block = run.take_output(output);
+    bool keeps = block && tensor.dtype != DType::kString;
+    return keeps ? keep_numpy(tensor, std::move(block)) : to_numpy(tensor);
+  });
 }
 
 py::typing::List<ResultDict> run_batch(Plan& plan, const std::vector<py::dict>& requests,
@@ -40,7 +45,8 @@ py::typing::List<ResultDict> run_batch(Plan& plan, const std::vector<py::dict>& 
   if (requests.empty()) return results;
   Run run = run_released(plan, inputs, profile);
   for (size_t r = 0; r < requests.size(); ++r) {
-    results.append(to_result(signature, [&](size_t output) { return run.output(r, output); }));
+    results.append(
+        to_result(signature, [&](size_t output) { return to_numpy(run.output(r, output)); }));
   }
   return results;
 }

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cassert>
-#include <new>
+
+#include "core/memory.h"
 
 namespace headrace {
 namespace {
@@ -17,12 +18,11 @@ int64_t round_up(int64_t bytes, int64_t step) {
 }  // namespace
 
 Arena::~Arena() {
-  for (const Chunk& chunk : chunks_) ::operator delete(chunk.base, std::align_val_t{kAlignment});
+  for (const Chunk& chunk : chunks_) free_memory(chunk.base, chunk.bytes);
 }
 
 void Arena::add_chunk(int64_t bytes) {
-  auto* base = static_cast<std::byte*>(
-      ::operator new(static_cast<size_t>(bytes), std::align_val_t{kAlignment}));
+  std::byte* base = allocate_memory(bytes);
   chunks_.push_back({base, bytes});
   Block block{base, bytes, true, true};
   auto at = std::ranges::upper_bound(blocks_, base, std::less<>{}, &Block::begin);
@@ -79,7 +79,7 @@ void Arena::trim() {
   int64_t bytes = peak_ + peak_ / 8;
   if (trimmed_) bytes = std::max(bytes, capacity_);
   trimmed_ = true;
-  for (const Chunk& chunk : chunks_) ::operator delete(chunk.base, std::align_val_t{kAlignment});
+  for (const Chunk& chunk : chunks_) free_memory(chunk.base, chunk.bytes);
   chunks_.clear();
   blocks_.clear();
   capacity_ = 0;

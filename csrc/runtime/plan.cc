@@ -18,6 +18,10 @@ ConstTensorView Run::output(size_t request, size_t output) const {
   return state_->output(request, output);
 }
 
+Block Run::take_output(size_t output) {
+  return state_->take_output(output);
+}
+
 Plan::Plan(Program program, int threads)
     : program_(std::move(program)), pool_(shared_pool(threads)) {}
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "core/arena.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 #include "runtime/program.h"
 
@@ -30,6 +30,9 @@ class Run {
 
   // Views into the Plan's memory (strings point into the Request's and constants too).
   ConstTensorView output(size_t request, size_t output) const;
+  // The memory of a large output of a lone Request, which the view from output() looks into, to
+  // keep it beyond the Run; an empty Block where it cannot be had, and on a second call.
+  Block take_output(size_t output);
 
  private:
   friend class Plan;

@@ -99,7 +99,11 @@ void ProgramBuilder::plan_storage() {
     }
   }
   std::vector<bool> kept(program_.values.size(), false);
-  for (ValueId id : program_.outputs) kept[static_cast<size_t>(root_of(id))] = true;
+  for (ValueId id : program_.outputs) {
+    auto root = static_cast<size_t>(root_of(id));
+    program_.values[root].result = !kept[root];
+    kept[root] = true;
+  }
   for (size_t v = 0; v < program_.values.size(); ++v) {
     if (program_.values[v].constant) kept[v] = true;
   }

@@ -24,6 +24,8 @@ struct Value {
   std::shared_ptr<const void> owner{};
   // The value whose storage this one shares: itself, unless an op aliases its input.
   ValueId root = kAbsent;
+  // Of a root: exactly one output of the Program lies in its storage.
+  bool result = false;
 };
 
 // One op of the Program with everything about memory that is known before any shape is.

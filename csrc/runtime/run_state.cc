@@ -8,6 +8,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// From here on an output gets memory of its own, which its receiver keeps; below, a copy is cheaper
+// than keeping track of that.
+constexpr int64_t kOwnBytes = 16384;
+
 [[noreturn]] void rethrow_at(const Step& step, const Error& error) {
   fail(error.kind(), step.op, " (node '", step.name, "'): ", error.what());
 }
@@ -15,7 +19,10 @@ using Clock = std::chrono::steady_clock;
 }  // namespace
 
 RunState::RunState(const Program& program)
-    : program_(program), values_(program.values.size()), blocks_(program.values.size(), nullptr) {
+    : program_(program),
+      values_(program.values.size()),
+      blocks_(program.values.size(), nullptr),
+      results_(program.outputs.size()) {
   constant_shapes_.resize(values_.size());
   constant_offsets_.resize(values_.size() * 2);
   for (size_t v = 0; v < values_.size(); ++v) {
@@ -91,6 +98,19 @@ void RunState::infer(const Step& step) {
   }
 }
 
+// The output that keeps the memory of this value, or -1. Outputs of a lone Request do; those of a
+// Batch would keep each other alive, so they are copied out.
+int RunState::kept_as(ValueId id, int64_t bytes) const {
+  if (requests_ != 1 || bytes < kOwnBytes) return -1;
+  if (!program_.values[static_cast<size_t>(id)].result) return -1;
+  for (size_t o = 0; o < program_.outputs.size(); ++o) {
+    if (program_.values[static_cast<size_t>(program_.outputs[o])].root == id) {
+      return static_cast<int>(o);
+    }
+  }
+  return -1;
+}
+
 bool RunState::overwrite(const Step& step) {
   if (step.overwrites < 0) return false;
   ValueId input = step.inputs[static_cast<size_t>(step.overwrites)];
@@ -110,10 +130,16 @@ void RunState::place(const Step& step) {
     if (id == kAbsent) continue;
     if (o == 0 && step.aliases) {
       value(id).data = value(step.inputs[static_cast<size_t>(step.kernel->alias())]).data;
-    } else if (o != 0 || !overwrite(step)) {
+    } else {
       Segments& segments = value(id);
-      segments.data = arena_.allocate(segments.elements() * size_of(segments.dtype));
-      blocks_[static_cast<size_t>(id)] = segments.data;
+      int64_t bytes = segments.elements() * size_of(segments.dtype);
+      if (int output = kept_as(id, bytes); output >= 0) {
+        results_[static_cast<size_t>(output)] = Block(bytes);
+        segments.data = results_[static_cast<size_t>(output)].data();
+      } else if (o != 0 || !overwrite(step)) {
+        segments.data = arena_.allocate(bytes);
+        blocks_[static_cast<size_t>(id)] = segments.data;
+      }
     }
   }
 }
@@ -197,7 +223,12 @@ ConstTensorView RunState::output(size_t request, size_t output) const {
   return values_[static_cast<size_t>(program_.outputs[output])].view(request);
 }
 
+Block RunState::take_output(size_t output) {
+  return std::move(results_[output]);
+}
+
 void RunState::reset() {
+  for (Block& result : results_) result = Block();
   for (size_t v = 0; v < blocks_.size(); ++v) release(static_cast<ValueId>(v));
   arena_.trim();
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/memory.h"
 #include "runtime/plan.h"
 
 namespace headrace {
@@ -17,6 +18,8 @@ class RunState {
   void execute(std::span<const RequestInputs> requests, ThreadPool& pool,
                std::vector<StepTime>* profile);
   ConstTensorView output(size_t request, size_t output) const;
+  // See Run::take_output.
+  Block take_output(size_t output);
   // Ends the Batch: every block goes back to the arena.
   void reset();
   int64_t arena_bytes() const { return arena_.capacity_bytes(); }
@@ -33,12 +36,14 @@ class RunState {
   void run_step(const Step& step, ThreadPool& pool);
   void copy_constant(const Step& step);
   void release(ValueId root);
+  int kept_as(ValueId id, int64_t bytes) const;
 
   const Program& program_;
   Arena arena_;
   size_t requests_ = 0;
   std::vector<Segments> values_;
   std::vector<std::byte*> blocks_;  // per root: its arena block, null if it has none
+  std::vector<Block> results_;      // per output: its own memory where it is large
   std::vector<Shape> shapes_;       // values x requests
   std::vector<int64_t> offsets_;    // values x (requests + 1)
   std::vector<Shape> constant_shapes_;

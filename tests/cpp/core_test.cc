@@ -1,10 +1,12 @@
 #include <atomic>
+#include <cstring>
 #include <stdexcept>
 #include <thread>
 #include <vector>
 
 #include "check.h"
 #include "core/arena.h"
+#include "core/memory.h"
 #include "core/thread_pool.h"
 
 namespace headrace {
@@ -74,6 +76,35 @@ HR_TEST(arena_reuses_freed_blocks_and_merges_neighbours) {
   std::byte* all = arena.allocate(capacity);
   HR_CHECK_EQ(arena.capacity_bytes(), capacity);
   arena.release(all);
+}
+
+HR_TEST(block_memory_is_used_again_and_kept_up_to_a_bound) {
+  const int64_t sizes[] = {100, 70'000, 5 << 20};
+  for (int64_t bytes : sizes) {
+    std::byte* first;
+    {
+      Block block(bytes);
+      first = block.data();
+      HR_CHECK_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0u);
+      std::memset(first, 1, static_cast<size_t>(bytes));
+      Block moved = std::move(block);
+      HR_CHECK(!block && moved.data() == first);
+    }
+    Block again(bytes), other(bytes);
+    HR_CHECK(again.data() == first);
+    HR_CHECK(other.data() != first);
+    std::memset(other.data(), 2, static_cast<size_t>(bytes));
+  }
+  {
+    std::vector<Block> many;
+    for (int i = 0; i < 5; ++i) many.emplace_back(Block::kKeptBytesMax / 4);
+  }
+  HR_CHECK(Block::kept_bytes() > 0);
+  HR_CHECK(Block::kept_bytes() <= Block::kKeptBytesMax);
+  {
+    Block huge(Block::kKeptBytesMax * 2);
+  }
+  HR_CHECK(Block::kept_bytes() <= Block::kKeptBytesMax);
 }
 
 HR_TEST(arena_settles_on_one_chunk) {

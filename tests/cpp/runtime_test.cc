@@ -121,6 +121,29 @@ HR_TEST(plan_takes_nothing_from_the_heap_in_the_steady_state) {
   HR_CHECK_EQ(test::heap_allocations() - before, 0);
 }
 
+HR_TEST(plan_lets_a_large_output_of_a_lone_request_outlive_its_run) {
+  Weights weights = make_weights();
+  Plan plan(make_program(weights, selected_isa()), 2);
+  Batch batch = make_batch({1000, 2, 700}, 5);
+  ConstTensorView kept;
+  std::vector<float> expected;
+  Block block;
+  {
+    Run run = plan.run({&batch.requests[0], 1});
+    kept = run.output(0, 0);
+    expected = copy_of(kept);
+    block = run.take_output(0);
+    HR_CHECK(block.data() == kept.data);
+    HR_CHECK(!run.take_output(0));
+  }
+  Run other = plan.run({&batch.requests[2], 1});
+  HR_CHECK(other.output(0, 0).data != kept.data);
+  HR_CHECK(same_bits(copy_of(kept), expected));
+  // A small one is not worth it, and those of a Batch share their memory.
+  HR_CHECK(!plan.run({&batch.requests[1], 1}).take_output(0));
+  HR_CHECK(!plan.run(batch.requests).take_output(0));
+}
+
 HR_TEST(plan_serves_several_threads_at_once) {
   Weights weights = make_weights();
   Plan plan(make_program(weights, selected_isa()), 2);

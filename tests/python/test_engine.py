@@ -122,3 +122,43 @@ def test_public_names_are_what_they_are() -> None:
     ]  # fmt: skip
     for name in set(hr.__all__) - {"serve"}:  # which needs ray
         assert getattr(hr, name) is not None
+
+
+def test_large_results_belong_to_the_caller() -> None:
+    engine = model_of(("Relu", ["x"], ["y"])).compile()
+    requests = [{"x": np.full((rows, 4), rows, np.float32)} for rows in (20_000, 300_000, 20_000, 3)]
+    results = [engine(request)["y"] for request in requests]
+    del engine
+    for request, result in zip(requests, results, strict=True):
+        np.testing.assert_array_equal(result, request["x"])
+        assert result.flags.writeable
+    results[0][:] = -1  # what the caller does to one Result touches no other
+    np.testing.assert_array_equal(results[2], requests[2]["x"])
+
+
+def test_outputs_that_share_storage_in_the_graph_are_apart_in_the_result() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("Reshape", ["y", "flat"], ["z"]),
+        helper.make_node("Identity", ["x"], ["same"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, ["m"]),
+            helper.make_tensor_value_info("same", TensorProto.FLOAT, ["n", 4]),
+        ],
+        [helper.make_tensor("flat", TensorProto.INT64, [1], [-1])],
+    )
+    model = hr.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    x = np.ones((20_000, 4), np.float32)
+    result = model.compile(backend="native")({"x": x})
+    result["y"][:] = 5
+    np.testing.assert_array_equal(result["z"], 1)
+    np.testing.assert_array_equal(x, 1)
+    np.testing.assert_array_equal(result["same"], x)
+    result["same"][:] = 7
+    np.testing.assert_array_equal(x, 1)
