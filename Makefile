@@ -9,7 +9,7 @@ CMAKE := env PATH="$(abspath $(BIN)):$$PATH" cmake
 EXT_BUILD = build/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
 CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt setup.py
 
-.PHONY: setup ext demo test test-cpp test-asan test-tsan test-python lint format stubs bench clean
+.PHONY: setup ext demo test test-cpp test-asan test-tsan test-python lint format stubs bench bench-ops clean
 
 setup: $(STAMPS)/built
 
@@ -73,12 +73,19 @@ stubs: setup
 	$(BIN)/pybind11-stubgen headrace._core -o python --exit-code
 	$(BIN)/ruff format -q python/headrace/_core.pyi
 
-# Everything docs/performance.md quotes; some ten minutes on two quiet cores.
-bench: setup
+# Everything docs/performance.md quotes, and its tables; about an hour on two quiet cores. BENCH="--only minilm --quick"
+# passes options on. Peers that nothing else needs are installed here and nowhere else.
+bench: setup $(STAMPS)/bench-peers
 	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_BENCH=ON > /dev/null
 	$(CMAKE) --build $(EXT_BUILD) --target headrace_bench_kernels
-	$(EXT_BUILD)/headrace_bench_gemm
-	for name in minilm trees startup scheduler; do $(BIN)/python benchmarks/engine/$$name.py || exit 1; done
+	$(BIN)/python -m benchmarks $(BENCH)
+
+$(STAMPS)/bench-peers: benchmarks/requirements.lock $(STAMPS)/deps
+	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.lock
+	touch $@
+
+# The kernels and the scheduler under pytest-benchmark, to compare commits.
+bench-ops: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:

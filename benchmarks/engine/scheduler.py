@@ -1,16 +1,12 @@
 """What the scheduler adds to a Request: from submit to the result, with an empty model.
 
-    .venv/bin/python benchmarks/engine/scheduler.py [--calls 20000] [--json]
-
 The model is one Identity on four floats. Each way of calling is timed in blocks that alternate, so that all of them
 see the same machine; the figures are microseconds per Request.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +15,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 import headrace as hr
+from benchmarks.harness.section import Section
+from benchmarks.harness.tables import markdown, number
 from headrace.backend import Request
 from headrace.engine import Engine
 
@@ -102,19 +100,20 @@ def measure(calls: int) -> dict[str, dict[str, float]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--calls", type=int, default=20_000)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    results = measure(args.calls)
-    if args.json:
-        print(json.dumps(results, indent=2))
-        return
-    print(f"{'us per Request':26} {'p50':>8} {'p99':>8} {'min':>8}")
-    for name, result in results.items():
-        print(f"{name:26} {result['p50_us']:8.1f} {result['p99_us']:8.1f} {result['min_us']:8.1f}")
+def table(results: dict[str, dict[str, float]]) -> str:
+    """One line per way of calling."""
+    rows = [
+        [f"`{name}`", *(number(result[key]) for key in ("p50_us", "p99_us", "min_us"))]
+        for name, result in results.items()
+    ]
+    return markdown(["us per Request", "p50", "p99", "least"], rows)
 
 
-if __name__ == "__main__":
-    main()
+SECTIONS = [
+    Section(
+        "scheduler",
+        "What the scheduler adds to a Request, with an empty model",
+        lambda options: measure(2000 if options.quick else 20_000),
+        table,
+    )
+]

@@ -30,6 +30,7 @@ class Timing:
         median_s: The median over rounds of each round's median.
         best_s: The fastest single call.
         p90_s: The 90th percentile of all calls.
+        spread: How far apart the rounds' medians lie: (largest - smallest) / `median_s`.
         calls: How many calls were timed.
     """
 
@@ -37,6 +38,7 @@ class Timing:
     median_s: float
     best_s: float
     p90_s: float
+    spread: float
     calls: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def interleave(
         candidates: What to time, in the order of each round.
         rounds: How many blocks each candidate gets.
         block_s: Seconds of timed calls per block; at least one call is made.
-        warmup_calls: Untimed calls before each block.
+        warmup_calls: Untimed calls before each block; fewer, but one at least, once they have taken `block_s`.
         pause_s: Seconds of rest before each block, so that the last one's threads go to sleep.
         progress: Called after every block.
 
@@ -70,12 +72,19 @@ def interleave(
     for _ in range(rounds):
         for candidate, blocks in zip(candidates, calls, strict=True):
             time.sleep(pause_s)
-            for _ in range(warmup_calls):
-                candidate.run()
+            _warm_up(candidate.run, warmup_calls, block_s)
             blocks.append(_block(candidate.run, block_s))
             if progress is not None:
                 progress()
     return [_timing(candidate.name, blocks) for candidate, blocks in zip(candidates, calls, strict=True)]
+
+
+def _warm_up(run: Callable[[], Any], calls: int, enough_s: float) -> None:
+    end = time.perf_counter() + enough_s
+    for _ in range(calls):
+        run()
+        if time.perf_counter() >= end:
+            return
 
 
 def _block(run: Callable[[], Any], block_s: float) -> list[float]:
@@ -93,10 +102,13 @@ def _block(run: Callable[[], Any], block_s: float) -> list[float]:
 
 def _timing(name: str, blocks: list[list[float]]) -> Timing:
     every = sorted(duration for block in blocks for duration in block)
+    medians = [statistics.median(block) for block in blocks]
+    median = statistics.median(medians)
     return Timing(
         name=name,
-        median_s=statistics.median(statistics.median(block) for block in blocks),
+        median_s=median,
         best_s=every[0],
         p90_s=every[min(len(every) - 1, int(0.9 * len(every)))],
+        spread=(max(medians) - min(medians)) / median,
         calls=len(every),
     )

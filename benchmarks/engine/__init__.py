@@ -1,0 +1,1 @@
+"""Engines against their peers: one module per family of models."""

@@ -1,0 +1,131 @@
+"""The candidates that several families of models share: Headrace in each precision, ONNX peers, and torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import headrace as hr
+from benchmarks.harness.cases import OURS, Entry
+from benchmarks.harness.machine import ROOT
+from headrace.backend import Request
+from headrace.peers import PEERS, installed_peers, quantize_dynamically
+
+PRECISIONS = ("fp32", "bf16", "int8")
+# (precision, name of the variant, further options of Model.compile)
+PLAIN: tuple[tuple[str, str, dict[str, Any]], ...] = tuple((precision, "", {}) for precision in PRECISIONS)
+
+
+class Ours:
+    """One Model and its Engines, each compiled when first asked for."""
+
+    def __init__(self, source: Any, threads: int, **load_options: Any) -> None:
+        self.model = hr.load(source, **load_options)
+        self.threads = threads
+        self._engines: dict[str, hr.Engine] = {}
+
+    def engine(self, precision: str = "fp32", threads: int | None = None, **options: Any) -> hr.Engine:
+        """The Engine of that precision and those options.
+
+        Raises:
+            HeadraceError: It cannot be compiled so.
+        """
+        key = repr((precision, threads, sorted(options.items())))
+        if key not in self._engines:
+            self._engines[key] = self.model.compile(
+                backend="native", precision=precision, threads=threads or self.threads, **options
+            )
+        return self._engines[key]
+
+    def entries(self, request: Request, plans: Iterable[tuple[str, str, dict[str, Any]]] = PLAIN) -> list[Entry]:
+        """One entry per plan for a single Request; the answer compared is the first floating-point output."""
+
+        def prepare(precision: str, options: dict[str, Any]) -> Callable[[], Any]:
+            engine = self.engine(precision, **options)
+            return lambda: engine(request)
+
+        return [
+            Entry(OURS, precision, lambda p=precision, o=options: prepare(p, o), first_floating, variant)
+            for precision, variant, options in plans
+        ]
+
+    def ragged_entries(self, requests: Sequence[Request]) -> list[Entry]:
+        """One entry per precision for a Batch of Requests of several shapes; the answers lie one below the other."""
+
+        def prepare(precision: str) -> Callable[[], Any]:
+            engine = self.engine(precision)
+            return lambda: engine.run_batch(requests)
+
+        def read(results: Any) -> np.ndarray:
+            return np.concatenate([first_floating(result) for result in results])
+
+        return [Entry(OURS, precision, lambda p=precision: prepare(p), read) for precision in PRECISIONS]
+
+
+def first_floating(result: dict[str, np.ndarray]) -> np.ndarray:
+    """The first output that holds floating-point numbers."""
+    return next(array for array in result.values() if array.dtype.kind == "f")
+
+
+def onnx_entries(path: Path, request: Request, threads: int) -> list[Entry]:
+    """Every installed peer in every precision it has, on the model file."""
+
+    def prepare(name: str, precision: str) -> Callable[[], Any]:
+        if (name, precision) == ("onnxruntime", "int8"):
+            return PEERS[name].prepare(quantized(path), request, threads)
+        return PEERS[name].prepare(path, request, threads, precision)
+
+    return [
+        Entry(name, precision, lambda n=name, p=precision: prepare(n, p), lambda outputs: outputs[0])
+        for name, peer in installed_peers().items()
+        for precision in peer.precisions
+    ]
+
+
+def quantized(path: Path) -> Path:
+    """The model with ONNX Runtime's dynamic quantisation, made once per content of the file."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    target = ROOT / "build" / "models" / "quantized" / f"{path.stem}-{digest}.onnx"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        quantize_dynamically(str(path), str(target))
+    return target
+
+
+def torch_entries(module: Callable[[], Any], request: Request, threads: int, compiled: bool) -> list[Entry]:
+    """Torch in fp32 and under bf16 autocast, eager and, if asked for, compiled, which takes a minute each."""
+
+    def prepare(precision: str, compile_it: bool) -> Callable[[], Any]:
+        import torch
+
+        torch.set_num_threads(threads)
+        network = torch.compile(module()) if compile_it else module()
+        inputs = [torch.from_numpy(array) for array in request.values()]
+
+        def run() -> Any:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                return network(*inputs)
+
+        return run
+
+    def read(output: Any) -> np.ndarray:
+        return output.float().numpy()
+
+    return [
+        Entry(name, precision, lambda p=precision, c=compile_it: prepare(p, c), read)
+        for name, compile_it in (("torch", False), ("torch.compile", True))
+        if compiled or not compile_it
+        for precision in ("fp32", "bf16")
+    ]
+
+
+def torch_reference(module: Callable[[], Any], request: Request) -> np.ndarray:
+    """What torch computes in fp32."""
+    import torch
+
+    with torch.inference_mode():
+        return module()(*(torch.from_numpy(array) for array in request.values())).numpy()

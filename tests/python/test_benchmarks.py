@@ -1,0 +1,129 @@
+"""The benchmark harness: answers are checked before they are timed, and tables go where they belong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks import __main__ as command
+from benchmarks.engine import texts
+from benchmarks.harness import tables
+from benchmarks.harness.cases import Case, Effort, Entry, compared, measure
+from benchmarks.harness.section import Section
+
+TINY = Effort(rounds=2, block_s=0.001)
+REFERENCE = np.array([[3.0, 4.0], [1.0, 0.0]])
+
+
+def entry(name: str, answer: object, precision: str = "fp32", calls: list[str] | None = None) -> Entry:
+    def run() -> np.ndarray:
+        if isinstance(answer, Exception):
+            raise answer
+        if calls is not None:
+            calls.append(name)
+        return np.asarray(answer)
+
+    return Entry(name, precision, lambda: run, lambda result: result)
+
+
+def test_wrong_answers_are_reported_and_never_timed() -> None:
+    calls: list[str] = []
+    entries = [
+        entry("headrace", REFERENCE),
+        entry("off", REFERENCE + 0.1, calls=calls),
+        entry("nan", REFERENCE * np.nan, calls=calls),
+        entry("shape", REFERENCE[:1], calls=calls),
+        entry("broken", ValueError("got no\nluck")),
+    ]
+    result = measure(Case("case", REFERENCE, entries), TINY)
+    assert [row["name"] for row in result["rows"]] == ["headrace"]
+    reasons = {row["name"]: row["reason"] for row in result["refused"]}
+    assert reasons["off"] == "WrongAnswer: got an error of 0.1, expected at most 0.001 of the largest value, 4"
+    assert "error of nan" in reasons["nan"]
+    assert reasons["shape"] == "WrongAnswer: got shape (1, 2), expected (2, 2)"
+    assert reasons["broken"] == "ValueError: got no"
+    assert len(calls) == 3  # once each, to look at the answer
+
+
+def test_only_peers_of_the_same_precision_are_compared() -> None:
+    entries = [
+        entry("headrace", REFERENCE), entry("headrace", REFERENCE, "bf16"), entry("a", REFERENCE),
+        entry("b", REFERENCE, "bf16"), entry("headrace", REFERENCE, "int8"),
+    ]  # fmt: skip
+    result = measure(Case("case", REFERENCE, entries, cosine=True), TINY)
+    rows = {row["precision"]: row for row in compared(result)}
+    assert {precision: list(row["peers"]) for precision, row in rows.items()} == {
+        "fp32": ["a"], "bf16": ["b"], "int8": [],
+    }  # fmt: skip
+    assert rows["fp32"]["ratio"] == rows["fp32"]["peers"]["a"]["median_s"] / rows["fp32"]["median_s"]
+    assert rows["int8"]["ratio"] is None
+    assert rows["fp32"]["own_fp32"] == 1.0
+    assert rows["bf16"]["cosine"] == pytest.approx(1.0)
+
+
+def test_tables_say_the_ratio_and_who_did_not_run() -> None:
+    times = {"median_s": 0.002, "best_s": 0.0015, "spread": 0.05, "max_abs_error": 1e-7, "variant": ""}
+    ours = {"name": "headrace", "precision": "fp32"} | times
+    peer = {"name": "peer", "precision": "fp32"} | times | {"median_s": 0.003}
+    refused = {"name": "headrace", "precision": "bf16", "variant": "", "reason": "no such kernels"}
+    results = [{"case": case, "rows": [ours, peer], "refused": [refused]} for case in ("one", "two")]
+    table = tables.case_table(results, "ms")
+    assert "| one | fp32 | 2.00 | 1.50 | 5% | 3.00 | **1.50** | 1.0e-07 |" in table
+    assert "- Not timed (one, two): headrace bf16: no such kernels" in table
+    assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
+
+
+def test_writing_tables_is_idempotent_and_touches_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- bench:a -->\nold \\1\n<!-- /bench:a -->\nbetween\n<!-- bench:b -->\n<!-- /bench:b -->\n"
+    )
+    tables.write_between(page, "a", "new \\1 text\n")
+    once = page.read_text()
+    assert once == (
+        "before\n<!-- bench:a -->\nnew \\1 text\n<!-- /bench:a -->\nbetween\n<!-- bench:b -->\n<!-- /bench:b -->\n"
+    )
+    tables.write_between(page, "a", "new \\1 text\n")
+    assert page.read_text() == once
+    with pytest.raises(ValueError, match=r"got 0 x '<!-- bench:c -->' and 0 x"):
+        tables.write_between(page, "c", "text")
+
+
+def test_the_page_has_a_place_for_every_section() -> None:
+    page = command.PAGE.read_text()
+    for name in command.SECTIONS:
+        assert page.count(f"<!-- bench:{name} -->") == 1, name
+        assert page.count(f"<!-- /bench:{name} -->") == 1, name
+
+
+def test_a_section_leaves_json_and_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(options: object) -> list[dict[str, object]]:
+        return [measure(Case("case", REFERENCE, [entry("headrace", REFERENCE), entry("peer", REFERENCE)]), TINY)]
+
+    section = Section("fake", "A fake", run, lambda results: tables.case_table(results, "ms"))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench:fake -->\n<!-- /bench:fake -->\n")
+    monkeypatch.setattr(command, "SECTIONS", {"fake": section})
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(command, "PAGE", page)
+    command.main(["--quick", "--json"])
+    assert page.read_text().count("\n") == 2  # a quick run is not for quoting
+    assert json.loads(capsys.readouterr().out)["fake"]["result"][0]["case"] == "case"
+    command.main(["--only", "fake"])
+    assert "| case | fp32 |" in page.read_text()
+    assert "python -m benchmarks --only fake" in page.read_text()
+    written = page.read_text()
+    command.main(["--write-docs-only"])
+    assert page.read_text() == written
+
+
+def test_ragged_texts_are_padded_with_masked_tokens() -> None:
+    requests = texts.ragged(4)
+    together = texts.padded(requests)
+    longest = max(request["input_ids"].shape[1] for request in requests)
+    assert together["input_ids"].shape == together["attention_mask"].shape == (4, longest)
+    assert together["attention_mask"].sum() == sum(request["input_ids"].size for request in requests)
