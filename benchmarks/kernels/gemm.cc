@@ -1,9 +1,10 @@
 // headrace_bench_gemm: the packed product's speed on one core as a share of the peak that plain
 // multiply-adds reach in the same run.
 //
-// Usage: headrace_bench_gemm [isa]
+// Usage: headrace_bench_gemm [isa [fp32|bf16|int8]]
 #include <chrono>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 #include "ops/linear/gemm.h"
@@ -33,22 +34,24 @@ struct Case {
   int64_t m, k, n;
 };
 
-Program linear_program(Isa isa, const Case& c, const std::vector<float>& weights) {
+Program linear_program(Isa isa, const std::string& precision, const Case& c,
+                       const std::vector<float>& weights) {
   ProgramBuilder builder(isa);
   ValueId x = builder.add_input({.name = "x", .dtype = DType::kF32, .dims = {{}, {}}});
   ValueId w = builder.add_constant("w", {DType::kF32, {c.k, c.n}, weights.data()}, nullptr);
   NodeSpec node;
   node.op = "headrace.Linear";
+  node.attributes["precision"] = precision;
   node.output_dtypes = {DType::kF32};
   ValueId y = builder.add_op(std::move(node), {x, w}, {"y"})[0];
   builder.add_output({.name = "y", .dtype = DType::kF32, .dims = {{}, {}}}, y);
   return builder.finish();
 }
 
-double gemm_gflops(Isa isa, const Case& c, int threads) {
+double gemm_gflops(Isa isa, const std::string& precision, const Case& c, int threads) {
   std::vector<float> weights(static_cast<size_t>(c.k * c.n), 0.5f);
   std::vector<float> x(static_cast<size_t>(c.m * c.k), 0.25f);
-  Plan plan(linear_program(isa, c, weights), threads);
+  Plan plan(linear_program(isa, precision, c, weights), threads);
   ConstTensorView input{DType::kF32, {c.m, c.k}, x.data()};
   RequestInputs request(&input, 1);
   double work = 2.0 * static_cast<double>(c.m * c.k * c.n);
@@ -57,9 +60,17 @@ double gemm_gflops(Isa isa, const Case& c, int threads) {
   return work / seconds * 1e-9;
 }
 
-int bench(Isa isa) {
-  std::printf("%s, as a share of the multiply-add peak of one core, and of two\n",
-              name_of(isa).data());
+// The peak of the instructions a precision runs on: where there are none, those of fp32.
+double peak_gflops(Isa isa, const std::string& precision) {
+  double own = precision == "bf16"   ? peak::bf16_gflops(isa)
+               : precision == "int8" ? peak::int8_gops(isa)
+                                     : 0;
+  return own > 0 ? own : peak::fp32_gflops(isa);
+}
+
+int bench(Isa isa, const std::string& precision) {
+  std::printf("%s %s, as a share of the multiply-add peak of one core, and of two\n",
+              name_of(isa).data(), precision.c_str());
   std::printf("%6s %6s %6s %8s %8s %8s %10s\n", "M", "K", "N", "GFLOP/s", "peak", "share",
               "2 threads");
   const Case weights[] = {{0, 384, 1152}, {0, 384, 384},   {0, 384, 1536},
@@ -68,9 +79,9 @@ int bench(Isa isa) {
     for (int64_t m : {1, 2, 4, 8, 16, 28, 128, 892, 1024}) {
       if (c.k * c.n * m > int64_t{6} << 30) continue;
       c.m = m;
-      double peak = peak::fp32_gflops(isa);
-      double one = gemm_gflops(isa, c, 1);
-      double two = gemm_gflops(isa, c, 2);
+      double peak = peak_gflops(isa, precision);
+      double one = gemm_gflops(isa, precision, c, 1);
+      double two = gemm_gflops(isa, precision, c, 2);
       std::printf("%6ld %6ld %6ld %8.1f %8.1f %7.1f%% %9.1f%%\n", static_cast<long>(c.m),
                   static_cast<long>(c.k), static_cast<long>(c.n), one, peak, 100 * one / peak,
                   50 * two / peak);
@@ -86,7 +97,7 @@ int main(int argc, char** argv) {
   using headrace::Isa;
   for (Isa isa : headrace::available_isas()) {
     if (argc > 1 ? headrace::name_of(isa) == argv[1] : isa == headrace::selected_isa()) {
-      return headrace::bench(isa);
+      return headrace::bench(isa, argc > 2 ? argv[2] : "fp32");
     }
   }
   std::fprintf(stderr, "got '%s', expected an ISA this CPU can run\n", argv[1]);

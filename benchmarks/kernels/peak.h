@@ -118,18 +118,16 @@ inline double giga_per_second(float (*chains)(), int per_step) {
 inline double fp32_gflops([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx2) return giga_per_second(chains_avx2, 2 * 8);
-  if (isa == Isa::kAvx512) return giga_per_second(chains_avx512, 2 * 16);
+  if (isa >= Isa::kAvx512) return giga_per_second(chains_avx512, 2 * 16);
 #endif
   return giga_per_second(chains_reference, 2 * 4);
 }
 
-// GFLOP/s of bf16 pair products added up in fp32 (dpbf16), on one core; 0 where the ISA or the CPU
-// has no instruction for it that this file knows.
+// GFLOP/s of bf16 pair products added up in fp32 (dpbf16), on one core; 0 where the ISA has no
+// instruction for it that this file knows.
 inline double bf16_gflops([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16")) {
-    return giga_per_second(chains_bf16, 2 * 32);
-  }
+  if (isa >= Isa::kAvx512Bf16) return giga_per_second(chains_bf16, 2 * 32);
 #endif
   return 0;
 }
@@ -138,9 +136,7 @@ inline double bf16_gflops([[maybe_unused]] Isa isa) {
 // 0 where the ISA or the CPU has no instruction for it that this file knows.
 inline double int8_gops([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512 && __builtin_cpu_supports("avx512vnni")) {
-    return giga_per_second(chains_int8, 2 * 64);
-  }
+  if (isa >= Isa::kAvx512Vnni) return giga_per_second(chains_int8, 2 * 64);
 #endif
   return 0;
 }

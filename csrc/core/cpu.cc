@@ -14,6 +14,10 @@ std::string_view name_of(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   return "?";
 }
@@ -29,6 +33,10 @@ const std::vector<Isa>& available_isas() {
       if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
         found.push_back(Isa::kAvx512);
+        if (__builtin_cpu_supports("avx512vnni")) {
+          found.push_back(Isa::kAvx512Vnni);
+          if (__builtin_cpu_supports("avx512bf16")) found.push_back(Isa::kAvx512Bf16);
+        }
       }
     }
 #endif

@@ -7,9 +7,15 @@
 
 namespace headrace {
 
-// Each names one set of kernels. kReference is the compiler's baseline for the architecture:
-// x86-64-v2 on x86, armv8-a with NEON on aarch64.
-enum class Isa { kReference, kAvx2, kAvx512 };
+// Each names one set of kernels, later ones holding all instructions of earlier ones. kReference is
+// the compiler's baseline for the architecture: x86-64-v2 on x86, armv8-a with NEON on aarch64.
+enum class Isa {
+  kReference,
+  kAvx2,
+  kAvx512,      // F, BW, DQ and VL
+  kAvx512Vnni,  // and dot products of bytes: Ice Lake
+  kAvx512Bf16,  // and of bfloat16: Cooper Lake, Sapphire Rapids, Zen 4
+};
 
 std::string_view name_of(Isa isa);
 

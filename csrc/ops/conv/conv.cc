@@ -81,8 +81,8 @@ class Conv : public Op {
     spec_.weight_shape = weight.shape;
     int64_t k = weight.shape.elements(1, weight.shape.rank());
     int64_t rows = weight.shape[0] / spec_.groups;
-    group_size_ = packed_rows_size(rows, k);
-    packed_ = make_aligned_floats(group_size_ * spec_.groups);
+    group_size_ = gemm_.packed_rows_words(rows, k);
+    packed_ = make_aligned_words(group_size_ * spec_.groups);
     for (int64_t g = 0; g < spec_.groups; ++g) {
       gemm_.pack_rows({weight.as<float>() + g * rows * k, k}, rows, k,
                       packed_.get() + g * group_size_);
@@ -116,7 +116,7 @@ class Conv : public Op {
   ConvSpec spec_;
   const GemmKernels& gemm_;
   const ConvKernels& kernels_;
-  AlignedFloats packed_;  // group by group
+  AlignedWords packed_;  // group by group
   int64_t group_size_ = 0;
 };
 
@@ -160,13 +160,13 @@ int64_t Conv::scratch_size(const ConvProblem& p) const {
 // Weights that are not constant are packed for each Request.
 void Conv::pack_weights(const OpRun& run, std::span<ConvProblem> problems) const {
   int64_t size = 0;
-  for (ConvProblem& p : problems) size += p.groups * packed_rows_size(p.group_out, p.k());
-  float* packed = run.scratch_of<float>(size);
+  for (ConvProblem& p : problems) size += p.groups * gemm_.packed_rows_words(p.group_out, p.k());
+  Word* packed = run.scratch_of<Word>(size);
   for (ConvProblem& p : problems) {
     p.packed = packed;
     for (int64_t g = 0; g < p.groups; ++g) {
       gemm_.pack_rows({p.weight + g * p.group_out * p.k(), p.k()}, p.group_out, p.k(), packed);
-      packed += packed_rows_size(p.group_out, p.k());
+      packed += gemm_.packed_rows_words(p.group_out, p.k());
     }
   }
 }
@@ -232,8 +232,8 @@ void Conv::run_task(const ConvProblem& p, int64_t task, float* scratch) const {
     int64_t pixels = std::min(p.pixels(), chunk_end * gemm_.panel_cols) - pixel;
     pack_chunk(p, x, pixel, pixels, offsets, packed);
     gemm_.multiply(
-        {.a = p.packed + group * packed_rows_size(p.group_out, p.k()) + row * kGemmRowStride,
-         .b = packed,
+        {.a = p.packed + group * gemm_.packed_rows_words(p.group_out, p.k()) + row * kGemmRowStride,
+         .b = reinterpret_cast<const Word*>(packed),
          .rows = rows,
          .rows_packed = p.group_out,
          .k = p.k(),
@@ -248,7 +248,8 @@ void Conv::pack_chunk(const ConvProblem& p, const float* x, int64_t first, int64
                       int32_t* offsets, float* panels) const {
   const Windows& w = p.windows;
   if (is_pointwise(w)) {
-    return gemm_.pack_panels({x + first, w.in_size()}, p.k(), count, 1.0f, panels);
+    return gemm_.pack_panels({x + first, w.in_size()}, p.k(), count, 1.0f,
+                             reinterpret_cast<Word*>(panels));
   }
   for (int64_t done = 0; done < count; done += gemm_.panel_cols) {
     int64_t cols = std::min<int64_t>(gemm_.panel_cols, count - done);

@@ -38,7 +38,7 @@ struct ConvProblem {
   int64_t first_task;
   int64_t row_ranges;
   int64_t col_ranges;
-  const float* packed;
+  const Word* packed;
 
   int64_t pixels() const { return windows.out_size(); }
   int64_t k() const { return group_in * windows.taps(); }

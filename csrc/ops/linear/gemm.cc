@@ -8,6 +8,18 @@
 #include "ops/op.h"
 
 namespace headrace {
+
+HEADRACE_DECLARE_KERNELS(GemmKernels, gemm_bf16_kernels)
+HEADRACE_DECLARE_KERNELS(GemmKernels, gemm_int8_kernels)
+#if defined(__x86_64__)
+namespace avx512_vnni {
+extern const GemmKernels gemm_int8_kernels;
+}
+namespace avx512_bf16 {
+extern const GemmKernels gemm_bf16_kernels;
+}
+#endif
+
 namespace {
 
 constexpr std::align_val_t kAlignment{64};
@@ -27,13 +39,13 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) {
 
 }  // namespace
 
-void AlignedDelete::operator()(float* p) const {
+void AlignedDelete::operator()(Word* p) const {
   ::operator delete[](p, kAlignment);
 }
 
-AlignedFloats make_aligned_floats(int64_t count) {
-  auto bytes = static_cast<size_t>(count) * sizeof(float);
-  return AlignedFloats(static_cast<float*>(::operator new[](bytes, kAlignment)));
+AlignedWords make_aligned_words(int64_t count) {
+  auto bytes = static_cast<size_t>(count) * sizeof(Word);
+  return AlignedWords(static_cast<Word*>(::operator new[](bytes, kAlignment)));
 }
 
 PackedPanels::PackedPanels(const NodeSpec& node, const GemmKernels& kernels, Matrix b, int64_t k,
@@ -41,17 +53,55 @@ PackedPanels::PackedPanels(const NodeSpec& node, const GemmKernels& kernels, Mat
     : k_(k),
       cols_(cols),
       panels_(ceil_div(cols, kernels.panel_cols)),
-      panel_size_(k * kernels.panel_cols) {
+      panel_size_(kernels.panel_words(k)) {
   packed_ = node.pack(
-      panels_ * panel_size_ * static_cast<int64_t>(sizeof(float)),
-      [&](std::byte* to) { kernels.pack_panels(b, k, cols, scale, reinterpret_cast<float*>(to)); });
+      panels_ * panel_size_ * static_cast<int64_t>(sizeof(Word)),
+      [&](std::byte* to) { kernels.pack_panels(b, k, cols, scale, reinterpret_cast<Word*>(to)); });
+}
+
+const GemmKernels& gemm_kernels_for(Isa isa, Precision precision) {
+#if defined(__x86_64__)
+  if (precision == Precision::kBf16 && isa == Isa::kAvx512Bf16)
+    return avx512_bf16::gemm_bf16_kernels;
+  if (precision == Precision::kInt8 && isa >= Isa::kAvx512Vnni)
+    return avx512_vnni::gemm_int8_kernels;
+#endif
+  switch (precision) {
+    case Precision::kBf16:
+      return HEADRACE_KERNELS(isa, gemm_bf16_kernels);
+    case Precision::kInt8:
+      return HEADRACE_KERNELS(isa, gemm_int8_kernels);
+    case Precision::kF32:
+      break;
+  }
+  return HEADRACE_KERNELS(isa, gemm_kernels);
 }
 
 int64_t gemm_block_rows(const GemmKernels& kernels, int64_t k) {
-  int64_t tiles = kBlockBytes / (std::max<int64_t>(k, 1) * 4 * kernels.tile_rows);
+  int64_t row_bytes = std::max<int64_t>(kernels.words(k), 1) * static_cast<int64_t>(sizeof(Word));
+  int64_t tiles = kBlockBytes / (row_bytes * kernels.tile_rows);
   // Where K is long, rows come from the L3 cache instead: reading B once more would cost more.
   return std::clamp<int64_t>(tiles, 8, 64) * kernels.tile_rows;
 }
+
+namespace {
+
+void* at(void* base, bool bf16, int64_t element) {
+  return static_cast<std::byte*>(base) + element * (bf16 ? 2 : 4);
+}
+
+void pack_rows(const GemmKernels& kernels, const GemmTask& task, int64_t row, int64_t rows,
+               int64_t k, Word* packed) {
+  int64_t first = row * task.a_stride;
+  if (task.a_bf16) {
+    const auto* a = static_cast<const uint16_t*>(task.a) + first;
+    kernels.pack_bf16_rows(a, task.a_stride, rows, k, packed);
+  } else {
+    kernels.pack_rows({static_cast<const float*>(task.a) + first, task.a_stride}, rows, k, packed);
+  }
+}
+
+}  // namespace
 
 void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
           const GemmTask& task) {
@@ -59,7 +109,7 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
   if (rows == 0 || b.cols() == 0) return;
   // Row blocks x column ranges. Every task packs its rows itself: that costs a percent and saves
   // the threads from waiting for each other.
-  int64_t work = rows * b.cols() * std::max<int64_t>(b.k(), 1);
+  int64_t work = rows * b.cols() * std::max<int64_t>(b.k(), 1) / kernels.k_per_word;
   int64_t wanted = run.threads() == 1
                        ? 1
                        : std::clamp<int64_t>(work / kTaskWork, 1, kTasksPerThread * run.threads());
@@ -68,8 +118,8 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
   row_blocks = std::min(row_blocks, ceil_div(rows, kernels.tile_rows));
   int64_t ranges = std::clamp<int64_t>(ceil_div(wanted, row_blocks), 1, b.panels());
 
-  int64_t packed_size = packed_rows_size(ceil_div(rows, row_blocks), b.k());
-  float* packed = run.scratch_of<float>(packed_size * run.threads());
+  int64_t packed_size = kernels.packed_rows_words(ceil_div(rows, row_blocks), b.k());
+  Word* packed = run.scratch_of<Word>(packed_size * run.threads());
   run.parallel(row_blocks * ranges, [&](int64_t index, int thread) {
     int64_t row_block = index / ranges;
     int64_t range = index % ranges;
@@ -77,8 +127,8 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
     int64_t row_end = rows * (row_block + 1) / row_blocks;
     int64_t panel = b.panels() * range / ranges;
     int64_t panel_end = b.panels() * (range + 1) / ranges;
-    float* a = packed + thread * packed_size;
-    kernels.pack_rows({task.a + row * task.a_stride, task.a_stride}, row_end - row, b.k(), a);
+    Word* a = packed + thread * packed_size;
+    pack_rows(kernels, task, row, row_end - row, b.k(), a);
     int64_t col = panel * kernels.panel_cols;
     Epilogue epilogue = task.epilogue;
     if (epilogue.bias) epilogue.bias += epilogue.bias_per_row ? row : col;
@@ -86,9 +136,10 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
     kernels.multiply({.a = a,
                       .b = b.panel(panel),
                       .rows = row_end - row,
-                      .k = b.k(),
+                      .k = kernels.words(b.k()),
                       .cols = std::min(b.cols(), panel_end * kernels.panel_cols) - col,
-                      .c = task.c + row * task.c_stride + col,
+                      .c = at(task.c, task.c_bf16, row * task.c_stride + col),
+                      .c_bf16 = task.c_bf16,
                       .c_stride = task.c_stride,
                       .epilogue = epilogue});
   });
@@ -105,7 +156,7 @@ struct Spread {
 
 // Packs the operands of one range of one product into `packed` and multiplies them.
 void multiply_range(const GemmKernels& kernels, const DynamicProducts& p, int64_t matrix,
-                    int64_t panel, int64_t panel_end, float scale, bool add, float* packed) {
+                    int64_t panel, int64_t panel_end, float scale, bool add, Word* packed) {
   Matrix a = p.a;
   Matrix b = p.b;
   int64_t rest = matrix;
@@ -116,8 +167,8 @@ void multiply_range(const GemmKernels& kernels, const DynamicProducts& p, int64_
   }
   int64_t col = panel * kernels.panel_cols;
   int64_t cols = std::min(p.cols, panel_end * kernels.panel_cols) - col;
-  float* b_packed = packed;
-  float* a_packed = packed + (panel_end - panel) * kernels.panel_cols * p.k;
+  Word* b_packed = packed;
+  Word* a_packed = packed + (panel_end - panel) * kernels.panel_words(p.k);
   kernels.pack_panels(b.from_col(col), p.k, cols, scale, b_packed);
   int64_t step = gemm_block_rows(kernels, p.k);
   for (int64_t row = 0; row < p.rows; row += step) {
@@ -132,7 +183,7 @@ void multiply_range(const GemmKernels& kernels, const DynamicProducts& p, int64_
     kernels.multiply({.a = a_packed,
                       .b = b_packed,
                       .rows = rows,
-                      .k = p.k,
+                      .k = kernels.words(p.k),
                       .cols = cols,
                       .c = c,
                       .c_stride = p.cols,
@@ -161,11 +212,11 @@ void gemm_dynamic(const OpRun& run, const GemmKernels& kernels,
     spread[r] = {tasks, count, ranges};
     tasks += count * ranges;
     int64_t rows = std::min(p.rows, gemm_block_rows(kernels, p.k));
-    packed_size = std::max(packed_size, ceil_div(panels, ranges) * kernels.panel_cols * p.k +
-                                            packed_rows_size(rows, p.k));
+    packed_size = std::max(packed_size, ceil_div(panels, ranges) * kernels.panel_words(p.k) +
+                                            kernels.packed_rows_words(rows, p.k));
   }
   packed_size = ceil_div(packed_size, 16) * 16;
-  float* packed = run.scratch_of<float>(packed_size * run.threads());
+  Word* packed = run.scratch_of<Word>(packed_size * run.threads());
   run.parallel(tasks, [&](int64_t task, int thread) {
     const Spread* next =
         std::upper_bound(spread, spread + run.requests(), task,
@@ -178,6 +229,14 @@ void gemm_dynamic(const OpRun& run, const GemmKernels& kernels,
     multiply_range(kernels, p, matrix, panels * range / s.ranges, panels * (range + 1) / s.ranges,
                    scale, add, packed + thread * packed_size);
   });
+}
+
+Precision precision_of(const NodeSpec& spec) {
+  std::string name = spec.string_or("precision", "fp32");
+  if (name == "fp32") return Precision::kF32;
+  if (name == "bf16") return Precision::kBf16;
+  if (name == "int8") return Precision::kInt8;
+  spec.invalid(str("attribute 'precision': got '", name, "', expected fp32, bf16 or int8"));
 }
 
 Epilogue epilogue_of(const NodeSpec& spec) {

@@ -1,13 +1,20 @@
-// Matrix products on packed operands: C = act(A * B + bias) + residual, fp32.
+// Matrix products on packed operands: C = act(A * B + bias) + residual, in one of three precisions.
 //
-// Both operands are packed. A's rows lie apart by a constant, in blocks of kBlockK columns, so that
-// the kernels reach every row of a tile from one register and no two rows fight for a cache set.
-// B's columns lie in k-major panels of `panel_cols`, zero-padded; the same panels serve any number
-// of rows, one included.
+// Both operands are packed into 32-bit words, each of which holds one float, two bfloat16 or four
+// 8-bit integers that are neighbours along k; to the layout they are all the same. A's rows lie
+// apart by a constant, in blocks of kGemmBlockWords, so that the kernels reach every row of a tile
+// from one register and no two rows fight for a cache set. B's columns lie in k-major panels of
+// `panel_cols`, zero-padded; the same panels serve any number of rows, one included.
 //
-// Every element of C is one chain of fused multiply-adds over k = 0 .. K-1, starting from 0, then
-// the epilogue. Tiles, tails and threads only decide which elements are computed together, so the
-// bits of a row depend on that row and on B alone.
+// Every element of C is one chain of multiply-adds over the words of k, in order, starting from 0,
+// then the epilogue. Tiles, tails and threads only decide which elements are computed together, so
+// the bits of a row depend on that row and on B alone.
+//
+// bf16 rounds both operands to bfloat16 (nearest, ties to even) and accumulates in float. int8 is
+// dynamic: q = round(127 a / max|row|) per row of A, likewise per column of B, exact sums of the
+// products in 32 bits, then the product of both scales. Where the CPU has no instruction for it,
+// bf16 runs on floats that hold rounded values, and int8 on pairs of 16-bit integers; int8 gives
+// the same bits everywhere.
 #pragma once
 
 #include <cstddef>
@@ -25,6 +32,11 @@ namespace headrace {
 
 class NodeSpec;
 class OpRun;
+
+enum class Precision : uint8_t { kF32, kBf16, kInt8 };
+
+// The node's attribute "precision", fp32 if it is absent. Throws Error(kInvalidModel) for another.
+Precision precision_of(const NodeSpec& spec);
 
 enum class Activation : uint8_t {
   kNone,
@@ -64,49 +76,66 @@ struct Matrix {
   }
 };
 
-// Columns of A in one packed block, and the distance of its rows: 25 cache lines, an odd number, so
-// that the rows of a tile spread over the sets of the L1 cache.
-inline constexpr int64_t kGemmBlockK = 384;
-inline constexpr int64_t kGemmRowStride = 400;
+// 32 bits of a packed operand.
+using Word = uint32_t;
 
-// Floats that `rows` packed rows of A with `k` columns take.
-constexpr int64_t packed_rows_size(int64_t rows, int64_t k) {
-  return (k + kGemmBlockK - 1) / kGemmBlockK * rows * kGemmRowStride;
-}
+// Words of a row of A in one packed block, and the distance of its rows: 25 cache lines, an odd
+// number, so that the rows of a tile spread over the sets of the L1 cache. What is left between
+// rows is the kernels' own: int8 keeps the row's scale there.
+inline constexpr int64_t kGemmBlockWords = 384;
+inline constexpr int64_t kGemmRowStride = 400;
 
 // One product: `rows` packed rows of A times consecutive panels of B.
 struct GemmBlock {
-  const float* a = nullptr;
-  const float* b = nullptr;  // first panel
+  const Word* a = nullptr;
+  const Word* b = nullptr;  // first panel
   int64_t rows = 0;
   int64_t rows_packed = 0;  // that `a` was packed together with; 0 if these are all
-  int64_t k = 0;
-  int64_t cols = 0;  // of C, from the first panel's first column
-  float* c = nullptr;
-  int64_t c_stride = 0;
-  Epilogue epilogue;  // bias and residual at C's first element
+  int64_t k = 0;            // words
+  int64_t cols = 0;         // of C, from the first panel's first column
+  void* c = nullptr;        // floats, or bfloat16
+  bool c_bf16 = false;
+  int64_t c_stride = 0;  // elements
+  Epilogue epilogue;     // bias and residual at C's first element
 };
 
+// The kernels of one precision on one ISA.
 struct GemmKernels {
   int tile_rows;
   int panel_cols;
+  int k_per_word;
+  int64_t panel_extra;  // words behind each panel, for the kernels' own use
   // Packs `rows` x `k` elements.
-  void (*pack_rows)(Matrix a, int64_t rows, int64_t k, float* packed);
+  void (*pack_rows)(Matrix a, int64_t rows, int64_t k, Word* packed);
+  // The same from rows of bfloat16, `stride` elements apart.
+  void (*pack_bf16_rows)(const uint16_t* a, int64_t stride, int64_t rows, int64_t k, Word* packed);
   // Packs the panels that hold columns [0, cols), each element multiplied by `scale`.
-  void (*pack_panels)(Matrix b, int64_t k, int64_t cols, float scale, float* packed);
+  void (*pack_panels)(Matrix b, int64_t k, int64_t cols, float scale, Word* packed);
   void (*multiply)(const GemmBlock& block);
   // The epilogue alone, for products made elsewhere, whose rows are `stride` apart.
   void (*finish)(const GemmBlock& block, const float* products, int64_t stride);
+
+  int64_t words(int64_t k) const { return (k + k_per_word - 1) / k_per_word; }
+  int64_t panel_words(int64_t k) const { return words(k) * panel_cols + panel_extra; }
+  // Words that `rows` packed rows of A with `k` elements take.
+  int64_t packed_rows_words(int64_t rows, int64_t k) const {
+    int64_t blocks = (words(k) + kGemmBlockWords - 1) / kGemmBlockWords;
+    return (blocks > 0 ? blocks : 1) * rows * kGemmRowStride;
+  }
 };
 
-HEADRACE_DECLARE_KERNELS(GemmKernels, gemm_kernels)
+HEADRACE_DECLARE_KERNELS(GemmKernels, gemm_kernels)  // fp32
+
+// The fastest kernels for a precision. They do not outgrow 32-bit sums up to kMaxInt8K.
+const GemmKernels& gemm_kernels_for(Isa isa, Precision precision);
+inline constexpr int64_t kMaxInt8K = 1 << 16;
 
 // Memory aligned for the kernels, freed with its owner.
 struct AlignedDelete {
-  void operator()(float* p) const;
+  void operator()(Word* p) const;
 };
-using AlignedFloats = std::unique_ptr<float[], AlignedDelete>;
-AlignedFloats make_aligned_floats(int64_t count);
+using AlignedWords = std::unique_ptr<Word[], AlignedDelete>;
+AlignedWords make_aligned_words(int64_t count);
 
 // A constant B, packed once per Plan.
 class PackedPanels {
@@ -119,22 +148,24 @@ class PackedPanels {
   int64_t k() const { return k_; }
   int64_t cols() const { return cols_; }
   int64_t panels() const { return panels_; }
-  const float* panel(int64_t i) const { return packed_.as<float>() + i * panel_size_; }
+  const Word* panel(int64_t i) const { return packed_.as<Word>() + i * panel_size_; }
 
  private:
   int64_t k_ = 0;
   int64_t cols_ = 0;
   int64_t panels_ = 0;
-  int64_t panel_size_ = 0;
+  int64_t panel_size_ = 0;  // words
   Packed packed_;
 };
 
 // C[rows, cols] = A[rows, k] * B, spread over the run's threads.
 struct GemmTask {
-  const float* a = nullptr;
-  int64_t a_stride = 0;
+  const void* a = nullptr;  // floats, or bfloat16
+  bool a_bf16 = false;
+  int64_t a_stride = 0;  // elements
   int64_t rows = 0;
-  float* c = nullptr;
+  void* c = nullptr;  // floats, or bfloat16
+  bool c_bf16 = false;
   int64_t c_stride = 0;
   Epilogue epilogue;
 };

@@ -36,10 +36,12 @@ void PackedLinear::run(const OpRun& run) const {
 // `rows` rows from Request `first` on.
 void PackedLinear::run_rows(const OpRun& run, size_t first, int64_t rows) const {
   const PackedPanels& panels = parts_.panels;
-  GemmTask task{.a = run.input(0).view(first).as<float>(),
+  GemmTask task{.a = run.input(0).view(first).data,
+                .a_bf16 = run.input(0).dtype == DType::kBF16,
                 .a_stride = panels.k(),
                 .rows = rows,
-                .c = run.output(0).view(first).as<float>(),
+                .c = run.output(0).view(first).data,
+                .c_bf16 = run.output(0).dtype == DType::kBF16,
                 .c_stride = panels.cols(),
                 .epilogue = parts_.epilogue};
   task.epilogue.bias = parts_.bias.as<float>();
@@ -57,22 +59,30 @@ namespace {
 enum Input : size_t { kX, kWeight, kBias, kResidual };
 
 std::unique_ptr<Op> make_linear(const NodeSpec& spec) {
+  // Between two ops of low precision X and Y may be bfloat16.
+  bool low = precision_of(spec) != Precision::kF32;
+  auto check = [&](DType dtype, std::string_view what, bool narrow) {
+    if (dtype == DType::kF32 || (narrow && dtype == DType::kBF16)) return;
+    spec.unsupported(str("got ", what, " of dtype ", name_of(dtype), ", expected float32",
+                         narrow ? " or bfloat16" : ""));
+  };
   for (size_t i = 0; i < spec.inputs(); ++i) {
-    if (spec.has_input(i) && spec.input_dtypes[i] != DType::kF32) {
-      spec.unsupported(
-          str("got input ", i, " of dtype ", name_of(spec.input_dtypes[i]), ", expected float32"));
-    }
+    if (spec.has_input(i)) check(spec.input_dtypes[i], str("input ", i), low && i == kX);
   }
+  check(spec.output_dtypes[0], "an output", low);
   if (!spec.is_constant(kWeight) || spec.constants[kWeight].shape.rank() != 2) {
     spec.unsupported("the weights must be a constant matrix");
   }
   if (spec.has_input(kBias) && !spec.is_constant(kBias)) {
     spec.unsupported("the bias must be a constant");
   }
-  const GemmKernels& kernels = HEADRACE_KERNELS(spec.isa, gemm_kernels);
+  const GemmKernels& kernels = gemm_kernels_for(spec.isa, precision_of(spec));
   const ConstTensorView& weight = spec.constants[kWeight];
   int64_t k = weight.shape[0];
   int64_t cols = weight.shape[1];
+  if (precision_of(spec) == Precision::kInt8 && k > kMaxInt8K) {
+    spec.unsupported(str("int8 with ", k, " inputs, expected at most ", kMaxInt8K));
+  }
   PackedLinear::Parts parts;
   parts.panels = PackedPanels(spec, kernels, {weight.as<float>(), cols}, k, cols);
   parts.epilogue = epilogue_of(spec);

@@ -2,8 +2,8 @@
 //
 // A file named *_kernels.cc is compiled once per ISA, each time with HEADRACE_ISA_NS naming the
 // namespace its kernels live in (reference, avx2, avx512). It defines one table of function
-// pointers there; the op's own .cc picks a table at plan time. Files named *_avx2.cc and
-// *_avx512.cc are compiled once, with that ISA's flags.
+// pointers there; the op's own .cc picks a table at plan time. Files named *_avx2.cc, *_avx512.cc,
+// *_avx512_vnni.cc and *_avx512_bf16.cc are compiled once, with that ISA's flags.
 #pragma once
 
 #include "core/cpu.h"
@@ -20,7 +20,7 @@
   extern const Table name;                    \
   }
 #define HEADRACE_KERNELS(isa, name)                 \
-  ((isa) == ::headrace::Isa::kAvx512 ? avx512::name \
+  ((isa) >= ::headrace::Isa::kAvx512 ? avx512::name \
    : (isa) == ::headrace::Isa::kAvx2 ? avx2::name   \
                                      : reference::name)
 #else

@@ -21,7 +21,7 @@ constexpr int32_t kMaxLockstepLeaves = 4096;
 
 // Of a whole block through one tree.
 double LockstepBuilder::block_cycles(int64_t steps) const {
-  int vector_bytes = isa_ == Isa::kAvx512 ? 64 : isa_ == Isa::kAvx2 ? 32 : 16;
+  int vector_bytes = isa_ >= Isa::kAvx512 ? 64 : isa_ == Isa::kAvx2 ? 32 : 16;
   double vectors = kBlockRows * (forest_.code_bits / 8.0) / vector_bytes;
   // Cores with narrower vectors have more of them in flight.
   double cycles = vector_bytes == 64 ? kStepCycles : kStepCycles / 2;

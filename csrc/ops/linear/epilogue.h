@@ -1,0 +1,97 @@
+// The way of a tile of products into C: bias, activation, residual, rounding.
+#pragma once
+
+#include "ops/linear/gemm.h"
+#include "ops/simd/bf16.h"
+#include "ops/simd/math.h"
+
+namespace headrace::HEADRACE_ISA_NS {
+namespace {
+
+// A vector, or the `n` < kLanes elements of a tail.
+template <class Act>
+HR_INLINE Vf finish_vector(const Epilogue& e, Act act, Vf x, Vf bias, Vf residual) {
+  if (e.bias != nullptr) x = x + bias;
+  if (e.residual == nullptr) return act(x);
+  return e.residual_first ? act(x + residual) : act(x) + residual;
+}
+
+HR_INLINE void put(float* c, Vf x) {
+  store(c, x);
+}
+HR_INLINE void put(float* c, Vf x, int64_t n) {
+  store(c, x, n);
+}
+HR_INLINE void put(uint16_t* c, Vf x) {
+  store_bf16(c, x);
+}
+HR_INLINE void put(uint16_t* c, Vf x, int64_t n) {
+  store_bf16(c, x, n);
+}
+
+// Takes a finished tile at (row, col) of C through the epilogue. C holds T.
+template <class T, class Act>
+void finish_rows(const GemmBlock& block, Act act, const float* out, int64_t out_stride, int64_t row,
+                 int64_t rows, int64_t col, int64_t cols) {
+  constexpr int64_t kLanes = Vf::kLanes;
+  const Epilogue& e = block.epilogue;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* x = out + r * out_stride;
+    T* c = static_cast<T*>(block.c) + (row + r) * block.c_stride + col;
+    const float* residual = e.residual ? e.residual + (row + r) * e.residual_stride + col : nullptr;
+    const float* bias = e.bias && !e.bias_per_row ? e.bias + col : nullptr;
+    Vf row_bias = splat(e.bias && e.bias_per_row ? e.bias[row + r] : 0.0f);
+    int64_t i = 0;
+    for (; i + kLanes <= cols; i += kLanes) {
+      Vf b = bias ? load(bias + i) : row_bias;
+      Vf y = residual ? load(residual + i) : row_bias;
+      put(c + i, finish_vector(e, act, load(x + i), b, y));
+    }
+    if (i < cols) {
+      int64_t n = cols - i;
+      Vf b = bias ? load(bias + i, n) : row_bias;
+      Vf y = residual ? load(residual + i, n) : row_bias;
+      put(c + i, finish_vector(e, act, load(x + i, n), b, y), n);
+    }
+  }
+}
+
+void finish(const GemmBlock& block, const float* out, int64_t out_stride, int64_t row, int64_t rows,
+            int64_t col, int64_t cols) {
+  auto with = [&](auto act) {
+    if (block.c_bf16) {
+      finish_rows<uint16_t>(block, act, out, out_stride, row, rows, col, cols);
+    } else {
+      finish_rows<float>(block, act, out, out_stride, row, rows, col, cols);
+    }
+  };
+  switch (block.epilogue.activation) {
+    case Activation::kNone:
+      return with([](Vf x) { return x; });
+    case Activation::kRelu:
+      // max(0, x) and not max(x, 0): the second operand comes out where x is NaN.
+      return with([](Vf x) { return max(splat(0.0f), x); });
+    case Activation::kClip: {
+      Vf low = splat(block.epilogue.clip_min);
+      Vf high = splat(block.epilogue.clip_max);
+      return with([=](Vf x) { return min(high, max(low, x)); });
+    }
+    case Activation::kGeluErf:
+      return with([](Vf x) { return gelu_erf(x); });
+    case Activation::kGeluTanh:
+      return with([](Vf x) { return gelu_tanh(x); });
+    case Activation::kSigmoid:
+      return with([](Vf x) { return sigmoid(x); });
+    case Activation::kTanh:
+      return with([](Vf x) { return tanh(x); });
+    case Activation::kSilu:
+      return with([](Vf x) { return silu(x); });
+  }
+}
+
+void finish_products(const GemmBlock& block, const float* products, int64_t stride) {
+  finish(block, products, stride, 0, block.rows, 0, block.cols);
+}
+
+}  // namespace
+}  // namespace headrace::HEADRACE_ISA_NS

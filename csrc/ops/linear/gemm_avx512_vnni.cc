@@ -1,0 +1,50 @@
+// Products of bytes: 64 multiply-adds an instruction. A is unsigned to it, so 128 is added to A's
+// integers, and 128 times the column's sum taken off the result.
+#include "ops/linear/int8.h"
+
+namespace headrace::avx512_vnni {
+namespace {
+
+struct Bytes {
+  using Sum = Vi;
+  using Factor = Vi;
+  static constexpr int64_t kPerWord = 4;
+  static constexpr int64_t kPanelExtra = 2 * kCols;
+  static constexpr int32_t kOffset = 128;
+  HR_INLINE Sum zero() { return splat(int32_t{0}); }
+  HR_INLINE Factor broadcast(const Word* a) { return splat(static_cast<int32_t>(*a)); }
+  HR_INLINE Factor load(const Word* b) {
+    return avx512_vnni::load(reinterpret_cast<const int32_t*>(b));
+  }
+  HR_INLINE Sum dot(Factor a, Factor b, Sum sum) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
+  HR_INLINE Vf finish(Sum sum, const Word* row, const Word* column) {
+    return int8_result(sum - load(column + kCols), row, column);
+  }
+
+  HR_INLINE void put(Word* row, int64_t i, Vi q) {
+    __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(q.v, _mm512_set1_epi32(kOffset)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(reinterpret_cast<int8_t*>(row) + i), bytes);
+  }
+  HR_INLINE Vi word(const Vi* q) {
+    Vi byte = splat(int32_t{0xff});
+    return shift_left<24>(q[3]) | shift_left<16>(q[2] & byte) | shift_left<8>(q[1] & byte) |
+           (q[0] & byte);
+  }
+};
+
+}  // namespace
+
+extern const GemmKernels gemm_int8_kernels;
+const GemmKernels gemm_int8_kernels = {
+    .tile_rows = kTileRows,
+    .panel_cols = static_cast<int>(kCols),
+    .k_per_word = Bytes::kPerWord,
+    .panel_extra = Bytes::kPanelExtra,
+    .pack_rows = pack_int8_rows<Bytes>,
+    .pack_bf16_rows = pack_int8_bf16_rows<Bytes>,
+    .pack_panels = pack_int8_panels<Bytes>,
+    .multiply = multiply<Bytes>,
+    .finish = finish_products,
+};
+
+}  // namespace headrace::avx512_vnni

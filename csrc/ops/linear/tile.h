@@ -1,0 +1,182 @@
+// The register-tiled product, for any kind of word: see gemm.h for the layout. A *Dot class says
+// what a word is and how two of them are multiplied and added:
+//
+//   Sum                  a vector of sums
+//   Factor               a vector of words, or one word of A in every lane
+//   zero(), broadcast(const Word*), load(const Word*), dot(Factor, Factor, Sum)
+//   finish(Sum, ...)     the sums as floats
+#pragma once
+
+#include "ops/linear/epilogue.h"
+#include "ops/linear/gemm.h"
+
+namespace headrace::HEADRACE_ISA_NS {
+namespace {
+
+constexpr int64_t kLanes = Vf::kLanes;
+// A panel is two vectors wide. A tile's accumulators, its row of B and one broadcast element of A
+// fill the register file: 28 + 2 + 1 of 32 with AVX-512, 12 + 2 + 1 of 16 elsewhere.
+constexpr int64_t kCols = 2 * kLanes;
+#if defined(__AVX512F__)
+constexpr int kTileRows = 14;
+constexpr bool kManyRegisters = true;
+#else
+constexpr int kTileRows = 6;
+constexpr bool kManyRegisters = false;
+#endif
+constexpr int kMaxPanels = 4;
+
+// Panels that a tile of few rows spans, so that enough chains are in flight to hide the latency of
+// the multiply-add.
+constexpr int panels_of(int rows) {
+  if (rows == 1) return 4;
+  if (rows <= 3) return kManyRegisters ? 4 : 2;
+  return 1;
+}
+
+constexpr int64_t kTileSize =
+    kTileRows * kCols > 3 * kMaxPanels* kCols ? kTileRows * kCols : 3 * kMaxPanels * kCols;
+
+// `a` is at the tile's first row; `blocks_apart` is the distance of A's blocks, `panel` that of B's
+// panels. Writes the tile to `out`, rows kPanels * kCols apart. Fetches `next` into the L2 cache on
+// the way, as far as one panel reaches.
+using Tile = void (*)(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
+                      const Word* next, float* out);
+
+template <class Dot, int kRows, int kPanels>
+void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
+          const Word* next, float* out) {
+  constexpr int kVectors = 2 * kPanels;
+  const Word* first_row = a;
+  const Word* first_panel = b;
+  typename Dot::Sum acc[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) acc[r][j] = Dot::zero();
+  }
+  for (int64_t begin = 0; begin < k; begin += kGemmBlockWords, a += blocks_apart) {
+    const int64_t count = k - begin < kGemmBlockWords ? k - begin : kGemmBlockWords;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t line = 0; line < kCols; line += 16) __builtin_prefetch(next + line, 0, 2);
+      next += kCols;
+      // The next tile's rows lie right behind this one's; about as many lines as steps.
+      if constexpr (kRows >= 6) {
+        __builtin_prefetch(a + kRows * kGemmRowStride + i * kRows, 0, 2);
+      }
+      if constexpr (kPanels == 1) {
+        auto b0 = Dot::load(b);
+        auto b1 = Dot::load(b + kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+          auto x = Dot::broadcast(a + r * kGemmRowStride + i);
+          acc[r][0] = Dot::dot(x, b0, acc[r][0]);
+          acc[r][1] = Dot::dot(x, b1, acc[r][1]);
+        }
+      } else {
+        typename Dot::Factor x[kRows];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) x[r] = Dot::broadcast(a + r * kGemmRowStride + i);
+#pragma GCC unroll 8
+        for (int j = 0; j < kVectors; ++j) {
+          auto y = Dot::load(b + (j / 2) * panel + (j % 2) * kLanes);
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) acc[r][j] = Dot::dot(x[r], y, acc[r][j]);
+        }
+      }
+      b += kCols;
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      // What lies behind the words of a row of A, and of a panel of B.
+      const Word* row = first_row + r * kGemmRowStride + kGemmBlockWords;
+      const Word* column = first_panel + (j / 2) * panel + k * kCols + (j % 2) * kLanes;
+      store(out + (r * kVectors + j) * kLanes, Dot::finish(acc[r][j], row, column));
+    }
+  }
+}
+
+template <class Dot>
+constexpr Tile kTiles[kTileRows] = {
+    tile<Dot, 1, 1>,  tile<Dot, 2, 1>,  tile<Dot, 3, 1>,  tile<Dot, 4, 1>,
+    tile<Dot, 5, 1>,  tile<Dot, 6, 1>,
+#if defined(__AVX512F__)
+    tile<Dot, 7, 1>,  tile<Dot, 8, 1>,  tile<Dot, 9, 1>,  tile<Dot, 10, 1>,
+    tile<Dot, 11, 1>, tile<Dot, 12, 1>, tile<Dot, 13, 1>, tile<Dot, 14, 1>,
+#endif
+};
+template <class Dot>
+constexpr Tile kWideTiles[3] = {tile<Dot, 1, panels_of(1)>, tile<Dot, 2, panels_of(2)>,
+                                tile<Dot, 3, panels_of(3)>};
+
+template <class Dot>
+void multiply(const GemmBlock& block) {
+  float out[kTileSize];
+  const int64_t panel = block.k * kCols + Dot::kPanelExtra;
+  const int64_t blocks_apart =
+      (block.rows_packed > 0 ? block.rows_packed : block.rows) * kGemmRowStride;
+  const int64_t tiles = (block.rows + kTileRows - 1) / kTileRows;
+  const Word* b = block.b;
+  int64_t col = 0;
+  if (block.rows <= 3) {
+    const int panels = panels_of(static_cast<int>(block.rows));
+    const int64_t wide = panels * kCols;
+    for (; block.cols - col >= wide; col += wide, b += panels * panel) {
+      kWideTiles<Dot>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, b + panels* panel,
+                                      out);
+      finish(block, out, wide, 0, block.rows, col, wide);
+    }
+  }
+  for (; col < block.cols; col += kCols, b += panel) {
+    const int64_t cols = block.cols - col < kCols ? block.cols - col : kCols;
+    for (int64_t t = 0; t < tiles; ++t) {
+      // Even tiles, not full ones and a rest: 16 rows run as 8 + 8.
+      const int64_t row = block.rows * t / tiles;
+      const int64_t rows = block.rows * (t + 1) / tiles - row;
+      // The last tile brings in the next panel; the others find their own panel there already.
+      const Word* next = t + 1 == tiles ? b + panel : b;
+      kTiles<Dot>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
+                            out);
+      finish(block, out, kCols, row, rows, col, cols);
+    }
+  }
+}
+
+// to[i * kCols + j] = scale * B(first + i, col + j) for j < count, 0 for the others up to kCols.
+HR_INLINE void copy_columns(Matrix b, int64_t col, int64_t count, int64_t first, int64_t n,
+                            float scale, float* to) {
+  // Matrix's members are inline functions that other ISAs' files may share: none is called here.
+  if (b.transposed) {
+    // Column by column, so that reads run along memory; what is written stays in the cache.
+    const float* from = b.data + col * b.stride + first;
+    for (int64_t j = 0; j < kCols; ++j, from += b.stride) {
+      for (int64_t i = 0; i < n; ++i) to[i * kCols + j] = j < count ? from[i] * scale : 0.0f;
+    }
+    return;
+  }
+  const Vf factor = splat(scale);
+  const float* from = b.data + first * b.stride + col;
+  for (int64_t i = 0; i < n; ++i, from += b.stride, to += kCols) {
+    for (int64_t j = 0; j < kCols; j += kLanes) {
+      const int64_t left = count - j;
+      Vf x = left >= kLanes ? load(from + j) : left > 0 ? load(from + j, left) : splat(0.0f);
+      store(to + j, x * factor);
+    }
+  }
+}
+
+// Calls put(row, first element, count, where) for every row's part of every packed block.
+template <class Put>
+HR_INLINE void each_packed_row(int64_t rows, int64_t k, int64_t k_per_word, Word* packed, Put put) {
+  const int64_t block = kGemmBlockWords * k_per_word;
+  for (int64_t begin = 0; begin < k; begin += block) {
+    const int64_t count = k - begin < block ? k - begin : block;
+    for (int64_t r = 0; r < rows; ++r, packed += kGemmRowStride) put(r, begin, count, packed);
+  }
+}
+
+}  // namespace
+}  // namespace headrace::HEADRACE_ISA_NS
