@@ -18,7 +18,6 @@ struct Bf16Dot {
     return {
         _mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
   }
-  HR_INLINE Vf finish(Sum sum, const Word*, const Word*) { return sum; }
 };
 
 constexpr int64_t kPerWord = 2;

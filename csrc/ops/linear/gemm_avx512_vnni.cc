@@ -17,7 +17,7 @@ struct Bytes {
     return avx512_vnni::load(reinterpret_cast<const int32_t*>(b));
   }
   HR_INLINE Sum dot(Factor a, Factor b, Sum sum) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
-  HR_INLINE Vf finish(Sum sum, const Word* row, const Word* column) {
+  HR_INLINE Vf to_floats(Vi sum, const Word* row, const Word* column) {
     return int8_result(sum - load(column + kCols), row, column);
   }
 

@@ -16,7 +16,6 @@ struct FloatDot {
     return HEADRACE_ISA_NS::load(reinterpret_cast<const float*>(b));
   }
   HR_INLINE Sum dot(Factor a, Factor b, Sum sum) { return fma(a, b, sum); }
-  HR_INLINE Vf finish(Sum sum, const Word*, const Word*) { return sum; }
 };
 
 struct AsIs {

@@ -167,21 +167,22 @@ struct Pairs {
   HR_INLINE Factor load(const Word* b) {
     return HEADRACE_ISA_NS::load(reinterpret_cast<const int32_t*>(b));
   }
-  HR_INLINE Sum dot(Factor a, Factor b, Sum sum) {
+  HR_INLINE Sum dot(Factor a, Factor b, Sum sum) { return sum + multiply_add(a, b); }
+  HR_INLINE Vi multiply_add(Vi a, Vi b) {
 #if defined(__AVX512BW__)
-    return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v))};
+    return {_mm512_madd_epi16(a.v, b.v)};
 #elif defined(__AVX2__)
-    return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
+    return {_mm256_madd_epi16(a.v, b.v)};
 #elif defined(__SSE2__)
-    return sum + Vi{__builtin_bit_cast(RawI, _mm_madd_epi16(__builtin_bit_cast(__m128i, a.v),
-                                                            __builtin_bit_cast(__m128i, b.v)))};
+    return {__builtin_bit_cast(
+        RawI, _mm_madd_epi16(__builtin_bit_cast(__m128i, a.v), __builtin_bit_cast(__m128i, b.v)))};
 #else
-    Vi high = Vi{shift_right<16>(a).v * shift_right<16>(b).v};
-    Vi low = Vi{shift_right<16>(shift_left<16>(a)).v * shift_right<16>(shift_left<16>(b)).v};
-    return sum + high + low;
+    RawI high = shift_right<16>(a).v * shift_right<16>(b).v;
+    RawI low = shift_right<16>(shift_left<16>(a)).v * shift_right<16>(shift_left<16>(b)).v;
+    return {high + low};
 #endif
   }
-  HR_INLINE Vf finish(Sum sum, const Word* row, const Word* column) {
+  HR_INLINE Vf to_floats(Vi sum, const Word* row, const Word* column) {
     return int8_result(sum, row, column);
   }
 

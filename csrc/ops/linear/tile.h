@@ -1,10 +1,10 @@
 // The register-tiled product, for any kind of word: see gemm.h for the layout. A *Dot class says
 // what a word is and how two of them are multiplied and added:
 //
-//   Sum                  a vector of sums
+//   Sum                  a vector of sums, floats or integers
 //   Factor               a vector of words, or one word of A in every lane
 //   zero(), broadcast(const Word*), load(const Word*), dot(Factor, Factor, Sum)
-//   finish(Sum, ...)     the sums as floats
+//   to_floats(Sum, ...)  for integers: what they stand for
 #pragma once
 
 #include "ops/linear/epilogue.h"
@@ -47,8 +47,6 @@ template <class Dot, int kRows, int kPanels>
 void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
           const Word* next, float* out) {
   constexpr int kVectors = 2 * kPanels;
-  const Word* first_row = a;
-  const Word* first_panel = b;
   typename Dot::Sum acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -91,10 +89,27 @@ void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
-      // What lies behind the words of a row of A, and of a panel of B.
-      const Word* row = first_row + r * kGemmRowStride + kGemmBlockWords;
-      const Word* column = first_panel + (j / 2) * panel + k * kCols + (j % 2) * kLanes;
-      store(out + (r * kVectors + j) * kLanes, Dot::finish(acc[r][j], row, column));
+      Vf sum;
+      __builtin_memcpy(&sum, &acc[r][j], sizeof(sum));
+      store(out + (r * kVectors + j) * kLanes, sum);
+    }
+  }
+}
+
+// Turns a tile's integer sums into floats, in place. `row` and `column` are what the kernels keep
+// behind the words of A's first row and of B's first panel. Not part of tile(): there GCC 12 would
+// run out of registers in its inner loop for the sake of what follows.
+template <class Dot>
+HR_INLINE void settle(float* out, int64_t rows, int panels, const Word* row, const Word* column,
+                      int64_t panel) {
+  if constexpr (__is_same(typename Dot::Sum, Vi)) {
+    for (int64_t r = 0; r < rows; ++r, row += kGemmRowStride) {
+      const Word* behind = column;
+      for (int p = 0; p < panels; ++p, behind += panel) {
+        for (int64_t j = 0; j < kCols; j += kLanes, out += kLanes) {
+          store(out, Dot::to_floats(as_int(load(out)), row, behind + j));
+        }
+      }
     }
   }
 }
@@ -127,6 +142,7 @@ void multiply(const GemmBlock& block) {
     for (; block.cols - col >= wide; col += wide, b += panels * panel) {
       kWideTiles<Dot>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, b + panels* panel,
                                       out);
+      settle<Dot>(out, block.rows, panels, block.a + kGemmBlockWords, b + block.k * kCols, panel);
       finish(block, out, wide, 0, block.rows, col, wide);
     }
   }
@@ -140,6 +156,8 @@ void multiply(const GemmBlock& block) {
       const Word* next = t + 1 == tiles ? b + panel : b;
       kTiles<Dot>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
                             out);
+      settle<Dot>(out, rows, 1, block.a + row * kGemmRowStride + kGemmBlockWords,
+                  b + block.k * kCols, panel);
       finish(block, out, kCols, row, rows, col, cols);
     }
   }
