@@ -1,6 +1,5 @@
 // From a stated Ensemble to a Forest of integer codes.
 #include <algorithm>
-#include <bit>
 #include <limits>
 #include <map>
 #include <utility>
@@ -16,12 +15,10 @@ namespace {
 template <class T>
 class Compiler {
  public:
-  Compiler(const NodeSpec& node, const Ensemble& ensemble, std::vector<T>& thresholds,
-           std::vector<T>& categories, Forest& forest)
+  Compiler(const NodeSpec& node, const Ensemble& ensemble, std::vector<T>& keys, Forest& forest)
       : node_(node),
         ensemble_(ensemble),
-        thresholds_(thresholds),
-        categories_(categories),
+        keys_(keys),
         forest_(forest),
         lockstep_(node.isa, forest) {}
 
@@ -45,6 +42,7 @@ class Compiler {
     uint32_t threshold = 0;
   };
 
+  SortedKeys add_keys(std::vector<T> sorted);
   void number_columns();
   void number_ranks(FeatureCodes& codes, const std::vector<int32_t>& branches);
   void number_sets(FeatureCodes& codes, const std::vector<int32_t>& branches);
@@ -61,8 +59,7 @@ class Compiler {
 
   const NodeSpec& node_;
   const Ensemble& ensemble_;
-  std::vector<T>& thresholds_;
-  std::vector<T>& categories_;
+  std::vector<T>& keys_;
   Forest& forest_;
   std::vector<Question<T>> questions_;  // per branch
   std::vector<Answer> answers_;         // per branch
@@ -79,6 +76,27 @@ class Compiler {
 };
 
 template <class T>
+SortedKeys Compiler<T>::add_keys(std::vector<T> sorted) {
+  constexpr size_t kFanout = SortedKeys::kFanout;
+  std::vector<std::vector<T>> levels;  // the keys first
+  do {
+    sorted.resize((sorted.size() / kFanout + 1) * kFanout, std::numeric_limits<T>::infinity());
+    levels.push_back(sorted);
+    std::vector<T> above;
+    for (size_t i = kFanout - 1; i + kFanout < sorted.size(); i += kFanout) {
+      above.push_back(sorted[i]);
+    }
+    sorted = std::move(above);
+  } while (!sorted.empty());
+  SortedKeys keys;
+  for (; !levels.empty(); levels.pop_back()) {
+    keys.level[keys.levels++] = static_cast<int32_t>(keys_.size());
+    keys_.insert(keys_.end(), levels.back().begin(), levels.back().end());
+  }
+  return keys;
+}
+
+template <class T>
 void Compiler<T>::number_ranks(FeatureCodes& codes, const std::vector<int32_t>& branches) {
   std::vector<T> sorted;
   bool nan_answers[2] = {false, false};
@@ -92,8 +110,6 @@ void Compiler<T>::number_ranks(FeatureCodes& codes, const std::vector<int32_t>& 
   sorted.erase(std::ranges::unique(sorted).begin(), sorted.end());
   if (nan_answers[false]) codes.rank_nan_false = forest_.columns++;
   if (nan_answers[true]) codes.rank_nan_true = forest_.columns++;
-  codes.thresholds = static_cast<int32_t>(thresholds_.size());
-  codes.search_steps = static_cast<int32_t>(std::bit_width(sorted.size()));
   if (sorted.size() > 255) forest_.code_bits = std::max(forest_.code_bits, 16);
   if (sorted.size() > 65535) forest_.code_bits = 32;
   for (int32_t b : branches) {
@@ -103,8 +119,7 @@ void Compiler<T>::number_ranks(FeatureCodes& codes, const std::vector<int32_t>& 
     int32_t column = q.nan_true ? codes.rank_nan_true : codes.rank_nan_false;
     answers_[static_cast<size_t>(b)] = {static_cast<uint32_t>(column), static_cast<uint32_t>(rank)};
   }
-  sorted.resize((size_t{1} << codes.search_steps) - 1, std::numeric_limits<T>::infinity());
-  thresholds_.insert(thresholds_.end(), sorted.begin(), sorted.end());
+  forest_.thresholds.push_back(add_keys(std::move(sorted)));
 }
 
 template <class T>
@@ -137,10 +152,7 @@ void Compiler<T>::number_sets(FeatureCodes& codes, const std::vector<int32_t>& b
     forest_.sets.push_back({.column = forest_.columns++, .bits = static_cast<int32_t>(first)});
   }
   codes.sets_end = static_cast<int32_t>(forest_.sets.size());
-  codes.categories = static_cast<int32_t>(categories_.size());
-  codes.category_steps = static_cast<int32_t>(std::bit_width(sorted.size()));
-  sorted.resize(size_t{1} << codes.category_steps, std::numeric_limits<T>::infinity());
-  categories_.insert(categories_.end(), sorted.begin(), sorted.end());
+  forest_.categories.push_back(add_keys(std::move(sorted)));
 }
 
 template <class T>
@@ -151,16 +163,7 @@ void Compiler<T>::number_columns() {
   }
   answers_.resize(questions_.size());
   for (const auto& [feature, branches] : by_feature) {
-    FeatureCodes codes{.feature = feature,
-                       .thresholds = 0,
-                       .search_steps = 0,
-                       .rank_nan_true = -1,
-                       .rank_nan_false = -1,
-                       .sets_begin = 0,
-                       .sets_end = 0,
-                       .categories = 0,
-                       .category_steps = 0,
-                       .category_nan = 0};
+    FeatureCodes codes{.feature = feature};
     number_ranks(codes, branches);
     number_sets(codes, branches);
     forest_.features.push_back(codes);
@@ -298,8 +301,8 @@ void Compiler<T>::add_tree(int32_t index) {
 
 int64_t Forest::bytes() const {
   auto of = [](const auto& v) { return static_cast<int64_t>(v.size() * sizeof(v[0])); };
-  return of(features) + of(sets) + of(set_bits) + of(thresholds_f32) + of(categories_f32) +
-         of(thresholds_f64) + of(categories_f64) + of(trees) + of(groups) + of(steps) + of(nodes) +
+  return of(features) + of(thresholds) + of(categories) + of(sets) + of(set_bits) + of(keys_f32) +
+         of(keys_f64) + of(trees) + of(groups) + of(spans) + of(steps) + of(nodes) +
          of(wide_nodes) + of(roots) + of(node_place) + of(weights) + of(leaf_begin) +
          of(leaf_weights);
 }
@@ -307,10 +310,9 @@ int64_t Forest::bytes() const {
 Forest compile_forest(const NodeSpec& node, const Ensemble& ensemble, bool wide) {
   Forest forest;
   if (wide) {
-    Compiler<double>(node, ensemble, forest.thresholds_f64, forest.categories_f64, forest)
-        .compile();
+    Compiler<double>(node, ensemble, forest.keys_f64, forest).compile();
   } else {
-    Compiler<float>(node, ensemble, forest.thresholds_f32, forest.categories_f32, forest).compile();
+    Compiler<float>(node, ensemble, forest.keys_f32, forest).compile();
   }
   return forest;
 }

@@ -1,9 +1,9 @@
 #include "ops/trees/encode.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <span>
 #include <type_traits>
 
 namespace headrace {
@@ -34,31 +34,12 @@ T load_value(const FeatureTable& table, int64_t row, int32_t feature) {
 }
 
 template <class T>
-std::span<const T> thresholds_of(const Forest& forest) {
+const T* keys_of(const Forest& forest) {
   if constexpr (std::is_same_v<T, float>) {
-    return forest.thresholds_f32;
+    return forest.keys_f32.data();
   } else {
-    return forest.thresholds_f64;
+    return forest.keys_f64.data();
   }
-}
-
-template <class T>
-std::span<const T> categories_of(const Forest& forest) {
-  if constexpr (std::is_same_v<T, float>) {
-    return forest.categories_f32;
-  } else {
-    return forest.categories_f64;
-  }
-}
-
-// How many of 2^steps - 1 sorted thresholds are below a value.
-template <class T>
-int32_t rank_of(const T* thresholds, int32_t steps, T value) {
-  int32_t rank = 0;
-  for (int32_t step = (1 << steps) >> 1; step > 0; step >>= 1) {
-    rank += thresholds[rank + step - 1] < value ? step : 0;
-  }
-  return rank;
 }
 
 // The value's category number, given its rank among the categories.
@@ -71,27 +52,28 @@ int32_t category_number(const FeatureCodes& feature, const T* categories, int32_
 }  // namespace
 
 template <class T, class Code>
-void Encoder<T, Code>::rank_block(const T* thresholds, int32_t steps, int64_t rows, const T* values,
-                                  int32_t* ranks) const {
+void Encoder<T, Code>::rank(const SortedKeys* sorted, int64_t step, int64_t count, const T* values,
+                            int32_t* ranks) const {
   if constexpr (std::is_same_v<T, float>) {
-    kernels_.rank_f32(thresholds, steps, rows, values, ranks);
+    kernels_.rank_f32(keys_of<T>(forest_), sorted, step, count, values, ranks);
   } else {
-    kernels_.rank_f64(thresholds, steps, rows, values, ranks);
+    kernels_.rank_f64(keys_of<T>(forest_), sorted, step, count, values, ranks);
   }
 }
 
 // Codes of a block's rows for the sets of one feature.
 template <class T, class Code>
-void Encoder<T, Code>::encode_sets(const FeatureCodes& feature, int64_t rows, const T* values,
+void Encoder<T, Code>::encode_sets(size_t feature, int64_t rows, const T* values,
                                    Code* codes) const {
-  if (feature.sets_begin == feature.sets_end) return;
-  const T* categories = categories_of<T>(forest_).data() + feature.categories;
+  const FeatureCodes& at = forest_.features[feature];
+  const SortedKeys& sorted = forest_.categories[feature];
+  const T* categories = keys_of<T>(forest_) + sorted.level[sorted.levels - 1];
   int32_t numbers[kBlockRows] = {};
-  rank_block(categories, feature.category_steps, rows, values, numbers);
+  rank(&sorted, 0, rows, values, numbers);
   for (int64_t i = 0; i < rows; ++i) {
-    numbers[i] = category_number(feature, categories, numbers[i], values[i]);
+    numbers[i] = category_number(at, categories, numbers[i], values[i]);
   }
-  for (int32_t s = feature.sets_begin; s < feature.sets_end; ++s) {
+  for (int32_t s = at.sets_begin; s < at.sets_end; ++s) {
     const SetColumn& set = forest_.sets[static_cast<size_t>(s)];
     const uint64_t* bits = forest_.set_bits.data() + set.bits;
     Code* out = codes + static_cast<int64_t>(set.column) * kBlockRows;
@@ -109,14 +91,14 @@ template <class T, class Code>
 void Encoder<T, Code>::encode_block(const FeatureTable& table, int64_t row, int64_t rows,
                                     Code* codes) const {
   constexpr Code kHighest = std::numeric_limits<Code>::max();
-  const T* thresholds = thresholds_of<T>(forest_).data();
   T values[kBlockRows] = {};
   int32_t ranks[kBlockRows] = {};
-  for (const FeatureCodes& feature : forest_.features) {
+  for (size_t f = 0; f < forest_.features.size(); ++f) {
+    const FeatureCodes& feature = forest_.features[f];
     for (int64_t i = 0; i < rows; ++i) {
       values[i] = load_value<T>(table, row + i, feature.feature);
     }
-    rank_block(thresholds + feature.thresholds, feature.search_steps, rows, values, ranks);
+    rank(&forest_.thresholds[f], 0, rows, values, ranks);
     auto write = [&](int32_t column, Code nan_code) {
       if (column < 0) return;
       Code* out = codes + static_cast<int64_t>(column) * kBlockRows;
@@ -126,31 +108,45 @@ void Encoder<T, Code>::encode_block(const FeatureTable& table, int64_t row, int6
     };
     write(feature.rank_nan_true, 0);
     write(feature.rank_nan_false, kHighest);
-    encode_sets(feature, rows, values, codes);
+    if (feature.sets_begin < feature.sets_end) encode_sets(f, rows, values, codes);
   }
 }
 
 // Like encode_block for one row, with the codes side by side.
 template <class T, class Code>
 void Encoder<T, Code>::encode_row(const FeatureTable& table, int64_t row, Code* codes) const {
-  constexpr Code kHighest = std::numeric_limits<Code>::max();
-  const T* thresholds = thresholds_of<T>(forest_).data();
-  for (const FeatureCodes& feature : forest_.features) {
-    T value = load_value<T>(table, row, feature.feature);
-    bool nan = std::isnan(value);
-    auto code =
-        static_cast<Code>(rank_of(thresholds + feature.thresholds, feature.search_steps, value));
-    if (feature.rank_nan_true >= 0) codes[feature.rank_nan_true] = nan ? Code{0} : code;
-    if (feature.rank_nan_false >= 0) codes[feature.rank_nan_false] = nan ? kHighest : code;
-    if (feature.sets_begin == feature.sets_end) continue;
-    const T* categories = categories_of<T>(forest_).data() + feature.categories;
-    int32_t number = category_number(feature, categories,
-                                     rank_of(categories, feature.category_steps, value), value);
-    for (int32_t s = feature.sets_begin; s < feature.sets_end; ++s) {
-      const SetColumn& set = forest_.sets[static_cast<size_t>(s)];
-      uint64_t bit = forest_.set_bits[static_cast<size_t>(set.bits + number / 64)] >> (number % 64);
-      codes[set.column] = static_cast<Code>(~bit & 1);
+  for (size_t f = 0; f < forest_.features.size(); f += kBlockRows) {
+    size_t count = std::min<size_t>(forest_.features.size() - f, kBlockRows);
+    T values[kBlockRows];
+    int32_t ranks[kBlockRows];
+    for (size_t i = 0; i < count; ++i) {
+      values[i] = load_value<T>(table, row, forest_.features[f + i].feature);
     }
+    rank(&forest_.thresholds[f], 1, static_cast<int64_t>(count), values, ranks);
+    for (size_t i = 0; i < count; ++i) write_codes(f + i, values[i], ranks[i], codes);
+  }
+}
+
+// Codes of one row's value, whose rank among the thresholds is known.
+template <class T, class Code>
+void Encoder<T, Code>::write_codes(size_t feature, T value, int32_t rank_of_value,
+                                   Code* codes) const {
+  constexpr Code kHighest = std::numeric_limits<Code>::max();
+  const FeatureCodes& at = forest_.features[feature];
+  bool nan = value != value;
+  auto code = static_cast<Code>(rank_of_value);
+  if (at.rank_nan_true >= 0) codes[at.rank_nan_true] = nan ? Code{0} : code;
+  if (at.rank_nan_false >= 0) codes[at.rank_nan_false] = nan ? kHighest : code;
+  if (at.sets_begin == at.sets_end) return;
+  const SortedKeys& sorted = forest_.categories[feature];
+  const T* categories = keys_of<T>(forest_) + sorted.level[sorted.levels - 1];
+  int32_t number;
+  rank(&sorted, 0, 1, &value, &number);
+  number = category_number(at, categories, number, value);
+  for (int32_t s = at.sets_begin; s < at.sets_end; ++s) {
+    const SetColumn& set = forest_.sets[static_cast<size_t>(s)];
+    uint64_t bit = forest_.set_bits[static_cast<size_t>(set.bits + number / 64)] >> (number % 64);
+    codes[set.column] = static_cast<Code>(~bit & 1);
   }
 }
 

@@ -29,9 +29,10 @@ class Encoder {
   void encode_row(const FeatureTable& table, int64_t row, Code* codes) const;
 
  private:
-  void rank_block(const T* thresholds, int32_t steps, int64_t rows, const T* values,
-                  int32_t* ranks) const;
-  void encode_sets(const FeatureCodes& feature, int64_t rows, const T* values, Code* codes) const;
+  void rank(const SortedKeys* sorted, int64_t step, int64_t count, const T* values,
+            int32_t* ranks) const;
+  void encode_sets(size_t feature, int64_t rows, const T* values, Code* codes) const;
+  void write_codes(size_t feature, T value, int32_t rank_of_value, Code* codes) const;
 
   const Forest& forest_;
   const TreeKernels& kernels_;

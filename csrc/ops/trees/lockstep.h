@@ -24,10 +24,14 @@ class LockstepBuilder {
   void finish();
 
  private:
+  // From one column or slot to the next.
+  int slot_units() const { return kBlockRows * forest_.code_bits / 8 / kLockstepUnit; }
   double block_cycles(int64_t steps) const;
   std::vector<LockstepStep> steps_of(const Tree& tree,
                                      const std::vector<PlacedBranch>& branches) const;
   void end_group();
+  int32_t span_trees() const;
+  void end_span();
 
   Isa isa_;
   Forest& forest_;
@@ -35,6 +39,7 @@ class LockstepBuilder {
   int32_t pending_first_ = 0;                       // the first of those trees
   double lockstep_cycles_ = 0;                      // per block, all trees in lockstep
   double row_cycles_ = 0;                           // per row, the same trees walked
+  double walk_cycles_ = 0;                          // per row, all the other trees
 };
 
 }  // namespace headrace

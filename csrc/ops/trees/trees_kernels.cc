@@ -82,12 +82,11 @@ struct CodesOf {
 
 template <class Code, int kRows>
 HR_INLINE void take_step(LockstepStep step, const char* codes, const char* slots, char* result) {
-  constexpr int kSlot = kBlockRows * sizeof(Code);
   constexpr int kBytes = kRows * sizeof(Code);
   using Vector = typename CodesOf<kBytes>::Type;
-  const char* column = codes + static_cast<int64_t>(step.column) * kSlot;
-  const char* if_true = slots + static_cast<int64_t>(step.if_true) * kSlot;
-  const char* if_false = slots + static_cast<int64_t>(step.if_false) * kSlot;
+  const char* column = codes + static_cast<int64_t>(step.column) * kLockstepUnit;
+  const char* if_true = slots + static_cast<int64_t>(step.if_true) * kLockstepUnit;
+  const char* if_false = slots + static_cast<int64_t>(step.if_false) * kLockstepUnit;
   for (int b = 0; b < kBytes; b += static_cast<int>(sizeof(Vector))) {
     Vector code, yes, no;
     load_codes(column + b, &code);
@@ -123,28 +122,53 @@ void lockstep(const LockstepStep* steps, int64_t count, int64_t rows, const Code
 }
 static_assert(kGroupTrees == 4);
 
-// A binary search in lockstep: step sizes are the same for every value.
-template <class T>
-void rank(const T* thresholds, int32_t search_steps, int64_t rows, const T* values,
-          int32_t* ranks) {
-  for (int64_t i = 0; i < rows; ++i) ranks[i] = 0;
-  for (int32_t step = (1 << search_steps) >> 1; step > 0; step >>= 1) {
-    for (int64_t i = 0; i < rows; ++i) {
-      ranks[i] += thresholds[ranks[i] + step - 1] < values[i] ? step : 0;
-    }
-  }
+// How many of 16 sorted keys are below a value.
+#if defined(__AVX512F__)
+HR_INLINE int32_t count_below(const float* keys, float value) {
+  __m512 v = _mm512_set1_ps(value);
+  return __builtin_popcount(_mm512_cmp_ps_mask(_mm512_loadu_ps(keys), v, _CMP_LT_OQ));
 }
+HR_INLINE int32_t count_below(const double* keys, double value) {
+  __m512d v = _mm512_set1_pd(value);
+  return __builtin_popcount(_mm512_cmp_pd_mask(_mm512_loadu_pd(keys), v, _CMP_LT_OQ)) +
+         __builtin_popcount(_mm512_cmp_pd_mask(_mm512_loadu_pd(keys + 8), v, _CMP_LT_OQ));
+}
+#elif defined(__AVX2__)
+HR_INLINE int32_t count_below(const float* keys, float value) {
+  __m256 v = _mm256_set1_ps(value);
+  int low = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(keys), v, _CMP_LT_OQ));
+  int high = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(keys + 8), v, _CMP_LT_OQ));
+  return __builtin_popcount(static_cast<unsigned>(low | high << 8));
+}
+HR_INLINE int32_t count_below(const double* keys, double value) {
+  __m256d v = _mm256_set1_pd(value);
+  int below = 0;
+  for (int i = 0; i < 4; ++i) {
+    __m256d less = _mm256_cmp_pd(_mm256_loadu_pd(keys + 4 * i), v, _CMP_LT_OQ);
+    below |= _mm256_movemask_pd(less) << (4 * i);
+  }
+  return __builtin_popcount(static_cast<unsigned>(below));
+}
+#else
+template <class T>
+HR_INLINE int32_t count_below(const T* keys, T value) {
+  int32_t below = 0;
+  for (int i = 0; i < SortedKeys::kFanout; ++i) below += keys[i] < value ? 1 : 0;
+  return below;
+}
+#endif
 
-void rank_f32(const float* thresholds, int32_t search_steps, int64_t rows, const float* values,
-              int32_t* ranks) {
-  for (int64_t i = 0; i < rows; i += Vf::kLanes) {
-    Vf value = load(values + i);
-    Vi at = splat(0);
-    for (int32_t step = (1 << search_steps) >> 1; step > 0; step >>= 1) {
-      Vf threshold = gather(thresholds, at + splat(step - 1));
-      at = at + select(threshold < value, splat(step), splat(0));
+template <class T>
+void rank(const T* keys, const SortedKeys* sorted, int64_t step, int64_t count, const T* values,
+          int32_t* ranks) {
+  for (int64_t i = 0; i < count; ++i) {
+    const SortedKeys& tree = sorted[i * step];
+    int32_t at = 0;
+    for (int32_t l = 0; l < tree.levels; ++l) {
+      at = at * SortedKeys::kFanout;
+      at += count_below(keys + tree.level[l] + at, values[i]);
     }
-    store(ranks + i, at);
+    ranks[i] = at;
   }
 }
 
@@ -156,23 +180,33 @@ void set_codes(const uint64_t* bits, const int32_t* numbers, Code* codes) {
   }
 }
 
+template <class Code, int kTrees>
+HR_INLINE void add_group(const double* const* weights, int64_t rows, const Code* leaves,
+                         double* sums) {
+  const double* own[kTrees];
+  for (int t = 0; t < kTrees; ++t) own[t] = weights[t];
+  for (int64_t i = 0; i < rows; ++i) {
+    double sum = sums[i];
+    for (int t = 0; t < kTrees; ++t) sum += own[t][leaves[t * kBlockRows + i]];
+    sums[i] = sum;
+  }
+}
+
 template <class Code>
-void add_weights(const double* weights, int64_t rows, const Code* leaf, double* sums) {
-  for (int64_t i = 0; i < rows; ++i) sums[i] += weights[leaf[i]];
+void add_weights(const double* const* weights, int64_t trees, int64_t rows, const Code* leaves,
+                 double* sums) {
+  if (trees == kGroupTrees) return add_group<Code, kGroupTrees>(weights, rows, leaves, sums);
+  for (int64_t t = 0; t < trees; ++t) {
+    add_group<Code, 1>(weights + t, rows, leaves + t * kBlockRows, sums);
+  }
 }
 
 }  // namespace
 
 const TreeKernels kTreeKernels = {
-    rank_f32,
-    rank<double>,
-    set_codes<uint8_t>,
-    set_codes<uint16_t>,
-    set_codes<uint32_t>,
-    lockstep<uint8_t>,
-    lockstep<uint16_t>,
-    add_weights<uint8_t>,
-    add_weights<uint16_t>,
+    rank<float>,         rank<double>,         set_codes<uint8_t>,
+    set_codes<uint16_t>, set_codes<uint32_t>,  lockstep<uint8_t>,
+    lockstep<uint16_t>,  add_weights<uint8_t>, add_weights<uint16_t>,
 };
 
 }  // namespace headrace::HEADRACE_ISA_NS
