@@ -1,5 +1,6 @@
 #include "bindings/convert.h"
 
+#include <array>
 #include <cstring>
 
 namespace py = pybind11;
@@ -22,7 +23,18 @@ bool is_bfloat16(const py::array& array) {
          py::str(array.dtype().attr("name")).cast<std::string>() == "bfloat16";
 }
 
-py::array as_array(py::handle object, const std::string& where) {
+std::string to_string(const TensorName& where) {
+  return str(where.role, " '", where.name, "'");
+}
+
+std::string_view text_of(py::handle unicode) {
+  Py_ssize_t size = 0;
+  const char* data = PyUnicode_AsUTF8AndSize(unicode.ptr(), &size);
+  if (data == nullptr) throw py::error_already_set();
+  return {data, static_cast<size_t>(size)};
+}
+
+py::array as_array(py::handle object, const TensorName& where) {
   if (py::isinstance<py::array>(object)) return py::reinterpret_borrow<py::array>(object);
   py::module_ numpy = py::module_::import("numpy");
   try {
@@ -31,7 +43,7 @@ py::array as_array(py::handle object, const std::string& where) {
     }
     return numpy.attr("asarray")(object);
   } catch (const py::error_already_set& error) {
-    fail(ErrorKind::kDtypeMismatch, where, ": got ",
+    fail(ErrorKind::kDtypeMismatch, to_string(where), ": got ",
          py::str(py::type::handle_of(object)).cast<std::string>(),
          ", expected something numpy can read as an array (", error.what(), ")");
   }
@@ -51,7 +63,7 @@ DType integer_dtype(char kind, int64_t bytes) {
   }
 }
 
-StringRef utf8_of(py::handle text, const std::string& where) {
+StringRef utf8_of(py::handle text, const TensorName& where) {
   if (PyBytes_Check(text.ptr())) {
     return {PyBytes_AS_STRING(text.ptr()), PyBytes_GET_SIZE(text.ptr())};
   }
@@ -60,21 +72,14 @@ StringRef utf8_of(py::handle text, const std::string& where) {
       PyUnicode_Check(text.ptr()) ? PyUnicode_AsUTF8AndSize(text.ptr(), &size) : nullptr;
   if (data == nullptr) {
     PyErr_Clear();
-    fail(ErrorKind::kDtypeMismatch, where, ": got an element of type ",
+    fail(ErrorKind::kDtypeMismatch, to_string(where), ": got an element of type ",
          py::str(py::type::handle_of(text)).cast<std::string>(), ", expected valid str");
   }
   return {data, size};
 }
 
-py::dtype numpy_dtype(DType dtype) {
-  if (dtype == DType::kBF16) return py::reinterpret_borrow<py::dtype>(bfloat16_type());
-  if (dtype == DType::kString) return py::dtype("O");
-  return py::dtype(std::string(name_of(dtype)));
-}
-
-}  // namespace
-
-DType dtype_of(const py::array& array, const std::string& where) {
+// kString for str, bytes and object arrays.
+DType dtype_of(const py::array& array, const TensorName& where) {
   char kind = array.dtype().kind();
   int64_t bytes = array.itemsize();
   bool swapped = array.dtype().byteorder() == '>';
@@ -98,16 +103,34 @@ DType dtype_of(const py::array& array, const std::string& where) {
         if (is_bfloat16(array)) return DType::kBF16;
     }
   }
-  fail(ErrorKind::kDtypeMismatch, where, ": got dtype ", py::str(array.dtype()).cast<std::string>(),
+  fail(ErrorKind::kDtypeMismatch, to_string(where), ": got dtype ",
+       py::str(array.dtype()).cast<std::string>(),
        ", expected bool, (u)int8..64, float16..64, bfloat16 or strings");
 }
 
-HeldTensor::HeldTensor(py::handle object, const std::string& where) {
+// Looked up once each: numpy takes longer to find a dtype by its name than a small model to run.
+const py::dtype& numpy_dtype(DType dtype) {
+  // Leaked like bfloat16_type().
+  static auto* const cache = new std::array<py::object, static_cast<size_t>(DType::kString) + 1>;
+  py::object& cached = (*cache)[static_cast<size_t>(dtype)];
+  if (!cached) {
+    if (dtype == DType::kBF16) {
+      cached = bfloat16_type();
+    } else {
+      cached = py::dtype(dtype == DType::kString ? "O" : std::string(name_of(dtype)));
+    }
+  }
+  return static_cast<py::dtype&>(cached);
+}
+
+}  // namespace
+
+HeldTensor::HeldTensor(py::handle object, const TensorName& where) {
   py::array array = as_array(object, where);
   view_.dtype = dtype_of(array, where);
   if (array.ndim() > kMaxRank) {
-    fail(ErrorKind::kShapeMismatch, where, ": got ", array.ndim(), " dims, expected at most ",
-         kMaxRank);
+    fail(ErrorKind::kShapeMismatch, to_string(where), ": got ", array.ndim(),
+         " dims, expected at most ", kMaxRank);
   }
   for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) view_.shape.push_back(array.shape(axis));
   if (view_.dtype == DType::kString) {
@@ -130,13 +153,19 @@ HeldRequest::HeldRequest(const Signature& signature, const py::dict& request) {
   const std::vector<TensorSpec>& specs = signature.inputs();
   tensors_.resize(specs.size());
   views_.resize(specs.size());
+  // Held first: reading an array-like may run code that changes the dict.
+  std::vector<py::object> values(specs.size());
   size_t found = 0;
-  for (size_t i = 0; i < specs.size(); ++i) {
-    PyObject* value = PyDict_GetItemString(request.ptr(), specs[i].name.c_str());
-    if (value == nullptr) continue;
-    tensors_[i] = HeldTensor(value, "input '" + specs[i].name + "'");
-    views_[i] = tensors_[i].view();
+  for (auto [key, value] : request) {
+    int index = PyUnicode_Check(key.ptr()) ? signature.input_index(text_of(key)) : -1;
+    if (index < 0) continue;
+    values[static_cast<size_t>(index)] = py::reinterpret_borrow<py::object>(value);
     ++found;
+  }
+  for (size_t i = 0; i < specs.size(); ++i) {
+    if (!values[i]) continue;
+    tensors_[i] = HeldTensor(values[i], {"input", specs[i].name});
+    views_[i] = tensors_[i].view();
   }
   signature.check(views_);
   if (found == request.size()) return;
@@ -144,7 +173,7 @@ HeldRequest::HeldRequest(const Signature& signature, const py::dict& request) {
   for (const TensorSpec& spec : specs) expected += str(expected.empty() ? "" : ", ", spec.name);
   for (auto item : request) {
     std::string name = py::str(item.first);
-    if (signature.input_index(name) < 0) {
+    if (!PyUnicode_Check(item.first.ptr()) || signature.input_index(name) < 0) {
       fail(ErrorKind::kUnknownInput, "got input '", name, "', expected only: ", expected);
     }
   }

@@ -12,17 +12,19 @@
 
 namespace headrace {
 
-// The dtype of a numpy array; kString for str, bytes and object arrays. Throws
-// Error(kDtypeMismatch) naming `where` for one that Headrace does not have.
-DType dtype_of(const pybind11::array& array, const std::string& where);
+// What a tensor is called in errors: input 'x'. Put into words only where there is one.
+struct TensorName {
+  std::string_view role;
+  std::string_view name;
+};
 
 // A read-only view of an array-like (numpy, __array__, DLPack), and what keeps it alive. Copies
 // only where the memory is not C-contiguous and for strings. Made and destroyed with the GIL held.
 class HeldTensor {
  public:
   HeldTensor() = default;
-  // `where` names the tensor in errors.
-  HeldTensor(pybind11::handle object, const std::string& where);
+  // Throws Error(kDtypeMismatch | kShapeMismatch) for what Headrace does not have.
+  HeldTensor(pybind11::handle object, const TensorName& where);
 
   const ConstTensorView& view() const { return view_; }
 

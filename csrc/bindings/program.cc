@@ -26,7 +26,7 @@ std::shared_ptr<const void> shared_owner(std::unique_ptr<HeldTensor> held) {
 }
 
 ValueId add_constant(ProgramBuilder& builder, const std::string& name, py::handle array) {
-  auto held = std::make_unique<HeldTensor>(array, "constant '" + name + "'");
+  auto held = std::make_unique<HeldTensor>(array, TensorName{"constant", name});
   ConstTensorView view = held->view();
   return builder.add_constant(name, view, shared_owner(std::move(held)));
 }

@@ -92,19 +92,30 @@ void OpRun::release_scratch() const {
   while (scratches_ > 0) arena_.release(scratch_[--scratches_]);
 }
 
+namespace {
+
+// Calls op.run_one with views of one Request, which kArity is enough for.
+template <size_t kArity>
+void run_request(const PerRequestOp& op, const OpRun& run, size_t request) {
+  ConstTensorView inputs[kArity];
+  TensorView outputs[kArity];
+  for (size_t i = 0; i < run.inputs(); ++i) {
+    if (run.has_input(i)) inputs[i] = run.input(i).view(request);
+  }
+  for (size_t i = 0; i < run.outputs(); ++i) {
+    if (run.has_output(i)) outputs[i] = run.output(i).view(request);
+  }
+  op.run_one({inputs, run.inputs()}, {outputs, run.outputs()});
+}
+
+}  // namespace
+
 void PerRequestOp::run(const OpRun& run) const {
+  // Most ops have few operands, and clearing room for many costs more than a small op does.
+  constexpr size_t kFew = 4;
+  bool few = run.inputs() <= kFew && run.outputs() <= kFew;
   run.parallel_requests([&](size_t request) {
-    ConstTensorView inputs[kMaxArity];
-    TensorView outputs[kMaxArity];
-    size_t n_inputs = run.inputs();
-    size_t n_outputs = run.outputs();
-    for (size_t i = 0; i < n_inputs; ++i) {
-      if (run.has_input(i)) inputs[i] = run.input(i).view(request);
-    }
-    for (size_t i = 0; i < n_outputs; ++i) {
-      if (run.has_output(i)) outputs[i] = run.output(i).view(request);
-    }
-    run_one({inputs, n_inputs}, {outputs, n_outputs});
+    few ? run_request<kFew>(*this, run, request) : run_request<kMaxArity>(*this, run, request);
   });
 }
 

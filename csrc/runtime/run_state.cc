@@ -1,5 +1,6 @@
 #include "runtime/run_state.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -23,6 +24,16 @@ RunState::RunState(const Program& program)
       values_(program.values.size()),
       blocks_(program.values.size(), nullptr),
       results_(program.outputs.size()) {
+  size_t inputs = 0;
+  size_t outputs = 0;
+  for (const Step& step : program.steps) {
+    inputs = std::max(inputs, step.inputs.size());
+    outputs = std::max(outputs, step.outputs.size());
+  }
+  input_views_.resize(inputs);
+  output_shapes_.resize(outputs);
+  step_inputs_.resize(inputs);
+  step_outputs_.resize(outputs);
   constant_shapes_.resize(values_.size());
   constant_offsets_.resize(values_.size() * 2);
   for (size_t v = 0; v < values_.size(); ++v) {
@@ -78,18 +89,17 @@ void RunState::bind_inputs(std::span<const RequestInputs> requests) {
 }
 
 void RunState::infer(const Step& step) {
-  ConstTensorView inputs[PerRequestOp::kMaxArity];
-  Shape outputs[PerRequestOp::kMaxArity];
+  std::span inputs(input_views_.data(), step.inputs.size());
+  std::span outputs(output_shapes_.data(), step.outputs.size());
   for (size_t r = 0; r < requests_; ++r) {
-    for (size_t i = 0; i < step.inputs.size(); ++i) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
       // A consumed constant has no segments left and stays absent.
-      if (step.inputs[i] != kAbsent && value(step.inputs[i]).present()) {
-        inputs[i] = value(step.inputs[i]).view(r);
-      }
+      bool present = step.inputs[i] != kAbsent && value(step.inputs[i]).present();
+      inputs[i] = present ? ConstTensorView(value(step.inputs[i]).view(r)) : ConstTensorView();
     }
-    for (size_t o = 0; o < step.outputs.size(); ++o) outputs[o] = {};
-    step.kernel->infer({inputs, step.inputs.size()}, {outputs, step.outputs.size()});
-    for (size_t o = 0; o < step.outputs.size(); ++o) {
+    std::ranges::fill(outputs, Shape());
+    step.kernel->infer(inputs, outputs);
+    for (size_t o = 0; o < outputs.size(); ++o) {
       if (step.outputs[o] != kAbsent) shapes_of(step.outputs[o])[r] = outputs[o];
     }
   }
@@ -156,16 +166,15 @@ void RunState::copy_constant(const Step& step) {
 }
 
 void RunState::run_step(const Step& step, ThreadPool& pool) {
-  Segments inputs[PerRequestOp::kMaxArity];
-  Segments outputs[PerRequestOp::kMaxArity];
-  for (size_t i = 0; i < step.inputs.size(); ++i) {
-    if (step.inputs[i] != kAbsent) inputs[i] = value(step.inputs[i]);
+  std::span inputs(step_inputs_.data(), step.inputs.size());
+  std::span outputs(step_outputs_.data(), step.outputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    inputs[i] = step.inputs[i] != kAbsent ? value(step.inputs[i]) : Segments();
   }
-  for (size_t o = 0; o < step.outputs.size(); ++o) {
-    if (step.outputs[o] != kAbsent) outputs[o] = value(step.outputs[o]);
+  for (size_t o = 0; o < outputs.size(); ++o) {
+    outputs[o] = step.outputs[o] != kAbsent ? value(step.outputs[o]) : Segments();
   }
-  OpRun run(requests_, {inputs, step.inputs.size()}, {outputs, step.outputs.size()}, pool,
-            pool.threads(), arena_);
+  OpRun run(requests_, inputs, outputs, pool, pool.threads(), arena_);
   try {
     step.kernel->run(run);
   } catch (...) {

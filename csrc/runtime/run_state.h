@@ -46,6 +46,11 @@ class RunState {
   std::vector<Block> results_;      // per output: its own memory where it is large
   std::vector<Shape> shapes_;       // values x requests
   std::vector<int64_t> offsets_;    // values x (requests + 1)
+  // Of the step that is running; as long as the most inputs and outputs any step has.
+  std::vector<ConstTensorView> input_views_;
+  std::vector<Shape> output_shapes_;
+  std::vector<Segments> step_inputs_;
+  std::vector<Segments> step_outputs_;
   std::vector<Shape> constant_shapes_;
   std::vector<int64_t> constant_offsets_;  // two per constant
 };
