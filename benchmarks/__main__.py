@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.engine import convolutions, curves, processes, scheduler, tabular, transformers
+from benchmarks.engine import convolutions, curves, kernels, processes, roofline, scheduler, tabular, transformers
 from benchmarks.harness import machine, tables
 from benchmarks.harness.cases import Effort
 from benchmarks.harness.section import Options, Section
@@ -25,7 +25,7 @@ from headrace import hardware
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 PAGE = machine.ROOT / "docs" / "performance.md"
-ROOMS = (transformers, convolutions, tabular, processes, curves, scheduler)
+ROOMS = (transformers, convolutions, tabular, kernels, roofline, processes, curves, scheduler)
 SECTIONS: dict[str, Section] = {section.name: section for room in ROOMS for section in room.SECTIONS}
 
 

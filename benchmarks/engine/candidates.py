@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import headrace as hr
 from benchmarks.harness.cases import OURS, Entry
 from benchmarks.harness.machine import ROOT
 from headrace.backend import Request
-from headrace.peers import PEERS, installed_peers, quantize_dynamically
+from headrace.peers import PEERS, Run, installed_peers, quantize_dynamically
 
 PRECISIONS = ("fp32", "bf16", "int8")
 # (precision, name of the variant, further options of Model.compile)
@@ -73,17 +74,18 @@ def first_floating(result: dict[str, np.ndarray]) -> np.ndarray:
 
 def onnx_entries(path: Path, request: Request, threads: int) -> list[Entry]:
     """Every installed peer in every precision it has, on the model file."""
-
-    def prepare(name: str, precision: str) -> Callable[[], Any]:
-        if (name, precision) == ("onnxruntime", "int8"):
-            return PEERS[name].prepare(quantized(path), request, threads)
-        return PEERS[name].prepare(path, request, threads, precision)
-
     return [
-        Entry(name, precision, lambda n=name, p=precision: prepare(n, p), lambda outputs: outputs[0])
+        Entry(name, precision, functools.partial(prepared, name, path, request, threads, precision), lambda out: out[0])
         for name, peer in installed_peers().items()
         for precision in peer.precisions
     ]
+
+
+def prepared(name: str, path: Path, request: Request, threads: int, precision: str) -> Run:
+    """What runs this Request on that peer; a file quantised once serves every Request."""
+    if (name, precision) == ("onnxruntime", "int8"):
+        return PEERS[name].prepare(quantized(path), request, threads)
+    return PEERS[name].prepare(path, request, threads, precision)
 
 
 def quantized(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The scheduler's own cost, for pytest-benchmark: ``make bench-ops`` or ``pytest benchmarks/engine/test_scheduler.py``."""
+"""The scheduler's own cost, for pytest-benchmark: ``make bench-ops``."""
 
 from __future__ import annotations
 

@@ -54,6 +54,23 @@ py::typing::List<ResultDict> run_batch(Plan& plan, const std::vector<py::dict>& 
 }  // namespace
 
 void bind_plan(py::module_& module) {
+  py::class_<StepValue>(module, "StepValue", "A tensor that an op read or wrote.")
+      .def_property_readonly(
+          "dtype", [](const StepValue& value) { return std::string(name_of(value.dtype)); },
+          "\"none\" for an absent optional input or output.")
+      .def_property_readonly(
+          "shape",
+          [](const StepValue& value) {
+            return std::vector<int64_t>(value.shape.dims().begin(), value.shape.dims().end());
+          },
+          "Its dims; the first Request's where Requests differ.")
+      .def_readonly("constant", &StepValue::constant);
+  py::class_<StepTime>(module, "StepTime", "What one op of a profiled Batch took.")
+      .def_readonly("op", &StepTime::op)
+      .def_readonly("name", &StepTime::name, "The node's name.")
+      .def_readonly("ns", &StepTime::ns, "Nanoseconds for all Requests together.")
+      .def_readonly("inputs", &StepTime::inputs)
+      .def_readonly("outputs", &StepTime::outputs);
   py::class_<Plan, std::shared_ptr<Plan>>(module, "NativePlan",
                                           "A Program with the threads that run it.")
       .def(py::init([](Program& program, int threads) {
@@ -76,13 +93,9 @@ void bind_plan(py::module_& module) {
           [](Plan& plan, const std::vector<py::dict>& requests) {
             std::vector<StepTime> times;
             run_batch(plan, requests, &times);
-            py::typing::List<py::typing::Tuple<py::str, py::str, py::int_>> rows;
-            for (const StepTime& time : times) {
-              rows.append(py::make_tuple(time.op, time.name, time.ns));
-            }
-            return rows;
+            return times;
           },
-          py::arg("requests"), "Runs a Batch and returns (op, node name, ns) for each op.")
+          py::arg("requests"), "Runs a Batch and returns what each op took.")
       .def_property_readonly("threads", &Plan::threads)
       .def_property_readonly("packed_bytes",
                              [](const Plan& plan) { return plan.program().packed_bytes; })

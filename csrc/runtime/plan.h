@@ -40,11 +40,20 @@ class Run {
   std::unique_ptr<RunState> state_;
 };
 
-// Per-op times of one profiled Run.
+// A tensor that an op read or wrote; of a value that is not constant, the first Request's.
+struct StepValue {
+  DType dtype = DType::kNone;  // kNone: absent
+  Shape shape{};
+  bool constant = false;
+};
+
+// One op of a profiled Run: how long it took, for all Requests together, and what it worked on.
 struct StepTime {
   std::string op;
   std::string name;
   int64_t ns;
+  std::vector<StepValue> inputs;
+  std::vector<StepValue> outputs;
 };
 
 class Plan {

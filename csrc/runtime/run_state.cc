@@ -190,6 +190,21 @@ void RunState::release(ValueId root) {
   block = nullptr;
 }
 
+StepTime RunState::describe(const Step& step, int64_t ns) {
+  StepTime time{step.op, step.name, ns, {}, {}};
+  auto add = [&](std::vector<StepValue>& to, ValueId id) {
+    if (id == kAbsent) {
+      to.emplace_back();
+      return;
+    }
+    const Value& value = program_.values[static_cast<size_t>(id)];
+    to.push_back({value.dtype, value.constant ? value.shape : shapes_of(id)[0], value.constant});
+  };
+  for (ValueId id : step.inputs) add(time.inputs, id);
+  for (ValueId id : step.outputs) add(time.outputs, id);
+  return time;
+}
+
 void RunState::execute(std::span<const RequestInputs> requests, ThreadPool& pool,
                        std::vector<StepTime>* profile) {
   requests_ = requests.size();
@@ -222,8 +237,7 @@ void RunState::execute(std::span<const RequestInputs> requests, ThreadPool& pool
     }
     for (ValueId root : step.dead) release(root);
     if (profile) {
-      profile->push_back(
-          {step.op, step.name, (Clock::now() - start) / std::chrono::nanoseconds(1)});
+      profile->push_back(describe(step, (Clock::now() - start) / std::chrono::nanoseconds(1)));
     }
   }
 }

@@ -36,6 +36,7 @@ class RunState {
   void run_step(const Step& step, ThreadPool& pool);
   void copy_constant(const Step& step);
   void release(ValueId root);
+  StepTime describe(const Step& step, int64_t ns);
   int kept_as(ValueId id, int64_t bytes) const;
 
   const Program& program_;

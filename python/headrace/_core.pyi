@@ -14,6 +14,8 @@ __all__: list[str] = [
     "ProgramBuilder",
     "Scheduler",
     "Signature",
+    "StepTime",
+    "StepValue",
     "Ticket",
     "available_isas",
     "registered_ops",
@@ -90,6 +92,44 @@ class ProgramBuilder:
         Call once; the builder is empty afterwards.
         """
 
+class StepValue:
+    """
+    A tensor that an op read or wrote.
+    """
+    @property
+    def constant(self) -> bool: ...
+    @property
+    def dtype(self) -> str:
+        """
+        "none" for an absent optional input or output.
+        """
+    @property
+    def shape(self) -> list[int]:
+        """
+        Its dims; the first Request's where Requests differ.
+        """
+
+class StepTime:
+    """
+    What one op of a profiled Batch took.
+    """
+    @property
+    def inputs(self) -> list[StepValue]: ...
+    @property
+    def name(self) -> str:
+        """
+        The node's name.
+        """
+    @property
+    def ns(self) -> int:
+        """
+        Nanoseconds for all Requests together.
+        """
+    @property
+    def op(self) -> str: ...
+    @property
+    def outputs(self) -> list[StepValue]: ...
+
 class NativePlan:
     """
     A Program with the threads that run it.
@@ -98,9 +138,9 @@ class NativePlan:
         """
         Takes the program's contents.
         """
-    def profile(self, requests: collections.abc.Sequence[dict]) -> list[tuple[str, str, int]]:
+    def profile(self, requests: collections.abc.Sequence[dict]) -> list[StepTime]:
         """
-        Runs a Batch and returns (op, node name, ns) for each op.
+        Runs a Batch and returns what each op took.
         """
     def run(self, request: dict) -> dict[str, numpy.ndarray]:
         """

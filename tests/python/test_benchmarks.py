@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import __main__ as command
-from benchmarks.engine import texts
+from benchmarks.engine import roofline, texts
 from benchmarks.harness import tables
 from benchmarks.harness.cases import Case, Effort, Entry, compared, measure
 from benchmarks.harness.section import Section
+from onnx import TensorProto, helper, numpy_helper
+
+import headrace as hr
 
 TINY = Effort(rounds=2, block_s=0.001)
 REFERENCE = np.array([[3.0, 4.0], [1.0, 0.0]])
@@ -119,6 +122,36 @@ def test_a_section_leaves_json_and_its_table(
     written = page.read_text()
     command.main(["--write-docs-only"])
     assert page.read_text() == written
+
+
+def test_operations_and_bytes_are_counted_from_the_shapes_that_ran() -> None:
+    x = {"x": np.ones((2, 3, 8, 8), np.float32)}
+    weights = numpy_helper.from_array(np.ones((16, 3, 3, 3), np.float32), "w")
+    matrix = numpy_helper.from_array(np.ones((8, 5), np.float32), "m")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4),
+            helper.make_node("MatMul", ["c", "m"], ["p"]),
+            helper.make_node("Softmax", ["p"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16, 8, 5])],
+        [weights, matrix],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    core = hr.load(model).compile(backend="native", threads=1).executable.core
+    conv, product, softmax = (
+        next(step for step in core.profile([x]) if word in step.op) for word in ("Conv", "Linear", "Softmax")
+    )
+    assert roofline.operations(conv) == 2 * (2 * 16 * 8 * 8) * 27
+    assert roofline.operations(product) == 2 * (2 * 16 * 8 * 5) * 8
+    assert roofline.operations(softmax) == 5 * (2 * 16 * 8 * 5)
+    read = [(value.shape, value.constant) for value in product.inputs[:2]]
+    assert read == [([2, 16, 8, 8], False), ([8, 5], True)]
+    values = 2 * 16 * 8 * 8 + 2 * 16 * 8 * 5
+    assert roofline.traffic(product, "fp32") == 4 * values + 4 * 8 * 5
+    assert roofline.traffic(product, "int8") == 4 * values + 8 * 5
 
 
 def test_ragged_texts_are_padded_with_masked_tokens() -> None:
