@@ -198,6 +198,42 @@ HR_TEST(half_rounds_to_nearest_even_and_keeps_every_value) {
   }
 }
 
+// Every value of a 16-bit float to float32 and back, and floats that must be rounded, as the scalar
+// types do it.
+template <class T>
+void check_casts(Isa isa) {
+  auto widen = OpRegistry::global().make(node("Cast", {kDTypeOf<T>}, DType::kF32, isa));
+  auto narrow = OpRegistry::global().make(node("Cast", {DType::kF32}, kDTypeOf<T>, isa));
+  std::vector<T> all(0x10000);
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) all[bits].bits = static_cast<uint16_t>(bits);
+  Tensor wide = test::run_one(*widen, {DType::kF32}, {Tensor::of<T>({0x10000}, all)})[0];
+  std::vector<float> floats = wide.values<float>();
+  int wrong = 0;
+  auto same = [](float a, float b) {
+    return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b) ||
+           (std::isnan(a) && std::isnan(b));
+  };
+  for (size_t i = 0; i < all.size(); ++i) wrong += !same(floats[i], static_cast<float>(all[i]));
+  HR_CHECK_EQ(wrong, 0);
+  std::mt19937 random(3);
+  for (int i = 0; i < 20'001; ++i)
+    floats.push_back(std::bit_cast<float>(static_cast<uint32_t>(random())));
+  auto n = static_cast<int64_t>(floats.size());
+  Tensor rounded = test::run_one(*narrow, {kDTypeOf<T>}, {Tensor::of<float>({n}, floats)}, 3)[0];
+  std::vector<T> back = rounded.template values<T>();
+  for (size_t i = 0; i < floats.size(); ++i) {
+    wrong += !same(static_cast<float>(back[i]), static_cast<float>(T(floats[i])));
+  }
+  HR_CHECK_EQ(wrong, 0);
+}
+
+HR_TEST(casts_of_16_bit_floats_round_to_nearest_even_on_every_isa) {
+  for (Isa isa : available_isas()) {
+    check_casts<Half>(isa);
+    check_casts<BFloat16>(isa);
+  }
+}
+
 HR_TEST(casts_saturate_nothing_and_parse_strings) {
   auto to_int = OpRegistry::global().make(node("Cast", {DType::kF32}, DType::kI32));
   Tensors out =

@@ -1,6 +1,7 @@
 #include <numeric>
 
 #include "check.h"
+#include "core/strided.h"
 #include "op_harness.h"
 
 namespace headrace {
@@ -108,6 +109,56 @@ HR_TEST(strided_copies_are_the_same_in_any_batch_and_on_any_threads) {
       }
     }
     HR_CHECK(test::run_one(*op, {DType::kF32}, requests[r], 4)[0].bytes == together[r][0].bytes);
+  }
+}
+
+// Every element of y = transpose(x, perm), by its index.
+template <class T>
+int wrong_after_transpose(const Tensor& x, const std::vector<int64_t>& perm, const Tensor& y) {
+  Strides from = strides_of(x.shape);
+  std::vector<T> in = x.values<T>(), out = y.values<T>();
+  int wrong = 0;
+  for (int64_t i = 0; i < y.shape.elements(); ++i) {
+    int64_t rest = i, at = 0;
+    for (int axis = y.shape.rank() - 1; axis >= 0; --axis) {
+      at += rest % y.shape[axis] * from[static_cast<int>(perm[static_cast<size_t>(axis)])];
+      rest /= y.shape[axis];
+    }
+    wrong += out[static_cast<size_t>(i)] != in[static_cast<size_t>(at)];
+  }
+  return wrong;
+}
+
+template <class T>
+void check_transpose(const Shape& shape, const std::vector<int64_t>& perm, Isa isa) {
+  std::vector<T> values(static_cast<size_t>(shape.elements()));
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<T>(i);
+  Tensor x = Tensor::of<T>(shape, values);
+  NodeSpec spec = node("Transpose", {kDTypeOf<T>}, kDTypeOf<T>);
+  spec.isa = isa;
+  spec.attributes["perm"] = perm;
+  auto op = OpRegistry::global().make(spec);
+  for (int threads : {1, 3}) {
+    Tensors y = test::run_one(*op, {kDTypeOf<T>}, {x}, threads);
+    HR_CHECK_EQ(wrong_after_transpose<T>(x, perm, y[0]), 0);
+  }
+}
+
+HR_TEST(transpose_moves_every_element_of_any_size_on_every_isa) {
+  for (Isa isa : available_isas()) {
+    for (const Shape& shape : {Shape{32, 48}, Shape{17, 33}, Shape{1, 40}, Shape{64, 5}}) {
+      check_transpose<float>(shape, {1, 0}, isa);
+      check_transpose<int64_t>(shape, {1, 0}, isa);
+      check_transpose<uint8_t>(shape, {1, 0}, isa);
+    }
+    check_transpose<float>({2, 35, 3, 16}, {0, 2, 1, 3}, isa);  // runs of one cache line
+    check_transpose<float>({2, 35, 3, 20}, {0, 2, 1, 3}, isa);
+    check_transpose<float>({3, 32, 5, 16}, {0, 2, 3, 1}, isa);
+    check_transpose<float>({3, 5, 16, 32}, {0, 3, 1, 2}, isa);
+    check_transpose<float>({4, 3, 2, 32}, {2, 1, 0, 3}, isa);
+    // So large that it is stored past the caches.
+    check_transpose<float>({2080, 1056}, {1, 0}, isa);
+    check_transpose<float>({40, 70, 12, 64}, {0, 2, 1, 3}, isa);
   }
 }
 

@@ -1,3 +1,4 @@
+#include "core/copy.h"
 #include "ops/activation/activation.h"
 #include "ops/simd/math.h"
 
@@ -6,9 +7,10 @@ namespace {
 
 template <class F>
 HR_INLINE void map(const float* x, float* y, int64_t n, F f) {
-  int64_t i = 0;
-  for (; i + Vf::kLanes <= n; i += Vf::kLanes) store(y + i, f(load(x + i)));
-  if (i < n) store(y + i, f(load(x + i, n - i)), n - i);
+  bool streams = x != y && n * static_cast<int64_t>(sizeof(float)) >= kStreamBytes;
+  fill_vectors(y, n, streams, [=](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    return f(load_some(x + i, lanes));
+  });
 }
 
 // A kernel from an expression of the vector x and the attributes a and b, splatted.

@@ -13,6 +13,7 @@ struct ArithmeticKernels {
   ElementLoop div;
   ElementLoop max;
   ElementLoop min;
+  ElementLoop clip;  // x, low, high
 };
 
 HEADRACE_DECLARE_KERNELS(ArithmeticKernels, arithmetic_kernels)

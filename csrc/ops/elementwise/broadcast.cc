@@ -1,6 +1,7 @@
 // How an elementwise loop is spread over the Requests of a Batch.
 #include <algorithm>
 
+#include "core/copy.h"
 #include "core/strided.h"
 #include "ops/elementwise/elementwise.h"
 
@@ -9,6 +10,8 @@ namespace {
 
 // Elements below which starting another thread costs more than it saves.
 constexpr int64_t kMinElements = 16384;
+// A shorter row has too large a share of cache lines that it does not fill.
+constexpr int64_t kMinStreamed = 256;
 
 // How an input stands to the output, for all Requests alike.
 enum class Reach { kFull, kRow, kColumn, kScalar, kOther };
@@ -66,6 +69,7 @@ struct Operands {
   int64_t output_size;
   ElementLoop loop;
   const void* params;
+  bool streams;
 };
 
 // All Requests at once, as rows of `width` elements. Where no input is a row or a column there is
@@ -78,6 +82,7 @@ void run_rows(const OpRun& run, const Operands& op, const Reach* reach, int64_t 
   run.parallel_ranges(rows, min_rows, [&](int64_t begin, int64_t end, int) {
     LoopArgs args{};
     args.params = op.params;
+    args.streams = op.streams && (one_row || width >= kMinStreamed);
     args.n = one_row ? end - begin : width;
     int64_t advance[LoopArgs::kMaxInputs] = {};
     for (size_t i = 0; i < op.inputs.size(); ++i) {
@@ -112,6 +117,7 @@ void run_request(const OpRun& run, const Operands& op, size_t request, bool spli
   auto walk = [&](int64_t begin, int64_t end, int) {
     LoopArgs args{};
     args.params = op.params;
+    args.streams = op.streams && nest.inner() >= kMinStreamed;
     args.n = nest.inner();
     auto* to = static_cast<std::byte*>(out.data) + begin * nest.inner() * op.output_size;
     for (size_t i = 0; i < op.inputs.size(); ++i) {
@@ -140,7 +146,9 @@ void run_broadcast(const OpRun& run, std::span<const Segments> inputs, const Seg
                    ElementLoop loop, const void* params) {
   size_t requests = run.requests();
   if (output.elements() == 0) return;
-  Operands op{inputs, output, {}, size_of(output.dtype), loop, params};
+  Operands op{inputs, output, {}, size_of(output.dtype), loop, params, false};
+  op.streams = output.elements() * op.output_size >= kStreamBytes;
+  for (const Segments& input : inputs) op.streams = op.streams && input.data != output.data;
   Reach reach[LoopArgs::kMaxInputs] = {};
   int64_t row = -1;
   bool rows = false;

@@ -2,7 +2,7 @@
 #include <charconv>
 #include <cmath>
 
-#include "ops/elementwise/elementwise.h"
+#include "ops/elementwise/cast_kernels.h"
 #include "ops/elementwise/functors.h"
 
 namespace headrace {
@@ -76,6 +76,15 @@ ElementLoop cast_loop(DType from, DType to) {
   return loop;
 }
 
+ElementLoop vector_loop(DType from, DType to, Isa isa) {
+  const CastKernels& kernels = HEADRACE_KERNELS(isa, cast_kernels);
+  if (from == DType::kF32 && to == DType::kF16) return kernels.f32_to_f16;
+  if (from == DType::kF16 && to == DType::kF32) return kernels.f16_to_f32;
+  if (from == DType::kF32 && to == DType::kBF16) return kernels.f32_to_bf16;
+  if (from == DType::kBF16 && to == DType::kF32) return kernels.bf16_to_f32;
+  return nullptr;
+}
+
 class CastOp : public Op {
  public:
   // No loop: the bytes stay what they are.
@@ -96,7 +105,8 @@ std::unique_ptr<Op> make_cast(const NodeSpec& spec) {
   DType from = spec.input_dtypes.at(0);
   DType to = spec.output_dtypes.at(0);
   if (from == to) return std::make_unique<CastOp>(nullptr);
-  ElementLoop loop = cast_loop(from, to);
+  ElementLoop loop = vector_loop(from, to, spec.isa);
+  if (loop == nullptr) loop = cast_loop(from, to);
   if (loop == nullptr) {
     spec.unsupported(str("no kernel from ", name_of(from), " to ", name_of(to)));
   }

@@ -13,6 +13,7 @@ struct LoopArgs {
   void* out;
   int64_t n;
   const void* params;  // what the op gave to run_broadcast
+  bool streams;        // the output is large and no input: store past the caches
 
   template <class T>
   const T* input(int i) const {

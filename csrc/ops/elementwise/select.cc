@@ -2,7 +2,7 @@
 #include <limits>
 
 #include "core/strided.h"
-#include "ops/elementwise/elementwise.h"
+#include "ops/elementwise/arithmetic.h"
 #include "ops/elementwise/functors.h"
 
 namespace headrace {
@@ -122,7 +122,9 @@ std::unique_ptr<Op> make_clip(const NodeSpec& spec) {
   }
   std::unique_ptr<Clip> op;
   visit_dtype(Numbers{}, dtype, [&]<class T>() {
-    op = std::make_unique<Clip>(clip_loop<T>);
+    ElementLoop loop = clip_loop<T>;
+    if (dtype == DType::kF32) loop = HEADRACE_KERNELS(spec.isa, arithmetic_kernels).clip;
+    op = std::make_unique<Clip>(loop);
     T low = open_bound<T>(true);
     T high = open_bound<T>(false);
     if constexpr (!std::is_integral_v<T>) {  // attributes until opset 11

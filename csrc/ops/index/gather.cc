@@ -2,6 +2,7 @@
 // may copy without looking.
 #include <cstring>
 
+#include "core/copy.h"
 #include "ops/index/index_ops.h"
 
 namespace headrace {
@@ -50,7 +51,7 @@ class Gather : public Op {
       auto* to = static_cast<std::byte*>(run.output(0).view(r).data);
       for (int64_t row = 0; row < outer; ++row) {
         const auto* base = static_cast<const std::byte*>(from.data) + row * length * bytes;
-        copy_rows(to + row * count * bytes, base, indices, 0, count, length, bytes);
+        copy_rows(to + row * count * bytes, base, indices, 0, count, length, bytes, false);
       }
     });
   }
@@ -65,20 +66,38 @@ class Gather : public Op {
     ConstTensorView indices{in.dtype, {in.elements()}, in.data};
     constexpr int64_t kMinBytes = 65536;  // below, another thread costs more than it saves
     int64_t min_rows = std::max<int64_t>(1, kMinBytes / std::max<int64_t>(1, bytes));
+    bool streams = in.elements() * bytes >= kStreamBytes;
     run.parallel_ranges(in.elements(), min_rows, [&](int64_t begin, int64_t end, int) {
       copy_rows(run.output(0).data + begin * bytes, table.data, indices, begin, end, shape[0],
-                bytes);
+                bytes, streams);
     });
   }
 
   static void copy_rows(std::byte* to, const std::byte* from, const ConstTensorView& indices,
-                        int64_t begin, int64_t end, int64_t length, int64_t bytes) {
+                        int64_t begin, int64_t end, int64_t length, int64_t bytes, bool streams) {
     if (bytes == 0) return;
+    streams = streams && streams_well(to, bytes, bytes);
+    // Which row comes next no prefetcher can guess.
+    constexpr int64_t kAhead = 4;
     for (int64_t i = begin; i < end; ++i, to += bytes) {
-      int64_t at = from_front(int_at(indices, i), length);
-      std::memcpy(to, from + at * bytes, static_cast<size_t>(bytes));
+      if (i + kAhead < end) {
+        const std::byte* next = from + from_front(int_at(indices, i + kAhead), length) * bytes;
+        for (int64_t line = 0; line < bytes && line < kPrefetchBytes; line += 64) {
+          __builtin_prefetch(next + line);
+        }
+      }
+      const std::byte* row = from + from_front(int_at(indices, i), length) * bytes;
+      if (streams) {
+        stream_bytes(to, row, bytes);
+      } else {
+        std::memcpy(to, row, static_cast<size_t>(bytes));
+      }
     }
+    if (streams) end_stream_bytes();
   }
+
+  // Beyond these bytes of a row the hardware has seen where it goes.
+  static constexpr int64_t kPrefetchBytes = 2048;
 
   int64_t axis_;
 };

@@ -1,3 +1,4 @@
+#include "core/copy.h"
 #include "ops/norm/norm.h"
 #include "ops/simd/vec.h"
 
@@ -18,10 +19,6 @@ HR_INLINE float sum_over(int64_t n, Term term) {
   }
   for (; i < n; i += kLanes) total[0] = term(total[0], i, n - i < kLanes ? n - i : kLanes);
   return sum((total[0] + total[1]) + (total[2] + total[3]));
-}
-
-HR_INLINE Vf load_some(const float* p, int64_t lanes) {
-  return lanes == kLanes ? load(p) : load(p, lanes);
 }
 
 HR_INLINE float mean_of(const float* x, int64_t n) {
@@ -91,17 +88,24 @@ HR_INLINE void squares_of_rows(const float* x, int64_t n, const float* means, fl
 }
 
 // y = (x - mean) * inv * scale + bias for one row.
+// Meanwhile fetches what the next group of rows will read in this row's place: rows of a group are
+// read side by side, in steps too short for the hardware to follow.
+template <int kRows>
 HR_INLINE void normalize_row(const float* x, float* y, int64_t n, float mean, float inv,
-                             const float* scale, const float* bias) {
+                             const float* scale, const float* bias, bool streams) {
   Vf m = splat(mean);
   Vf s = splat(inv);
+  const float* next = x + kRows * n;
   if (bias != nullptr) {
-    each_vector(x, y, n, [=](Vf v, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    fill_vectors(y, n, streams, [=](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+      __builtin_prefetch(next + i);
+      Vf v = load_some(x + i, lanes);
       return fma((v - m) * s, load_some(scale + i, lanes), load_some(bias + i, lanes));
     });
   } else {
-    each_vector(x, y, n, [=](Vf v, int64_t i, int64_t lanes) __attribute__((always_inline)) {
-      return (v - m) * s * load_some(scale + i, lanes);
+    fill_vectors(y, n, streams, [=](int64_t i, int64_t lanes) __attribute__((always_inline)) {
+      __builtin_prefetch(next + i);
+      return (load_some(x + i, lanes) - m) * s * load_some(scale + i, lanes);
     });
   }
 }
@@ -109,7 +113,7 @@ HR_INLINE void normalize_row(const float* x, float* y, int64_t n, float mean, fl
 // A LayerNormalization of kRows rows, or without kCentered an RMSNormalization.
 template <int kRows, bool kCentered>
 HR_INLINE void norm_rows(const float* x, float* y, int64_t n, const float* scale, const float* bias,
-                         float epsilon, float* mean, float* inv_std_dev) {
+                         float epsilon, float* mean, float* inv_std_dev, bool streams) {
   float means[kRows] = {};
   float squares[kRows];
   auto count = static_cast<float>(n);
@@ -123,7 +127,7 @@ HR_INLINE void norm_rows(const float* x, float* y, int64_t n, const float* scale
   squares_of_rows<kRows>(x, n, means, squares);
   for (int r = 0; r < kRows; ++r) {
     float inv = 1.0f / __builtin_sqrtf(squares[r] / count + epsilon);
-    normalize_row(x + r * n, y + r * n, n, means[r], inv, scale, bias);
+    normalize_row<kRows>(x + r * n, y + r * n, n, means[r], inv, scale, bias, streams);
     if (mean != nullptr) mean[r] = means[r];
     if (inv_std_dev != nullptr) inv_std_dev[r] = inv;
   }
@@ -133,14 +137,15 @@ template <bool kCentered>
 HR_INLINE void norm_all(const float* x, float* y, int64_t rows, int64_t n, const float* scale,
                         const float* bias, float epsilon, float* mean, float* inv_std_dev) {
   int64_t row = 0;
+  bool streams = x != y && rows * n * static_cast<int64_t>(sizeof(float)) >= kStreamBytes;
   auto at = [](float* p, int64_t i) { return p != nullptr ? p + i : nullptr; };
   for (; row + kRowGroup <= rows; row += kRowGroup) {
     norm_rows<kRowGroup, kCentered>(x + row * n, y + row * n, n, scale, bias, epsilon,
-                                    at(mean, row), at(inv_std_dev, row));
+                                    at(mean, row), at(inv_std_dev, row), streams);
   }
   for (; row < rows; ++row) {
     norm_rows<1, kCentered>(x + row * n, y + row * n, n, scale, bias, epsilon, at(mean, row),
-                            at(inv_std_dev, row));
+                            at(inv_std_dev, row), streams);
   }
 }
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/quantize/quantize_kernels.h"
+
 namespace headrace {
 namespace {
 
@@ -43,8 +45,8 @@ Y saturate(float quotient, int64_t zero) {
 }
 
 template <class X, class S, class Y>
-void quantize(const QuantizeArgs& args) {
-  for (int64_t i = 0; i < args.x.elements(); ++i) {
+void quantize(const QuantizeArgs& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
     int64_t at = args.map.of(i);
     float quotient =
         static_cast<float>(args.x.as<X>()[i]) / static_cast<float>(args.scale.as<S>()[at]);
@@ -56,8 +58,8 @@ void quantize(const QuantizeArgs& args) {
 }
 
 template <class X, class S, class Y>
-void dequantize(const QuantizeArgs& args) {
-  for (int64_t i = 0; i < args.x.elements(); ++i) {
+void dequantize(const QuantizeArgs& args, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
     int64_t at = args.map.of(i);
     auto x = static_cast<float>(args.x.as<X>()[i]);
     if (args.zero.present()) x -= static_cast<float>(args.zero.as<X>()[at]);
@@ -65,12 +67,17 @@ void dequantize(const QuantizeArgs& args) {
   }
 }
 
-using QuantizeLoop = void (*)(const QuantizeArgs&);
+// Elements [begin, end).
+using QuantizeLoop = void (*)(const QuantizeArgs&, int64_t begin, int64_t end);
 
 class QuantizeOp : public Op {
  public:
-  QuantizeOp(const NodeSpec& spec, QuantizeLoop loop)
-      : axis_(spec.int_or("axis", 1)), block_(spec.int_or("block_size", 0)), loop_(loop) {}
+  // `kernel`, if not null, does the same as `loop` for elements that share a scale.
+  QuantizeOp(const NodeSpec& spec, QuantizeLoop loop, QuantizeKernel kernel)
+      : axis_(spec.int_or("axis", 1)),
+        block_(spec.int_or("block_size", 0)),
+        loop_(loop),
+        kernel_(kernel) {}
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     map_of(inputs);
@@ -78,14 +85,52 @@ class QuantizeOp : public Op {
   }
 
   void run(const OpRun& run) const override {
+    if (static_cast<int>(run.requests()) < run.threads()) {
+      for (size_t r = 0; r < run.requests(); ++r) {
+        QuantizeArgs args = args_of(run, r);
+        run.parallel_ranges(args.x.elements(), kMinElements,
+                            [&](int64_t begin, int64_t end, int) { range(args, begin, end); });
+      }
+      return;
+    }
     run.parallel_requests([&](size_t r) {
-      ConstTensorView inputs[3] = {run.input(0).view(r), run.input(1).view(r), {}};
-      if (run.has_input(2)) inputs[2] = run.input(2).view(r);
-      loop_({inputs[0], inputs[1], inputs[2], run.output(0).view(r), map_of(inputs)});
+      QuantizeArgs args = args_of(run, r);
+      range(args, 0, args.x.elements());
     });
   }
 
  private:
+  static constexpr int64_t kMinElements = 16384;  // below, another thread costs more than it saves
+  static constexpr int64_t kMinRun = 16;          // elements of a scale that fill a vector
+
+  QuantizeArgs args_of(const OpRun& run, size_t r) const {
+    ConstTensorView inputs[3] = {run.input(0).view(r), run.input(1).view(r), {}};
+    if (run.has_input(2)) inputs[2] = run.input(2).view(r);
+    return {inputs[0], inputs[1], inputs[2], run.output(0).view(r), map_of(inputs)};
+  }
+
+  // Elements [begin, end).
+  void range(const QuantizeArgs& args, int64_t begin, int64_t end) const {
+    const ScaleMap& map = args.map;
+    bool runs = map.single || (map.block == 0 && map.inner >= kMinRun);
+    if (kernel_ == nullptr || !runs) return loop_(args, begin, end);
+    auto at_of = [](const ConstTensorView& tensor, int64_t i) {
+      return static_cast<const std::byte*>(tensor.data) + i * size_of(tensor.dtype);
+    };
+    while (begin < end) {
+      int64_t stop = map.single ? end : std::min(end, (begin / map.inner + 1) * map.inner);
+      int64_t at = map.of(begin);
+      int32_t zero = 0;
+      if (args.zero.present()) {
+        zero = args.zero.dtype == DType::kU8 ? args.zero.as<uint8_t>()[at]
+                                             : args.zero.as<int8_t>()[at];
+      }
+      kernel_(at_of(args.x, begin), const_cast<std::byte*>(at_of(args.y, begin)), stop - begin,
+              args.scale.as<float>()[at], zero);
+      begin = stop;
+    }
+  }
+
   ScaleMap map_of(InputViews inputs) const {
     const Shape& x = inputs[0].shape;
     const Shape& scale = inputs[1].shape;
@@ -114,7 +159,17 @@ class QuantizeOp : public Op {
   int64_t axis_;
   int64_t block_;
   QuantizeLoop loop_;
+  QuantizeKernel kernel_;
 };
+
+// The kernel between float32 and that dtype of 8 bits, or null.
+QuantizeKernel kernel_of(const NodeSpec& spec, DType wide, DType narrow, bool to_narrow) {
+  if (wide != DType::kF32 || spec.input_dtypes[1] != DType::kF32) return nullptr;
+  const QuantizeKernels& kernels = HEADRACE_KERNELS(spec.isa, quantize_kernels);
+  if (narrow == DType::kU8) return to_narrow ? kernels.to_u8 : kernels.from_u8;
+  if (narrow == DType::kI8) return to_narrow ? kernels.to_i8 : kernels.from_i8;
+  return nullptr;
+}
 
 std::unique_ptr<Op> make_quantize(const NodeSpec& spec) {
   DType y = spec.output_dtypes.at(0);
@@ -129,7 +184,8 @@ std::unique_ptr<Op> make_quantize(const NodeSpec& spec) {
     });
   });
   if (loop == nullptr) unsupported_dtype(spec, 0);
-  return std::make_unique<QuantizeOp>(spec, loop);
+  QuantizeKernel kernel = kernel_of(spec, spec.input_dtypes[0], y, true);
+  return std::make_unique<QuantizeOp>(spec, loop, kernel);
 }
 
 std::unique_ptr<Op> make_dequantize(const NodeSpec& spec) {
@@ -143,7 +199,8 @@ std::unique_ptr<Op> make_dequantize(const NodeSpec& spec) {
     });
   });
   if (loop == nullptr) unsupported_dtype(spec, 0);
-  return std::make_unique<QuantizeOp>(spec, loop);
+  QuantizeKernel kernel = kernel_of(spec, spec.output_dtypes[0], x, false);
+  return std::make_unique<QuantizeOp>(spec, loop, kernel);
 }
 
 class DynamicQuantize : public Op {

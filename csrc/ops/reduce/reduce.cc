@@ -199,8 +199,10 @@ class Reduce : public Op {
   }
 
  private:
-  static constexpr int64_t kBlock = 64;  // outputs accumulated side by side
-  static constexpr int64_t kMaxAccumulator = 16;
+  // Accumulators side by side: long pieces of every row, and they stay in the first-level cache.
+  static constexpr int64_t kAccumulatorBytes = 8192;
+  // No narrower for the sake of another thread: a few cache lines of every row.
+  static constexpr int64_t kMinBlock = 64;
 
   uint32_t reduced_axes(std::span<const int64_t> axes, int rank) const {
     if (axes.empty()) return empty_is_none_ ? 0 : (1u << rank) - 1;
@@ -228,38 +230,55 @@ class Reduce : public Op {
     Nest outputs(kept, {&kept_strides, 1});
     Nest elements(gone, {&gone_strides, 1});
     int64_t count = gone.elements();
+    int64_t block = block_of(outputs, split ? run.threads() : 1);
     auto range = [&](int64_t begin, int64_t end, int) {
-      reduce_range(in, out, outputs, elements, count, begin, end);
+      reduce_range(in, out, outputs, elements, count, block, begin, end);
     };
     constexpr int64_t kMinElements = 16384;  // below, another thread costs more than it saves
-    int64_t min_outer = kMinElements / std::max<int64_t>(1, count * outputs.inner());
-    if (split) return run.parallel_ranges(outputs.outer(), std::max<int64_t>(1, min_outer), range);
-    range(0, outputs.outer(), 0);
+    int64_t pieces = outputs.outer() * pieces_of(outputs, block);
+    int64_t min_pieces = kMinElements / std::max<int64_t>(1, count * block);
+    if (split) return run.parallel_ranges(pieces, std::max<int64_t>(1, min_pieces), range);
+    range(0, pieces, 0);
   }
 
+  // How many outputs are worked on together. Every output has its own chain of additions, so this
+  // changes no bits. Side by side where neighbouring outputs come from neighbouring elements, else
+  // one by one.
+  int64_t block_of(const Nest& outputs, int threads) const {
+    if (outputs.inner_stride(0) != 1) return 1;
+    int64_t most = kAccumulatorBytes / loops_.accumulator_bytes;
+    int64_t share = outputs.outer() >= threads ? outputs.inner() : outputs.inner() / threads;
+    return std::min(outputs.inner(), std::clamp(share, kMinBlock, most));
+  }
+  static int64_t pieces_of(const Nest& outputs, int64_t block) {
+    return (outputs.inner() + block - 1) / block;
+  }
+
+  // Pieces [begin, end): blocks of outputs of the outer iterations, one after the other.
   void reduce_range(const TensorView& in, const TensorView& out, const Nest& outputs,
-                    const Nest& elements, int64_t count, int64_t begin, int64_t end) const {
-    alignas(64) std::byte accumulators[kBlock * kMaxAccumulator];
-    auto* to = static_cast<std::byte*>(out.data) + begin * outputs.inner() * element_bytes_;
-    const auto* base = static_cast<const std::byte*>(in.data);
-    // Side by side where neighbouring outputs come from neighbouring elements, else one by one.
-    int64_t block = outputs.inner_stride(0) == 1 ? std::min(kBlock, outputs.inner()) : 1;
-    bool by_column = block > 1;
-    outputs.walk(begin, end, [&](const int64_t* at) {
-      for (int64_t i = 0; i < outputs.inner(); i += block, to += element_bytes_ * block) {
+                    const Nest& elements, int64_t count, int64_t block, int64_t begin,
+                    int64_t end) const {
+    alignas(64) std::byte accumulators[kAccumulatorBytes];
+    int64_t pieces = pieces_of(outputs, block);
+    int64_t piece = begin;
+    outputs.walk(begin / pieces, (end + pieces - 1) / pieces, [&](const int64_t* at) {
+      int64_t outer = piece / pieces;
+      const auto* base = static_cast<const std::byte*>(in.data) + at[0] * element_bytes_;
+      auto* to = static_cast<std::byte*>(out.data) + outer * outputs.inner() * element_bytes_;
+      for (int64_t stop = std::min(end, (outer + 1) * pieces); piece < stop; ++piece) {
+        int64_t i = (piece - outer * pieces) * block;
         int64_t width = std::min(block, outputs.inner() - i);
-        const std::byte* from = base + (at[0] + i * outputs.inner_stride(0)) * element_bytes_;
+        const std::byte* from = base + i * outputs.inner_stride(0) * element_bytes_;
         loops_.init(accumulators, width);
         elements.walk(0, elements.outer(), [&](const int64_t* offsets) {
           const std::byte* first = from + offsets[0] * element_bytes_;
           int64_t step = elements.inner_stride(0);
-          if (!by_column) return loops_.row(accumulators, first, elements.inner(), step);
+          if (block == 1) return loops_.row(accumulators, first, elements.inner(), step);
           for (int64_t j = 0; j < elements.inner(); ++j) {
             loops_.column(accumulators, first + j * step * element_bytes_, width);
           }
         });
-        loops_.finish(accumulators, to, width, count);
-        if (width < block) to -= element_bytes_ * (block - width);
+        loops_.finish(accumulators, to + i * element_bytes_, width, count);
       }
     });
   }

@@ -1,6 +1,7 @@
 // Concat and Split.
 #include <cstring>
 
+#include "core/copy.h"
 #include "ops/shape/shape_ops.h"
 
 namespace headrace {
@@ -8,8 +9,14 @@ namespace {
 
 // Copies `rows` runs of `bytes` between two tensors that step by their own number of bytes.
 void copy_runs(std::byte* to, int64_t to_step, const std::byte* from, int64_t from_step,
-               int64_t rows, int64_t bytes) {
+               int64_t rows, int64_t bytes, bool streams) {
   if (bytes == 0) return;
+  if (streams && streams_well(to, to_step, bytes)) {
+    for (int64_t row = 0; row < rows; ++row) {
+      stream_bytes(to + row * to_step, from + row * from_step, bytes);
+    }
+    return end_stream_bytes();
+  }
   for (int64_t row = 0; row < rows; ++row) {
     std::memcpy(to + row * to_step, from + row * from_step, static_cast<size_t>(bytes));
   }
@@ -47,11 +54,12 @@ class Concat : public Op {
       int axis = normalize_axis(axis_, out.shape.rank());
       int64_t rows = out.shape.elements(0, axis);
       int64_t step = out.shape.elements(axis, out.shape.rank()) * size;
+      bool streams = run.output(0).elements() * size >= kStreamBytes;
       auto* to = static_cast<std::byte*>(out.data);
       for (size_t i = 0; i < run.inputs(); ++i) {
         TensorView in = run.input(i).view(r);
         int64_t bytes = in.shape.elements(axis, in.shape.rank()) * size;
-        copy_runs(to, step, static_cast<const std::byte*>(in.data), bytes, rows, bytes);
+        copy_runs(to, step, static_cast<const std::byte*>(in.data), bytes, rows, bytes, streams);
         to += bytes;
       }
     });
@@ -123,7 +131,8 @@ class Split : public Op {
         rest -= length;
         if (run.has_output(o)) {
           copy_runs(static_cast<std::byte*>(run.output(o).view(r).data), length * tail, from, step,
-                    rows, length * tail);
+                    rows, length * tail,
+                    run.input(0).elements() * size_of(in.dtype) >= kStreamBytes);
         }
         from += length * tail;
       }

@@ -1,4 +1,5 @@
 // Pad and CenterCropPad.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -57,10 +58,16 @@ void pad_rows(const TensorView& in, const TensorView& out, const Padding& paddin
       int64_t at = source_index(index[axis], padding.before[axis], in.shape[axis], mode);
       row = at < 0 ? nullptr : row + at * strides[axis];
     }
-    for (int64_t i = 0; i < width; ++i) {
+    // The input lies in [start, stop) as it is.
+    int64_t start = row == nullptr ? width : std::clamp<int64_t>(first, 0, width);
+    int64_t stop = row == nullptr ? width : std::clamp<int64_t>(first + length, start, width);
+    auto around = [&](int64_t i) {
       int64_t at = row == nullptr ? -1 : source_index(i, first, length, mode);
       to[i] = at < 0 ? fill : row[at];
-    }
+    };
+    for (int64_t i = 0; i < start; ++i) around(i);
+    if (stop > start) std::copy(row + start - first, row + stop - first, to + start);
+    for (int64_t i = stop; i < width; ++i) around(i);
     for (int axis = rank - 2; axis >= 0 && ++index[axis] == out.shape[axis]; --axis)
       index[axis] = 0;
   }

@@ -29,7 +29,7 @@ AxisSlice slice_axis(int64_t start, int64_t end, int64_t step, int64_t dim) {
 
 class Slice : public StridedCopyOp {
  public:
-  explicit Slice(const NodeSpec& spec) : by_input_(spec.opset >= 10) {
+  explicit Slice(const NodeSpec& spec) : StridedCopyOp(spec), by_input_(spec.opset >= 10) {
     if (by_input_) {
       for (size_t i = 1; i < spec.inputs(); ++i) {
         DType dtype = spec.input_dtypes[i];

@@ -6,7 +6,7 @@ namespace {
 
 class Transpose : public StridedCopyOp {
  public:
-  explicit Transpose(const NodeSpec& spec) {
+  explicit Transpose(const NodeSpec& spec) : StridedCopyOp(spec) {
     std::vector<int64_t> order = spec.ints("perm");
     given_ = spec.has("perm");
     if (order.size() > kMaxRank) spec.unsupported(str("more than ", kMaxRank, " dims"));
@@ -51,7 +51,7 @@ class Transpose : public StridedCopyOp {
 class BlockShuffle : public StridedCopyOp {
  public:
   BlockShuffle(const NodeSpec& spec, bool to_space)
-      : block_(spec.int_or("blocksize", 0)), to_space_(to_space) {
+      : StridedCopyOp(spec), block_(spec.int_or("blocksize", 0)), to_space_(to_space) {
     std::string mode = spec.string_or("mode", "DCR");
     if (mode != "DCR" && mode != "CRD") spec.invalid(str("got mode '", mode, "'"));
     column_first_ = mode == "CRD";
@@ -100,7 +100,7 @@ class BlockShuffle : public StridedCopyOp {
 
 class Expand : public StridedCopyOp {
  public:
-  explicit Expand(const NodeSpec& spec) : shape_(spec, "shape", 1) {}
+  explicit Expand(const NodeSpec& spec) : StridedCopyOp(spec), shape_(spec, "shape", 1) {}
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     Shape target(shape_.get(inputs));
     require_sane(target);
@@ -116,7 +116,7 @@ class Expand : public StridedCopyOp {
 
 class Tile : public StridedCopyOp {
  public:
-  explicit Tile(const NodeSpec& spec) : repeats_(spec, "repeats", 1) {
+  explicit Tile(const NodeSpec& spec) : StridedCopyOp(spec), repeats_(spec, "repeats", 1) {
     if (spec.opset < 6) spec.unsupported("the version before opset 6");
   }
   void infer(InputViews inputs, std::span<Shape> outputs) const override {

@@ -53,6 +53,10 @@ HR_INLINE void store(float* p, Vf a) {
 HR_INLINE void store(float* p, Vf a, int64_t n) {
   _mm512_mask_storeu_ps(p, head(n), a.v);
 }
+// Past the caches; p must be a multiple of the vector's size.
+HR_INLINE void stream(float* p, Vf a) {
+  _mm512_stream_ps(p, a.v);
+}
 HR_INLINE Vi load(const int32_t* p) {
   return {_mm512_loadu_si512(p)};
 }
@@ -209,6 +213,9 @@ HR_INLINE void store(float* p, Vf a) {
 HR_INLINE void store(float* p, Vf a, int64_t n) {
   _mm256_maskstore_ps(p, head(n), a.v);
 }
+HR_INLINE void stream(float* p, Vf a) {
+  _mm256_stream_ps(p, a.v);
+}
 HR_INLINE Vi load(const int32_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))};
 }
@@ -364,6 +371,13 @@ HR_INLINE void store(float* p, Vf a) {
 HR_INLINE void store(float* p, Vf a, int64_t n) {
   for (int i = 0; i < 4 && i < n; ++i) p[i] = a.v[i];
 }
+HR_INLINE void stream(float* p, Vf a) {
+#if defined(__x86_64__)
+  __builtin_ia32_movntps(p, a.v);
+#else
+  store(p, a);
+#endif
+}
 HR_INLINE Vi load(const int32_t* p) {
   Vi a;
   __builtin_memcpy(&a.v, p, sizeof(a.v));
@@ -505,6 +519,36 @@ HR_INLINE Vi gather(const int32_t* base, Vi index) {
 }
 
 #endif
+
+// Call after the last stream(), before another thread is told of what was written.
+HR_INLINE void end_stream() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
+// out[i] = f(i, lanes) for the n elements of `out`, a vector at a time; lanes < Vf::kLanes in the
+// last, and in the first where streaming needs alignment. f must give each element the same in any
+// lane.
+template <class F>
+HR_INLINE void fill_vectors(float* out, int64_t n, bool streams, F f) {
+  int64_t i = 0;
+  if (streams) {
+    auto misplaced = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / 4 % Vf::kLanes);
+    if (misplaced > 0) {
+      i = Vf::kLanes - misplaced < n ? Vf::kLanes - misplaced : n;
+      store(out, f(int64_t{0}, i), i);
+    }
+    for (; i + Vf::kLanes <= n; i += Vf::kLanes) stream(out + i, f(i, int64_t{Vf::kLanes}));
+    end_stream();
+  } else {
+    for (; i + Vf::kLanes <= n; i += Vf::kLanes) store(out + i, f(i, int64_t{Vf::kLanes}));
+  }
+  if (i < n) store(out + i, f(i, n - i), n - i);
+}
+HR_INLINE Vf load_some(const float* p, int64_t lanes) {
+  return lanes == Vf::kLanes ? load(p) : load(p, lanes);
+}
 
 // Lanes reduced in one fixed tree: halves, quarters, ... so the result is the same every time.
 HR_INLINE float sum(Vf a) {
