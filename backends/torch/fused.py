@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from headrace.backends.torch.networks import OPS as NETWORKS
 from headrace.backends.torch.networks import convolution
 from headrace.backends.torch.ops import Attributes, Maker, Untranslated
 
@@ -46,11 +47,28 @@ def _linear(attributes: Attributes, _opset: int) -> Callable[..., Any]:
 def _fused_conv(attributes: Attributes, _opset: int) -> Callable[..., Any]:
     convolve, activate = convolution(attributes), _activation(attributes)
 
+    if attributes.get("layout", "nchw") == "nhwc":
+        convolve = _channels_last(convolve)
+
     def run(x: Tensor, weights: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         out = convolve(x, weights, bias)
         return activate(out if residual is None else out + residual)
 
     return run
+
+
+def _channels_last(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` of [N, C, spatial...] for [N, spatial..., C]. Views: torch convolves such tensors where they lie."""
+    return lambda x, *others: function(x.movedim(-1, 1), *others).movedim(1, -1)
+
+
+def _pool(name: str) -> Maker:
+    def make(attributes: Attributes, opset: int) -> Callable[..., Any]:
+        if attributes.get("layout") != "nhwc":
+            raise Untranslated(f"got layout {attributes.get('layout')!r}, expected 'nhwc'")
+        return _channels_last(NETWORKS[name](attributes, opset))
+
+    return make
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
@@ -89,5 +107,7 @@ def _attention(attributes: Attributes, _opset: int) -> Callable[..., Any]:
 OPS: dict[str, Maker] = {
     "headrace.Linear": _linear,
     "headrace.FusedConv": _fused_conv,
+    "headrace.MaxPool": _pool("MaxPool"),
+    "headrace.AveragePool": _pool("AveragePool"),
     "headrace.Attention": _attention,
 }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -206,24 +207,124 @@ HR_TEST(conv_bits_do_not_depend_on_the_batch_or_the_threads) {
   }
 }
 
+// [N, C, spatial...] to [N, spatial..., C] or back.
+Tensor turned(const Tensor& tensor, bool to_last) {
+  Shape shape{tensor.shape[0]};
+  if (!to_last) shape.push_back(tensor.shape[tensor.shape.rank() - 1]);
+  for (int i = to_last ? 2 : 1; i < tensor.shape.rank() - (to_last ? 0 : 1); ++i) {
+    shape.push_back(tensor.shape[i]);
+  }
+  if (to_last) shape.push_back(tensor.shape[1]);
+  int64_t channels = to_last ? tensor.shape[1] : tensor.shape[tensor.shape.rank() - 1];
+  int64_t images = tensor.shape[0];
+  int64_t pixels = tensor.shape.elements() / std::max<int64_t>(images * channels, 1);
+  std::vector<float> from = tensor.values<float>(), to(from.size());
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t p = 0; p < pixels; ++p) {
+        auto first = static_cast<size_t>((n * channels + c) * pixels + p);
+        auto last = static_cast<size_t>((n * pixels + p) * channels + c);
+        if (to_last) {
+          to[last] = from[first];
+        } else {
+          to[first] = from[last];
+        }
+      }
+    }
+  }
+  return Tensor::of(shape, to);
+}
+
+std::unique_ptr<Op> make_fused_conv(Isa isa, const Tensors& in, Attributes attributes) {
+  attributes["layout"] = std::string("nhwc");
+  std::vector<size_t> constants = {1};
+  if (in.size() > 2) constants.push_back(2);
+  return make_op(isa, "headrace.FusedConv", in, constants, attributes);
+}
+
+HR_TEST(fused_conv_works_channels_last) {
+  for (Isa isa : available_isas()) {
+    for (const ConvCase& c : conv_cases()) {
+      Tensors in = {random_tensor(c.x, 1), random_tensor(c.weight, 2),
+                    random_tensor({c.weight[0]}, 3)};
+      std::vector<double> expected = conv_in_double(in[0], in[1], in[2], c.geometry);
+      in[0] = turned(in[0], true);
+      auto op = make_fused_conv(isa, in, c.geometry.attributes(c.x.rank() - 2));
+      Tensor y = run_one(*op, {DType::kF32}, in, 2)[0];
+      check_near(turned(y, false), expected, 1e-4);
+    }
+  }
+}
+
+HR_TEST(fused_conv_bits_do_not_depend_on_the_batch_or_the_threads) {
+  for (Isa isa : available_isas()) {
+    for (const ConvCase& c : conv_cases()) {
+      std::vector<Tensors> requests;
+      for (int64_t r = 0; r < 6; ++r) {
+        Shape shape = c.x;
+        shape[0] = 1 + r % 2;
+        if (r > 2) shape[2] += r;  // the first three run as one
+        requests.push_back({turned(random_tensor(shape, static_cast<uint32_t>(r)), true),
+                            random_tensor(c.weight, 9)});
+      }
+      auto op = make_fused_conv(isa, requests[0], c.geometry.attributes(c.x.rank() - 2));
+      for (int threads : {1, 4}) {
+        std::vector<Tensors> together = run_op(*op, {DType::kF32}, requests, threads);
+        for (size_t r = 0; r < requests.size(); ++r) {
+          Tensor alone = run_one(*op, {DType::kF32}, requests[r])[0];
+          HR_CHECK(alone.bytes == together[r][0].bytes);
+        }
+      }
+    }
+  }
+}
+
 HR_TEST(fused_conv_adds_the_residual_before_the_activation) {
   for (Isa isa : available_isas()) {
-    for (int64_t groups : {1, 6}) {
-      Geometry g;
-      g.groups = groups;
-      Tensors in = {random_tensor({2, 6, 9, 8}, 1), random_tensor({6, 6 / groups, 3, 3}, 2),
-                    random_tensor({6}, 3), random_tensor({2, 6, 7, 6}, 4)};
-      std::vector<double> expected = conv_in_double(in[0], in[1], in[2], g);
-      std::vector<float> residual = in[3].values<float>();
-      for (size_t i = 0; i < expected.size(); ++i) {
-        expected[i] = std::min(1.5, std::max(-0.5, expected[i] + residual[i]));
+    for (int64_t groups : {1, 2, 6}) {
+      for (bool residual : {true, false}) {
+        Geometry g;
+        g.groups = groups;
+        Tensors in = {random_tensor({2, 6, 9, 8}, 1), random_tensor({6, 6 / groups, 3, 3}, 2),
+                      random_tensor({6}, 3)};
+        std::vector<double> expected = conv_in_double(in[0], in[1], in[2], g);
+        in[0] = turned(in[0], true);
+        if (residual) {
+          Tensor added = random_tensor({2, 6, 7, 6}, 4);
+          in.push_back(turned(added, true));
+          std::vector<float> values = added.values<float>();
+          for (size_t i = 0; i < expected.size(); ++i) expected[i] += values[i];
+        }
+        for (double& value : expected) value = std::min(1.5, std::max(-0.5, value));
+        Attributes attributes = g.attributes(2);
+        attributes["activation"] = std::string("clip");
+        attributes["clip_min"] = -0.5;
+        attributes["clip_max"] = 1.5;
+        auto op = make_fused_conv(isa, in, attributes);
+        check_near(turned(run_one(*op, {DType::kF32}, in)[0], false), expected, 2e-5);
       }
-      Attributes attributes = g.attributes(2);
-      attributes["activation"] = "clip";
-      attributes["clip_min"] = -0.5;
-      attributes["clip_max"] = 1.5;
-      auto op = make_op(isa, "headrace.FusedConv", in, {1, 2}, attributes);
-      check_near(run_one(*op, {DType::kF32}, in)[0], expected, 2e-5);
+    }
+  }
+}
+
+HR_TEST(depthwise_fused_conv_takes_any_activation_and_relu_keeps_nan) {
+  for (Isa isa : available_isas()) {
+    Geometry g;
+    g.groups = 20;
+    Tensors in = {random_tensor({1, 20, 6, 7}, 1), random_tensor({20, 1, 3, 3}, 2),
+                  random_tensor({20}, 3)};
+    std::vector<double> plain = conv_in_double(in[0], in[1], in[2], g);
+    in[0] = turned(in[0], true);
+    Attributes attributes = g.attributes(2);
+    attributes["activation"] = std::string("silu");
+    for (double& value : plain) value = value / (1.0 + std::exp(-value));
+    auto silu = make_fused_conv(isa, in, attributes);
+    check_near(turned(run_one(*silu, {DType::kF32}, in)[0], false), plain, 2e-5);
+    attributes["activation"] = std::string("relu");
+    auto relu = make_fused_conv(isa, in, attributes);
+    in[0].bytes = Tensor::of(in[0].shape, std::vector<float>(20 * 6 * 7, kNan)).bytes;
+    for (float value : run_one(*relu, {DType::kF32}, in)[0].values<float>()) {
+      HR_CHECK(std::isnan(value));
     }
   }
 }
@@ -314,6 +415,38 @@ template <class T>
 std::vector<T> pool(const std::string& name, const Tensor& x, const Attributes& attributes) {
   auto op = make_op(Isa::kReference, name, {x}, {}, attributes, {x.dtype});
   return run_one(*op, {x.dtype}, {x}, 2)[0].values<T>();
+}
+
+HR_TEST(pools_give_the_same_channels_last) {
+  Tensor x = random_tensor({2, 19, 9, 11}, 1);
+  std::vector<float> values = x.values<float>();
+  values[5] = kNan;
+  x = Tensor::of(x.shape, values);
+  Attributes strided = {{"kernel_shape", Ints{3, 2}},
+                        {"strides", Ints{2, 1}},
+                        {"pads", Ints{1, 0, 1, 1}},
+                        {"dilations", Ints{1, 2}}};
+  Attributes counting = strided, ceiling = strided;
+  counting["count_include_pad"] = int64_t{1};
+  ceiling["ceil_mode"] = int64_t{1};
+  for (Isa isa : available_isas()) {
+    for (const Attributes& attributes : {strided, counting, ceiling}) {
+      for (std::string name : {"MaxPool", "AveragePool"}) {
+        auto first = make_op(isa, name, {x}, {}, attributes);
+        Attributes last_attributes = attributes;
+        last_attributes["layout"] = std::string("nhwc");
+        auto last = make_op(isa, "headrace." + name, {x}, {}, last_attributes);
+        std::vector<float> expected = run_one(*first, {DType::kF32}, {x})[0].values<float>();
+        Tensor y = turned(run_one(*last, {DType::kF32}, {turned(x, true)}, 3)[0], false);
+        std::vector<float> got = y.values<float>();
+        HR_CHECK_EQ(got.size(), expected.size());
+        for (size_t i = 0; i < expected.size(); ++i) {
+          bool both_nan = std::isnan(got[i]) && std::isnan(expected[i]);
+          HR_CHECK(both_nan || std::abs(got[i] - expected[i]) < 1e-6f);
+        }
+      }
+    }
+  }
 }
 
 HR_TEST(max_pool_ignores_pads_and_keeps_nan) {

@@ -1,7 +1,9 @@
-// What Conv's ways of computing share.
+// What Conv's ways of computing share. All of them work channels last: X is [images, spatial...,
+// channels], so that a pixel's channels lie together and nothing is re-ordered between ops.
 #pragma once
 
-#include <vector>
+#include <memory>
+#include <span>
 
 #include "ops/conv/conv_kernels.h"
 #include "ops/conv/window.h"
@@ -10,46 +12,55 @@
 
 namespace headrace {
 
-// The node: Y = act(conv(X, W) + B + residual).
-struct ConvSpec {
-  enum Input : size_t { kX, kWeight, kBias, kResidual };
-
-  explicit ConvSpec(const NodeSpec& spec);
-
-  WindowSpec window;
+// The weights as ONNX has them: [groups * group_out, group_in, kernel...].
+struct ConvWeight {
+  const float* data = nullptr;
   int64_t groups = 1;
-  Epilogue epilogue;  // activation only
-  bool weight_packed = false;
-  Shape weight_shape;  // of packed weights
+  int64_t group_in = 0;   // channels of X per group
+  int64_t group_out = 0;  // channels of Y per group
+  int64_t taps = 1;
+
+  int64_t k() const { return group_in * taps; }
 };
 
-// One Request's convolution. Lies in scratch memory: trivially copyable.
+// The convolution of consecutive Requests of one shape. Lies in scratch memory: trivially copyable.
 struct ConvProblem {
   Windows windows;
   int64_t images;
-  int64_t groups;
-  int64_t group_in;   // channels of X per group
-  int64_t group_out;  // channels of Y per group
+  ConvWeight weight;
+  const Word* packed;  // the weights as the way packs them
   const float* x;
-  const float* weight;  // null if packed at plan time
   float* y;
-  Epilogue epilogue;
-  // How the work is spread; see Conv and Depthwise.
+  Epilogue epilogue;  // bias and residual of the first image
+  // How the work is spread; each way has its own use of them.
   int64_t first_task;
-  int64_t row_ranges;
+  int64_t row_blocks;
   int64_t col_ranges;
-  const Word* packed;
 
-  int64_t pixels() const { return windows.out_size(); }
-  int64_t k() const { return group_in * windows.taps(); }
-  // Y's channel, as the epilogue's rows see it.
-  Epilogue epilogue_at(int64_t image, int64_t channel, int64_t pixel) const;
-  float* y_at(int64_t image, int64_t channel, int64_t pixel) const {
-    return y + (image * groups * group_out + channel) * pixels() + pixel;
-  }
+  int64_t channels_in() const { return weight.groups * weight.group_in; }
+  int64_t channels_out() const { return weight.groups * weight.group_out; }
+  // Pixels of Y over all images.
+  int64_t rows() const { return images * windows.out_size(); }
+  // What is left to do at Y's pixel `row`, from channel `col` on.
+  Epilogue epilogue_at(int64_t row, int64_t col) const;
+  float* y_at(int64_t row, int64_t col) const { return y + row * channels_out() + col; }
 };
 
-ConvProblem conv_problem(const ConvSpec& spec, const OpRun& run, size_t request);
+// One way of computing convolutions. Immutable.
+class ConvWay {
+ public:
+  virtual ~ConvWay() = default;
+  // Words that packed weights take, and floats that packing them needs besides.
+  virtual int64_t packed_words(const ConvWeight& weight) const = 0;
+  virtual int64_t packing_room(const ConvWeight& weight) const = 0;
+  virtual void pack(const ConvWeight& weight, Word* packed, float* room) const = 0;
+  virtual void run(const OpRun& run, std::span<ConvProblem> problems) const = 0;
+};
+
+// Any convolution, as matrix products over packed windows.
+std::unique_ptr<ConvWay> make_dense_way(Isa isa);
+// One channel of X and one of Y per group.
+std::unique_ptr<ConvWay> make_depthwise_way(Isa isa);
 
 // Adds up `tasks(problem)` over problems into first_task. Returns the sum.
 template <class F>
@@ -64,7 +75,8 @@ int64_t number_tasks(std::span<ConvProblem> problems, F tasks) {
 // The problem that `task` belongs to.
 const ConvProblem& problem_of(std::span<const ConvProblem> problems, int64_t task);
 
-void run_depthwise(const OpRun& run, const GemmKernels& gemm, const ConvKernels& kernels,
-                   std::span<ConvProblem> problems);
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 }  // namespace headrace

@@ -1,168 +1,245 @@
 #include "ops/conv/conv_kernels.h"
+
+#include "ops/linear/gemm.h"
+#include "ops/simd/transpose.h"
 #include "ops/simd/vec.h"
 
 namespace headrace::HEADRACE_ISA_NS {
 namespace {
 
 constexpr int64_t kLanes = Vf::kLanes;
-constexpr int64_t kCols = 2 * kLanes;  // as the matrix product's panels
 
-constexpr float kLaneNumbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+// One row of a packed matrix, written from its first column on.
+struct RowWriter {
+  float* row;
+  int64_t blocks_apart;
+  int64_t column;
+};
 
-HR_INLINE Vf lane_numbers() {
-  return load(kLaneNumbers);
-}
-
-// The elements where m is set, 0 elsewhere; memory behind the others is not touched.
-HR_INLINE Vf load_where(const float* p, Vm m) {
-#if defined(__AVX512F__)
-  return {_mm512_maskz_loadu_ps(m.m, p)};
-#elif defined(__AVX2__)
-  return {_mm256_maskload_ps(p, _mm256_castps_si256(m.m))};
-#else
-  Vf a = splat(0.0f);
-  for (int i = 0; i < 4; ++i) {
-    if (m.m[i] != 0) a.v[i] = p[i];
+// Appends n elements, zeros if `from` is null.
+HR_INLINE void append(RowWriter& to, const float* from, int64_t n) {
+  while (n > 0) {
+    const int64_t in_block = to.column % kGemmBlockWords;
+    const int64_t room = kGemmBlockWords - in_block;
+    const int64_t count = n < room ? n : room;
+    float* at = to.row + to.column / kGemmBlockWords * to.blocks_apart + in_block;
+    int64_t i = 0;
+    if (from == nullptr) {
+      for (; i + kLanes <= count; i += kLanes) store(at + i, splat(0.0f));
+      if (i < count) store(at + i, splat(0.0f), count - i);
+    } else {
+      for (; i + kLanes <= count; i += kLanes) store(at + i, load(from + i));
+      if (i < count) store(at + i, load(from + i, count - i), count - i);
+      from += count;
+    }
+    to.column += count;
+    n -= count;
   }
-  return a;
-#endif
 }
 
-HR_INLINE bool all(Vm m) {
-#if defined(__AVX512F__)
-  return m.m == 0xffff;
-#elif defined(__AVX2__)
-  return _mm256_movemask_ps(m.m) == 0xff;
-#else
-  return (m.m[0] & m.m[1] & m.m[2] & m.m[3]) != 0;
-#endif
+HR_INLINE bool inside(int64_t i, int64_t n) {
+  return static_cast<uint64_t>(i) < static_cast<uint64_t>(n);
 }
 
-HR_INLINE Vm not_negative(Vi a) {
-  return shift_right<31>(a) == splat(int32_t{0});
-}
-
-HR_INLINE Vi lane_indices() {
-  return to_int(lane_numbers());
-}
-
-// Elements p[2 * i] of the lanes i where m is set, 0 elsewhere.
-HR_INLINE Vf load_even_where(const float* p, Vm m) {
-#if defined(__AVX512F__)
-  // Two loads and a shuffle: a gather takes an access per lane.
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(_pdep_u32(m.m, 0x5555)), p);
-  __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(_pdep_u32(m.m >> 8, 0x5555)), p + 16);
-  return {_mm512_permutex2var_ps(low, even, high)};
-#else
-  float lanes[kLanes];
-  store(lanes, select(m, splat(1.0f), splat(0.0f)));
-  for (int64_t i = 0; i < kLanes; ++i) lanes[i] = lanes[i] != 0.0f ? p[2 * i] : 0.0f;
-  return load(lanes);
-#endif
-}
-
-// Channel after channel of one tap for one vector of pixels.
-void pack_tap(const float* x, int64_t channels, int64_t channel_stride, const int32_t* offsets,
-              int64_t row_stride, float* to) {
-  int64_t first = 0;
-  while (first < kLanes && offsets[first] < 0) ++first;
-  if (first == kLanes) {
-    for (int64_t c = 0; c < channels; ++c, to += row_stride) store(to, splat(0.0f));
+// The taps of one row of the kernel, `from` being X's row under it.
+HR_INLINE void append_taps(RowWriter& to, const PixelRows& p, const float* from, int64_t first) {
+  const Windows& w = *p.windows;
+  if (w.dilation[2] == 1 && p.channels == p.pixel_stride) {
+    // The taps lie together: padding before them, the pixels themselves, padding behind.
+    if (first >= 0 && first + w.kernel[2] <= w.in[2]) {
+      return append(to, from + first * p.channels, w.kernel[2] * p.channels);
+    }
+    int64_t begin = first < 0 ? -first : 0;
+    if (begin > w.kernel[2]) begin = w.kernel[2];
+    int64_t end = w.in[2] - first < w.kernel[2] ? w.in[2] - first : w.kernel[2];
+    if (end < begin) end = begin;
+    append(to, nullptr, begin * p.channels);
+    append(to, from + (first + begin) * p.channels, (end - begin) * p.channels);
+    append(to, nullptr, (w.kernel[2] - end) * p.channels);
     return;
   }
-  const Vi index = load(offsets);
-  const Vm valid = not_negative(index);
-  // Whether the valid lanes read every element, or every other one, from some place on.
-  const auto at = static_cast<int32_t>(offsets[first]);
-  const auto lane = static_cast<int32_t>(first);
-  const Vi steps = lane_indices();
-  const Vi base1 = splat(at - lane);
-  const Vi base2 = splat(at - 2 * lane);
-  if (all(select(valid, index - steps, base1) == base1)) {
-    const float* from = x + (at - lane);
-    if (all(valid)) {
-      for (int64_t c = 0; c < channels; ++c, from += channel_stride, to += row_stride) {
-        store(to, load(from));
-      }
-      return;
-    }
-    for (int64_t c = 0; c < channels; ++c, from += channel_stride, to += row_stride) {
-      store(to, load_where(from, valid));
-    }
-    return;
-  }
-  if (all(select(valid, index - steps - steps, base2) == base2)) {
-    const float* from = x + (at - 2 * lane);
-    for (int64_t c = 0; c < channels; ++c, from += channel_stride, to += row_stride) {
-      store(to, load_even_where(from, valid));
-    }
-    return;
-  }
-  const Vi safe = select(valid, index, splat(int32_t{0}));
-  for (int64_t c = 0; c < channels; ++c, x += channel_stride, to += row_stride) {
-    store(to, select(valid, gather(x, safe), splat(0.0f)));
+  for (int64_t kw = 0; kw < w.kernel[2]; ++kw) {
+    const int64_t at = first + kw * w.dilation[2];
+    append(to, inside(at, w.in[2]) ? from + at * p.pixel_stride : nullptr, p.channels);
   }
 }
 
-void pack_windows(const float* x, int64_t channels, int64_t channel_stride, const int32_t* offsets,
-                  int64_t taps, float* panel) {
-  for (int64_t t = 0; t < taps; ++t) {
-    for (int64_t v = 0; v < kCols; v += kLanes) {
-      pack_tap(x, channels, channel_stride, offsets + t * kCols + v, taps * kCols,
-               panel + t * kCols + v);
-    }
-  }
-}
-
-// Elements row[first + steps[i]] for the lanes i, 0 outside [0, length); steps are i * stride.
-HR_INLINE Vf load_strided(const float* row, int64_t first, Vi steps, int64_t stride,
-                          int64_t length) {
-  if (stride == 1 && first >= 0 && first + kLanes <= length) return load(row + first);
-  const Vi index = splat(static_cast<int32_t>(first)) + steps;
-  const Vm inside =
-      not_negative(index) & not_negative(splat(static_cast<int32_t>(length) - 1) - index);
-  if (stride == 1) return load_where(row + first, inside);
-  if (stride == 2) return load_even_where(row + first, inside);
-  return select(inside, gather(row, select(inside, index, splat(int32_t{0}))), splat(0.0f));
-}
-
-// One row of output pixels.
-void depthwise_row(const DepthwisePlane& plane, int64_t depth, int64_t height, float* y) {
-  const Windows& w = *plane.windows;
-  int32_t step[kLanes];
-  for (int64_t i = 0; i < kLanes; ++i) step[i] = static_cast<int32_t>(i * w.stride[2]);
-  const Vi steps = load(step);
-  for (int64_t col = 0; col < w.out[2]; col += kLanes) {
-    Vf acc = splat(0.0f);
-    const float* kernel = plane.kernel;
+void pack_pixels(const PixelRows& p, uint32_t* words) {
+  auto* packed = reinterpret_cast<float*>(words);
+  const Windows& w = *p.windows;
+  int64_t col = p.first % w.out[2];
+  int64_t height = p.first / w.out[2] % w.out[1];
+  int64_t depth = p.first / (w.out[2] * w.out[1]) % w.out[0];
+  int64_t image = p.first / (w.out[2] * w.out[1] * w.out[0]);
+  for (int64_t i = 0; i < p.count; ++i) {
+    RowWriter to = {packed + i * kGemmRowStride, p.count * kGemmRowStride, 0};
     for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
       const int64_t d = depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
-      for (int64_t kh = 0; kh < w.kernel[1]; ++kh, kernel += w.kernel[2]) {
+      for (int64_t kh = 0; kh < w.kernel[1]; ++kh) {
         const int64_t h = height * w.stride[1] - w.pad_begin[1] + kh * w.dilation[1];
-        if (d < 0 || d >= w.in[0] || h < 0 || h >= w.in[1]) continue;
-        const float* row = plane.x + (d * w.in[1] + h) * w.in[2];
-        int64_t first = col * w.stride[2] - w.pad_begin[2];
-        for (int64_t kw = 0; kw < w.kernel[2]; ++kw, first += w.dilation[2]) {
-          acc = fma(load_strided(row, first, steps, w.stride[2], w.in[2]), splat(kernel[kw]), acc);
+        if (!inside(d, w.in[0]) || !inside(h, w.in[1])) {
+          append(to, nullptr, w.kernel[2] * p.channels);
+          continue;
+        }
+        const int64_t row = ((image * w.in[0] + d) * w.in[1] + h) * w.in[2];
+        append_taps(to, p, p.x + row * p.pixel_stride, col * w.stride[2] - w.pad_begin[2]);
+      }
+    }
+    if (++col < w.out[2]) continue;
+    col = 0;
+    if (++height < w.out[1]) continue;
+    height = 0;
+    if (++depth < w.out[0]) continue;
+    depth = 0;
+    ++image;
+  }
+}
+
+// The taps of a row of Y that fall inside X along depth and height.
+struct RowTaps {
+  int64_t depth_begin, depth_end;
+  int64_t height_begin, height_end;
+};
+
+// `sources` holds kPixels pointers for each tap in the row, where the pixels' taps lie.
+template <int kPixels>
+void depthwise_pixels(const DepthwiseRow& r, const RowTaps& taps, float* y) {
+  const Windows& w = *r.windows;
+  const Vf low = splat(r.low);
+  const Vf high = splat(r.high);
+  for (int64_t c = r.begin; c < r.end; c += kLanes) {
+    const int64_t n = r.end - c < kLanes ? r.end - c : kLanes;
+    Vf acc[kPixels];
+#pragma GCC unroll 8
+    for (int j = 0; j < kPixels; ++j) acc[j] = splat(0.0f);
+    const float* const* source = r.sources;
+    for (int64_t kd = taps.depth_begin; kd < taps.depth_end; ++kd) {
+      const int64_t tap = (kd * w.kernel[1] + taps.height_begin) * w.kernel[2];
+      const int64_t count = (taps.height_end - taps.height_begin) * w.kernel[2];
+      const float* weights = r.weights + tap * r.channels + c;
+      if (n == kLanes) {
+        for (int64_t t = 0; t < count; ++t, source += kPixels, weights += r.channels) {
+          const Vf weight = load(weights);
+#pragma GCC unroll 8
+          for (int j = 0; j < kPixels; ++j) acc[j] = fma(load(source[j] + c), weight, acc[j]);
+        }
+      } else {
+        for (int64_t t = 0; t < count; ++t, source += kPixels, weights += r.channels) {
+          const Vf weight = load(weights, n);
+#pragma GCC unroll 8
+          for (int j = 0; j < kPixels; ++j) acc[j] = fma(load(source[j] + c, n), weight, acc[j]);
         }
       }
     }
-    const int64_t left = w.out[2] - col;
-    if (left >= kLanes) {
-      store(y + col, acc);
-    } else {
-      store(y + col, acc, left);
+    const Vf bias = r.bias != nullptr ? load(r.bias + c, n) : splat(0.0f);
+#pragma GCC unroll 8
+    for (int j = 0; j < kPixels; ++j) {
+      Vf x = acc[j] + bias;
+      // The second operand comes out where it is NaN.
+      if (r.clip) x = min(high, max(low, x));
+      if (n == kLanes) {
+        store(y + j * r.y_stride + c, x);
+      } else {
+        store(y + j * r.y_stride + c, x, n);
+      }
     }
   }
 }
 
-void depthwise(const DepthwisePlane& plane) {
-  const Windows& w = *plane.windows;
-  float* y = plane.y;
-  for (int64_t depth = 0; depth < w.out[0]; ++depth) {
-    for (int64_t height = 0; height < w.out[1]; ++height, y += w.out[2]) {
-      depthwise_row(plane, depth, height, y);
+using DepthwisePixels = void (*)(const DepthwiseRow& r, const RowTaps& taps, float* y);
+constexpr DepthwisePixels kDepthwise[kDepthwisePixels] = {
+    depthwise_pixels<1>, depthwise_pixels<2>, depthwise_pixels<3>, depthwise_pixels<4>,
+    depthwise_pixels<5>, depthwise_pixels<6>, depthwise_pixels<7>, depthwise_pixels<8>,
+};
+
+// The taps [begin, end) of `axis` that fall inside X for Y's position `out`.
+HR_INLINE void clip_taps(const Windows& w, int axis, int64_t out, int64_t& begin, int64_t& end) {
+  const int64_t first = out * w.stride[axis] - w.pad_begin[axis];
+  const int64_t d = w.dilation[axis];
+  begin = first >= 0 ? 0 : (-first + d - 1) / d;
+  end = first >= w.in[axis] ? 0 : (w.in[axis] - first + d - 1) / d;
+  if (end > w.kernel[axis]) end = w.kernel[axis];
+  if (end < begin) end = begin;
+}
+
+// Finds where the taps of `pixels` pixels from `col` on lie; zeros where that is padding.
+void find_sources(const DepthwiseRow& r, const RowTaps& taps, int64_t col, int64_t pixels) {
+  const Windows& w = *r.windows;
+  const float** source = r.sources;
+  for (int64_t kd = taps.depth_begin; kd < taps.depth_end; ++kd) {
+    const int64_t d = r.depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
+    for (int64_t kh = taps.height_begin; kh < taps.height_end; ++kh) {
+      const int64_t h = r.height * w.stride[1] - w.pad_begin[1] + kh * w.dilation[1];
+      const float* row = r.x + (d * w.in[1] + h) * w.in[2] * r.channels;
+      for (int64_t kw = 0; kw < w.kernel[2]; ++kw) {
+        int64_t at = col * w.stride[2] - w.pad_begin[2] + kw * w.dilation[2];
+        for (int64_t j = 0; j < pixels; ++j, at += w.stride[2]) {
+          *source++ = inside(at, w.in[2]) ? row + at * r.channels : r.zeros;
+        }
+      }
+    }
+  }
+}
+
+void depthwise(const DepthwiseRow& r) {
+  const Windows& w = *r.windows;
+  RowTaps taps;
+  clip_taps(w, 0, r.depth, taps.depth_begin, taps.depth_end);
+  clip_taps(w, 1, r.height, taps.height_begin, taps.height_end);
+  const int64_t blocks = (w.out[2] + kDepthwisePixels - 1) / kDepthwisePixels;
+  for (int64_t b = 0; b < blocks; ++b) {
+    // Even blocks: 14 pixels run as 7 + 7.
+    const int64_t col = w.out[2] * b / blocks;
+    const int64_t pixels = w.out[2] * (b + 1) / blocks - col;
+    find_sources(r, taps, col, pixels);
+    kDepthwise[pixels - 1](r, taps, r.y + col * r.y_stride);
+  }
+}
+
+template <class Step, class Done>
+HR_INLINE void reduce_pixels(const float* const* pixels, int64_t count, int64_t channels,
+                             float first, Step step, Done done, float* y) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    Vf acc = splat(first);
+    for (int64_t i = 0; i < count; ++i) acc = step(acc, load(pixels[i] + c));
+    store(y + c, done(acc));
+  }
+  if (c == channels) return;
+  Vf acc = splat(first);
+  for (int64_t i = 0; i < count; ++i) acc = step(acc, load(pixels[i] + c, channels - c));
+  store(y + c, done(acc), channels - c);
+}
+
+void max_of_pixels(const float* const* pixels, int64_t count, int64_t channels, float* y) {
+  // NaN stays.
+  auto step = [](Vf acc, Vf x) { return select((acc < x) | is_nan(x), x, acc); };
+  auto done = [](Vf acc) { return acc; };
+  reduce_pixels(pixels, count, channels, -__builtin_inff(), step, done, y);
+}
+
+void average_of_pixels(const float* const* pixels, int64_t count, int64_t channels, float divisor,
+                       float* y) {
+  auto step = [](Vf acc, Vf x) { return acc + x; };
+  auto done = [=](Vf acc) { return acc / splat(divisor); };
+  reduce_pixels(pixels, count, channels, 0.0f, step, done, y);
+}
+
+void transpose_matrix(const float* from, int64_t rows, int64_t cols, float* to) {
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const bool whole = r + kLanes <= rows;
+    int64_t c = 0;
+    for (; whole && c + kLanes <= cols; c += kLanes) {
+      Vf block[kLanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) block[i] = load(from + (r + i) * cols + c);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) store(to + (c + i) * rows + r, block[i]);
+    }
+    const int64_t end = whole ? r + kLanes : rows;
+    for (; c < cols; ++c) {
+      for (int64_t i = r; i < end; ++i) to[c * rows + i] = from[i * cols + c];
     }
   }
 }
@@ -171,8 +248,11 @@ void depthwise(const DepthwisePlane& plane) {
 
 extern const ConvKernels conv_kernels;
 const ConvKernels conv_kernels = {
-    .pack_windows = pack_windows,
+    .pack_pixels = pack_pixels,
     .depthwise = depthwise,
+    .max_of_pixels = max_of_pixels,
+    .average_of_pixels = average_of_pixels,
+    .transpose = transpose_matrix,
 };
 
 }  // namespace headrace::HEADRACE_ISA_NS

@@ -8,23 +8,46 @@
 
 namespace headrace {
 
-// One channel of X under one kernel.
-struct DepthwisePlane {
-  const float* x;
-  const float* kernel;
-  float* y;  // dense
+// Consecutive pixels of Y, counted over all images, whose windows become rows of a packed matrix.
+struct PixelRows {
+  const float* x;        // the group's first channel in the first image
+  int64_t channels;      // of the group
+  int64_t pixel_stride;  // channels of X
   const Windows* windows;
+  int64_t first;
+  int64_t count;
 };
 
+// One row of Y's pixels under one kernel per channel.
+struct DepthwiseRow {
+  const float* x;        // the image
+  const float* weights;  // [taps, channels]
+  const float* zeros;    // as many as there are channels
+  float* y;              // the row's first pixel
+  int64_t y_stride;      // from pixel to pixel
+  int64_t channels;      // of X
+  int64_t begin, end;    // channels to compute; Y's are at y + begin ... y + end - 1
+  const Windows* windows;
+  int64_t depth, height;  // of the row
+  const float** sources;  // room for kDepthwisePixels pointers per tap
+  const float* bias;      // per channel, or null
+  float low, high;        // Y is clipped to these if `clip`
+  bool clip;
+};
+inline constexpr int64_t kDepthwisePixels = 8;
+
 struct ConvKernels {
-  // Packs one panel of the matrix whose columns are output pixels and whose row c * taps + t is
-  // channel c as tap t sees it. `offsets` holds panel_cols offsets into a channel for each tap,
-  // -1 where the tap falls on padding.
-  void (*pack_windows)(const float* x, int64_t channels, int64_t channel_stride,
-                       const int32_t* offsets, int64_t taps, float* panel);
-  // Convolves one channel with one kernel, without the epilogue: one chain of multiply-adds per
-  // pixel, over the taps in order.
-  void (*depthwise)(const DepthwisePlane& plane);
+  // Packs windows as `pack_rows` of the matrix product does: column t * channels + c of a row is
+  // channel c as tap t sees it, 0 on padding.
+  void (*pack_pixels)(const PixelRows& rows, uint32_t* words);
+  // One chain of multiply-adds per element, over the taps in order.
+  void (*depthwise)(const DepthwiseRow& row);
+  // The largest of, or the sum over `divisor` of, `count` pixels of `channels` channels each.
+  void (*max_of_pixels)(const float* const* pixels, int64_t count, int64_t channels, float* y);
+  void (*average_of_pixels)(const float* const* pixels, int64_t count, int64_t channels,
+                            float divisor, float* y);
+  // [rows, cols] to [cols, rows].
+  void (*transpose)(const float* from, int64_t rows, int64_t cols, float* to);
 };
 
 HEADRACE_DECLARE_KERNELS(ConvKernels, conv_kernels)

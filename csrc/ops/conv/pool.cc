@@ -22,20 +22,6 @@ struct PoolProblem {
   int64_t* indices;  // null if nobody wants them
 };
 
-// The taps of `axis` that fall inside the input for output position `out`: [begin, end).
-struct Taps {
-  int64_t begin;
-  int64_t end;
-};
-Taps taps_inside(const Windows& w, int axis, int64_t out, int64_t limit) {
-  int64_t first = out * w.stride[axis] - w.pad_begin[axis];
-  int64_t d = w.dilation[axis];
-  int64_t begin = first >= 0 ? 0 : (-first + d - 1) / d;
-  int64_t end = first >= limit ? 0 : (limit - first + d - 1) / d;
-  end = std::min(end, w.kernel[axis]);
-  return {std::min(begin, end), end};
-}
-
 // The output positions along the last axis whose tap `kw` falls inside the input.
 Taps columns_inside(const Windows& w, int64_t kw) {
   int64_t shift = kw * w.dilation[2] - w.pad_begin[2];
@@ -163,20 +149,11 @@ class Pool : public Op {
     for (int64_t depth = 0; depth < w.out[0]; ++depth) {
       for (int64_t height = 0; height < w.out[1]; ++height, y += w.out[2]) {
         reduce_row(w, reduce_, x, depth, height, sums);
-        int64_t rows = count(w, 0, depth) * count(w, 1, height);
-        for (int64_t i = 0; i < w.out[2]; ++i) y[i] = reduce_.done(sums[i], rows * count(w, 2, i));
+        auto count = [&](int axis, int64_t at) { return counted_taps(w, axis, at, count_pads_); };
+        int64_t rows = count(0, depth) * count(1, height);
+        for (int64_t i = 0; i < w.out[2]; ++i) y[i] = reduce_.done(sums[i], rows * count(2, i));
       }
     }
-  }
-
-  // Taps that an average counts along an axis. The pads count if the node says so, but never what
-  // ceil_mode adds behind them.
-  int64_t count(const Windows& w, int axis, int64_t out) const {
-    if (!count_pads_) {
-      Taps taps = taps_inside(w, axis, out, w.in[axis]);
-      return taps.end - taps.begin;
-    }
-    return taps_inside(w, axis, out, w.in[axis] + w.pad_end[axis]).end;
   }
 
   // Where in X each maximum stands: the first of equal ones.

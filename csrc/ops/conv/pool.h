@@ -7,5 +7,6 @@ namespace headrace {
 
 void register_pools(OpRegistry& registry);
 void register_global_pools(OpRegistry& registry);
+void register_pixel_pools(OpRegistry& registry);
 
 }  // namespace headrace

@@ -130,6 +130,37 @@ Windows windows_over(const WindowSpec& spec, const Shape& x) {
                       {spec.kernel + kSpatial - spec.rank, static_cast<size_t>(spec.rank)});
 }
 
+Taps taps_inside(const Windows& w, int axis, int64_t out, int64_t limit) {
+  int64_t first = out * w.stride[axis] - w.pad_begin[axis];
+  int64_t d = w.dilation[axis];
+  int64_t begin = first >= 0 ? 0 : (-first + d - 1) / d;
+  int64_t end = first >= limit ? 0 : (limit - first + d - 1) / d;
+  end = std::min(end, w.kernel[axis]);
+  return {std::min(begin, end), end};
+}
+
+int64_t counted_taps(const Windows& w, int axis, int64_t out, bool count_pads) {
+  if (!count_pads) {
+    Taps taps = taps_inside(w, axis, out, w.in[axis]);
+    return taps.end - taps.begin;
+  }
+  return taps_inside(w, axis, out, w.in[axis] + w.pad_end[axis]).end;
+}
+
+Shape channels_first(const Shape& shape, bool channels_last) {
+  if (!channels_last || shape.rank() < 3) return shape;
+  Shape result{shape[0], shape[shape.rank() - 1]};
+  for (int axis = 1; axis + 1 < shape.rank(); ++axis) result.push_back(shape[axis]);
+  return result;
+}
+
+Shape channels_last(const Shape& shape) {
+  Shape result{shape[0]};
+  for (int axis = 2; axis < shape.rank(); ++axis) result.push_back(shape[axis]);
+  result.push_back(shape[1]);
+  return result;
+}
+
 Shape output_shape(const Windows& w, const Shape& x, int64_t channels) {
   Shape y{x[0], channels};
   for (int i = 2; i < x.rank(); ++i) y.push_back(w.out[kSpatial - x.rank() + i]);

@@ -50,6 +50,23 @@ Windows windows_over(const WindowSpec& spec, const Shape& x, std::span<const int
 // The same for a spec that has its kernel.
 Windows windows_over(const WindowSpec& spec, const Shape& x);
 
+// The taps [begin, end) of `axis` that fall below `limit` and not on the pads before X, for output
+// position `out`.
+struct Taps {
+  int64_t begin;
+  int64_t end;
+};
+Taps taps_inside(const Windows& w, int axis, int64_t out, int64_t limit);
+
+// Taps that an average counts along an axis. The pads count if `count_pads`, but never what
+// ceil_mode adds behind them.
+int64_t counted_taps(const Windows& w, int axis, int64_t out, bool count_pads);
+
+// `shape` with the channels where ONNX has them; they are last if `channels_last`.
+Shape channels_first(const Shape& shape, bool channels_last);
+// The inverse.
+Shape channels_last(const Shape& shape);
+
 // [N, channels, spatial axes of `w.out`...] with as many axes as x.
 Shape output_shape(const Windows& w, const Shape& x, int64_t channels);
 

@@ -22,7 +22,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     """`model` with every fused op as a call of a model-local function of standard ops.
 
     One function is written for each distinct use of an op (its attributes and which inputs it has), so that no body
-    depends on attributes: ``Linear_gelu_erf_bias``, ``Attention_1``, ...
+    depends on attributes: ``Linear_v0``, ``Attention_v1``, ...
     """
     import onnx
 
@@ -36,7 +36,8 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
             continue
         key = _key(node)
         if key not in names:
-            names[key] = f"{node.op_type}_{len(names)}"
+            # A number right after the underscore would ask ONNX's evaluator for that version of a standard op.
+            names[key] = f"{node.op_type}_v{len(names)}"
             functions.append(_function(names[key], node, opset))
         target.domain, target.op_type = HEADRACE_DOMAIN, names[key]
         del target.attribute[:]
@@ -48,7 +49,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 def _key(node: ir.Node) -> tuple[Any, ...]:
     attributes = tuple(sorted((name, repr(attr.value)) for name, attr in node.attributes.items()))
-    ranks = tuple(_rank(value) for value in node.inputs) if node.op_type == "FusedConv" else ()
+    ranks = tuple(_rank(value) for value in node.inputs) if node.op_type in _CHANNELS_LAST else ()
     return node.op_type, attributes, tuple(value is not None for value in node.inputs), ranks
 
 
@@ -129,12 +130,32 @@ def _linear(body: _Body, node: ir.Node, names: list[Any]) -> str:
 
 def _fused_conv(body: _Body, node: ir.Node, names: list[Any]) -> str:
     x, weight, bias, residual = names
-    own = ("activation", "clip_min", "clip_max")
+    own = ("activation", "clip_min", "clip_max", "layout")
     attributes = {name: attr.value for name, attr in node.attributes.items() if name not in own}
+    given = node.inputs[1]
+    assert given is not None
+    assert given.shape is not None
+    first, last = _turns(node, len(given.shape))
+    x = body.op("Transpose", x, perm=first)
     y = body.op("Conv", *([x, weight] if bias is None else [x, weight, bias]), **attributes)
+    y = body.op("Transpose", y, perm=last)
     if residual is not None:
         y = body.op("Add", y, residual)
     return body.activation(y, node)
+
+
+def _pool(body: _Body, node: ir.Node, names: list[Any]) -> str:
+    attributes = {name: attr.value for name, attr in node.attributes.items() if name != "layout"}
+    first, last = _turns(node, len(attributes["kernel_shape"]) + 2)
+    y = body.op(node.op_type, body.op("Transpose", names[0], perm=first), **attributes)
+    return body.op("Transpose", y, perm=last)
+
+
+def _turns(node: ir.Node, rank: int) -> tuple[list[int], list[int]]:
+    """The permutations that bring the channels to where ONNX has them, and back; neither does a thing if they are."""
+    if attribute(node, "layout", "nchw") == "nchw":
+        return list(range(rank)), list(range(rank))
+    return [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
 
 
 def _attention(body: _Body, node: ir.Node, names: list[Any]) -> str:
@@ -200,9 +221,14 @@ def _gelu(body: _Body, node: ir.Node, names: list[Any]) -> str:
     return body.gelu(names[0], tanh=attribute(node, "approximate", "none") == "tanh")
 
 
+# Ops that may work channels last: their bodies depend on the rank.
+_CHANNELS_LAST = ("FusedConv", "MaxPool", "AveragePool")
+
 _BODIES = {
     "Linear": _linear,
     "FusedConv": _fused_conv,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
     "Attention": _attention,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _rms_norm,

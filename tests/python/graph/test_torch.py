@@ -68,7 +68,7 @@ def test_a_residual_network_with_batch_norm_and_dynamic_size(rng) -> None:
                 nn.init.normal_(tensor)
     dims = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     model = load(module, example_inputs=torch.zeros(2, 1, 12, 14), dynamic_shapes=(dims,))
-    assert ops(model) == {"FusedConv": 3, "ReduceMean": 1, "Linear": 1}
+    assert ops(model).items() >= {"FusedConv": 3, "ReduceMean": 1, "Linear": 1}.items()
     image = rng.normal(size=(3, 1, 9, 21)).astype(np.float32)
     want = module(torch.from_numpy(image)).detach().numpy()
     np.testing.assert_allclose(run(model, image=image), want, rtol=0, atol=TOLERANCE)

@@ -11,6 +11,7 @@ from headrace.graph.edit import HEADRACE_DOMAIN, remove_dead
 from headrace.graph.passes.activation import fuse_gelu
 from headrace.graph.passes.analysis import analyse
 from headrace.graph.passes.attention import fuse_attention, merge_qkv
+from headrace.graph.passes.channels_last import to_channels_last
 from headrace.graph.passes.clean import fold_constants, lift_constants, merge_repeats, remove_copies
 from headrace.graph.passes.conv import fuse_conv
 from headrace.graph.passes.layout import settle_layout
@@ -64,6 +65,8 @@ def fuse(graph: ir.Graph) -> None:
     ):
         if fusion(graph):
             remove_dead(graph)
+    if to_channels_last(graph, graph.opset_imports.get("", 18)):
+        remove_dead(graph)
     merge_repeats(graph)
     analyse(graph)
     remove_dead(graph)

@@ -86,9 +86,17 @@ def _convert(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _batch_norm(value: ir.Value, channels: int) -> tuple[ir.Node, Array, Array] | None:
-    """The BatchNormalization that alone uses `value`, as y = x * factor + shift per channel, both float64."""
+    """The BatchNormalization that alone uses `value`, with its vectors."""
     node = single_use(value)
-    if not is_op(node, "BatchNormalization") or node is None or attribute(node, "training_mode", 0):
+    if node is None or not is_op(node, "BatchNormalization"):
+        return None
+    vectors = batch_norm_vectors(node, channels)
+    return None if vectors is None else (node, *vectors)
+
+
+def batch_norm_vectors(node: ir.Node, channels: int) -> tuple[Array, Array] | None:
+    """A BatchNormalization as y = x * factor + shift per channel, both float64, or None where it is not constant."""
+    if attribute(node, "training_mode", 0):
         return None
     if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
         return None
@@ -98,7 +106,7 @@ def _batch_norm(value: ir.Value, channels: int) -> tuple[ir.Node, Array, Array] 
         return None
     scale, offset, mean, variance = kept
     factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
-    return node, factor, offset - mean * factor
+    return factor, offset - mean * factor
 
 
 def _absorb_residual(graph: ir.Graph, add: ir.Node, order: dict[ir.Value, int]) -> bool:

@@ -1,0 +1,168 @@
+// Convolutions as matrix products: the windows of a block of pixels are packed as rows, tap by tap
+// and channel by channel, and multiplied by the weights, one product per group. A kernel of one tap
+// is the product alone.
+#include <algorithm>
+
+#include "ops/conv/conv.h"
+
+namespace headrace {
+namespace {
+
+// Multiply-adds worth a task of their own, and tasks per thread; see linear/gemm.cc.
+constexpr int64_t kTaskWork = 1 << 19;
+constexpr int64_t kTasksPerThread = 6;
+// Tiles of rows that make reading the weights once more worth it.
+constexpr int64_t kBlockTilesMin = 8;
+// Weights up to this many bytes stay in a core's L2 cache. Then few rows at a time are taken past
+// all of them, so that a row of Y is written, and its residual read, in one go.
+constexpr int64_t kResidentBytes = 384 * 1024;
+constexpr int64_t kResidentTiles = 2;
+
+// True if the windows are the pixels of X themselves.
+bool is_pointwise(const Windows& w) {
+  for (int axis = 0; axis < kSpatial; ++axis) {
+    if (w.kernel[axis] != 1 || w.stride[axis] != 1 || w.out[axis] != w.in[axis]) return false;
+  }
+  return true;
+}
+
+class DenseWay : public ConvWay {
+ public:
+  explicit DenseWay(Isa isa)
+      : gemm_(HEADRACE_KERNELS(isa, gemm_kernels)), kernels_(HEADRACE_KERNELS(isa, conv_kernels)) {}
+
+  int64_t packed_words(const ConvWeight& w) const override { return w.groups * group_words(w); }
+  // One group's weights on their way from channel by channel to tap by tap.
+  int64_t packing_room(const ConvWeight& w) const override {
+    return w.taps == 1 ? 0 : w.group_out * w.k();
+  }
+  void pack(const ConvWeight& w, Word* packed, float* room) const override;
+  void run(const OpRun& run, std::span<ConvProblem> problems) const override;
+
+ private:
+  int64_t panels(const ConvWeight& w) const { return ceil_div(w.group_out, gemm_.panel_cols); }
+  int64_t group_words(const ConvWeight& w) const { return panels(w) * gemm_.panel_words(w.k()); }
+  // Rows of Y times panels of one group's weights.
+  struct Part {
+    int64_t group;
+    int64_t panel, panel_end;
+    int64_t row = 0;
+    int64_t rows = 0;
+  };
+  void split(const OpRun& run, ConvProblem& p) const;
+  int64_t step(const ConvProblem& p) const;
+  void multiply(const ConvProblem& p, const Part& part, Word* packed) const;
+  void run_task(const ConvProblem& p, int64_t task, Word* packed) const;
+
+  const GemmKernels& gemm_;
+  const ConvKernels& kernels_;
+};
+
+void DenseWay::pack(const ConvWeight& w, Word* packed, float* room) const {
+  for (int64_t g = 0; g < w.groups; ++g) {
+    const float* weights = w.data + g * w.group_out * w.k();
+    if (w.taps > 1) {
+      for (int64_t out = 0; out < w.group_out; ++out) {
+        kernels_.transpose(weights + out * w.k(), w.group_in, w.taps, room + out * w.k());
+      }
+      weights = room;
+    }
+    gemm_.pack_panels({weights, w.k(), true}, w.k(), w.group_out, 1.0f,
+                      packed + g * group_words(w));
+  }
+}
+
+// Ranges of rows first: columns of the same rows pack them once more.
+void DenseWay::split(const OpRun& run, ConvProblem& p) const {
+  const ConvWeight& w = p.weight;
+  int64_t tiles = ceil_div(p.rows(), gemm_.tile_rows);
+  int64_t wanted = 1;
+  if (run.threads() > 1) {
+    int64_t work = p.rows() * p.channels_out() * std::max<int64_t>(w.k(), 1);
+    wanted = std::clamp<int64_t>(work / kTaskWork, 1, kTasksPerThread * run.threads());
+  }
+  wanted = ceil_div(wanted, w.groups);
+  p.row_blocks = std::clamp<int64_t>(tiles / kBlockTilesMin, 1, wanted);
+  int64_t ranges = std::clamp<int64_t>(ceil_div(wanted, p.row_blocks), 1, panels(w));
+  // Even ranges: 8 panels go round as 4 times 2, not as 6 times 1 or 2.
+  p.col_ranges = ceil_div(panels(w), ceil_div(panels(w), ranges));
+}
+
+// Rows that are packed and multiplied at a time.
+int64_t DenseWay::step(const ConvProblem& p) const {
+  int64_t panel_range = ceil_div(panels(p.weight), p.col_ranges);
+  int64_t bytes = panel_range * gemm_.panel_words(p.weight.k()) * int64_t{sizeof(Word)};
+  if (bytes <= kResidentBytes) return kResidentTiles * gemm_.tile_rows;
+  return gemm_block_rows(gemm_, p.weight.k());
+}
+
+void DenseWay::run(const OpRun& run, std::span<ConvProblem> problems) const {
+  int64_t size = 0;
+  int64_t tasks = number_tasks(problems, [&](ConvProblem& p) -> int64_t {
+    if (p.rows() == 0 || p.channels_out() == 0) return 0;
+    split(run, p);
+    size = std::max(size, gemm_.packed_rows_words(std::min(p.rows(), step(p)), p.weight.k()));
+    return p.row_blocks * p.col_ranges * p.weight.groups;
+  });
+  Word* packed = run.scratch_of<Word>(size * run.threads());
+  run.parallel(tasks, [&](int64_t task, int thread) {
+    const ConvProblem& p = problem_of(problems, task);
+    run_task(p, task - p.first_task, packed + thread * size);
+  });
+}
+
+// A range of rows times a range of columns of one group.
+void DenseWay::run_task(const ConvProblem& p, int64_t task, Word* packed) const {
+  int64_t range = task % p.col_ranges;
+  int64_t group = task / p.col_ranges % p.weight.groups;
+  int64_t block = task / (p.col_ranges * p.weight.groups);
+  Part part{.group = group,
+            .panel = panels(p.weight) * range / p.col_ranges,
+            .panel_end = panels(p.weight) * (range + 1) / p.col_ranges};
+  // Whole tiles, so that only the last range has a smaller one.
+  int64_t tiles = ceil_div(p.rows(), gemm_.tile_rows);
+  int64_t begin = tiles * block / p.row_blocks * gemm_.tile_rows;
+  int64_t end = std::min(tiles * (block + 1) / p.row_blocks * gemm_.tile_rows, p.rows());
+  // Even steps: 10 tiles of rows go as 5 + 5, not as 8 + 2.
+  int64_t steps = ceil_div(end - begin, step(p));
+  for (int64_t i = 0; i < steps; ++i) {
+    part.row = begin + (end - begin) * i / steps;
+    part.rows = begin + (end - begin) * (i + 1) / steps - part.row;
+    multiply(p, part, packed);
+  }
+}
+
+void DenseWay::multiply(const ConvProblem& p, const Part& part, Word* packed) const {
+  const ConvWeight& w = p.weight;
+  const float* x = p.x + part.group * w.group_in;
+  if (is_pointwise(p.windows)) {
+    gemm_.pack_rows({x + part.row * p.channels_in(), p.channels_in()}, part.rows, w.k(), packed);
+  } else {
+    kernels_.pack_pixels({.x = x,
+                          .channels = w.group_in,
+                          .pixel_stride = p.channels_in(),
+                          .windows = &p.windows,
+                          .first = part.row,
+                          .count = part.rows},
+                         packed);
+  }
+  const Word* weights = p.packed + part.group * group_words(w);
+  int64_t col = part.panel * gemm_.panel_cols;
+  int64_t channel = part.group * w.group_out + col;
+  gemm_.multiply({.a = packed,
+                  .b = weights + part.panel * gemm_.panel_words(w.k()),
+                  .rows = part.rows,
+                  .k = gemm_.words(w.k()),
+                  .cols = std::min(w.group_out, part.panel_end * gemm_.panel_cols) - col,
+                  .c = p.y_at(part.row, channel),
+                  .c_stride = p.channels_out(),
+                  .epilogue = p.epilogue_at(part.row, channel)});
+}
+
+}  // namespace
+
+std::unique_ptr<ConvWay> make_dense_way(Isa isa) {
+  return std::make_unique<DenseWay>(isa);
+}
+
+}  // namespace headrace
