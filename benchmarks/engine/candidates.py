@@ -99,13 +99,21 @@ def quantized(path: Path) -> Path:
 
 
 def torch_entries(module: Callable[[], Any], request: Request, threads: int, compiled: bool) -> list[Entry]:
-    """Torch in fp32 and under bf16 autocast, eager and, if asked for, compiled, which takes a minute each."""
+    """PyTorch in fp32 and under bf16 autocast, eager and, if asked for, compiled, which takes half a minute each.
+
+    Call it once per case: it forgets what was compiled for the last one, or torch would take the next shape for a
+    reason to compile for all shapes.
+    """
+    if compiled:
+        import torch
+
+        torch._dynamo.reset()
 
     def prepare(precision: str, compile_it: bool) -> Callable[[], Any]:
         import torch
 
         torch.set_num_threads(threads)
-        network = torch.compile(module()) if compile_it else module()
+        network = torch.compile(module(), dynamic=False) if compile_it else module()
         inputs = [torch.from_numpy(array) for array in request.values()]
 
         def run() -> Any:

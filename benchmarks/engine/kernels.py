@@ -79,7 +79,7 @@ def invariance_table(result: dict[str, Any]) -> str:
         for row in result["costs"]
     ]
     company = ["MiniLM, texts of several lengths", "texts with other bits in a batch than alone", "largest change"]
-    headings = ["", "rows", "Plan, us", "sums kept whole, us", "sums split between the threads, us", "cost of keeping"]
+    headings = ["", "rows", "Plan, us", "order kept, us", "sums split by threads, us", "cost of the order"]
     return "\n\n".join([markdown(company, bits), markdown(headings, costs)])
 
 

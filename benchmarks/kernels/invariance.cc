@@ -2,11 +2,11 @@
 //
 // Usage: headrace_bench_invariance [threads]
 //
-// The bits of a Result must not depend on the number of threads, so a product's sum over k and the
-// sum over an ensemble's trees are never divided. Here they are, by hand, into one Plan per thread
-// whose results are added up afterwards. What that is compared with keeps the sums whole: for a
-// product, one Plan per thread with its share of the columns; for trees, the Plan a user gets,
-// which splits rows. All run the same kernels on the same workers.
+// The bits of a Result must not depend on the number of threads, so the order of a product's sum
+// over k and of the sum over an ensemble's trees follows from the Model alone. Here both are
+// divided by the number of threads, by hand: one Plan per thread, results added up afterwards. What
+// that is compared with keeps the order: for a product, one Plan per thread with its share of the
+// columns; for trees, the Plan a user gets. All run the same kernels on the same workers.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
