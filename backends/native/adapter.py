@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from headrace import _core, hardware
-from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan, Request, Result
+from headrace import _core
+from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan
 from headrace.errors import BackendUnavailable, UnsupportedOp
 from headrace.graph.lower import lower
 from headrace.model import Model
-
-
-class NativeExecutable(Executable):
-    """A Program in the C++ runtime, packed for one ISA."""
-
-    def __init__(self, plan: Plan, core: _core.NativePlan) -> None:
-        self.plan = plan
-        self.core = core
-        # Checks, converts and runs in one call; what `Engine` uses for single Requests.
-        self.run_one = core.run
-
-    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
-        """Runs Requests of any shapes together, in lockstep, without padding."""
-        return self.core.run_batch(list(requests))
+from headrace.native import NativeExecutable
 
 
 class NativeBackend(Backend):
@@ -56,7 +41,7 @@ class NativeBackend(Backend):
                 f"{', '.join(self.capabilities().precisions)}"
             )
         isa = _core.selected_isa()
-        threads = options.threads if options.threads is not None else hardware.probe().cores
+        threads = options.resolved_threads()
         core = _core.NativePlan(lower(model.graph, model.signature, isa), threads)
         plan = Plan(
             backend=self.name,
@@ -71,4 +56,4 @@ class NativeBackend(Backend):
                 "constant_bytes": core.constant_bytes,
             },
         )
-        return NativeExecutable(plan, core)
+        return NativeExecutable(plan, core, options)

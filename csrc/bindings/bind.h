@@ -9,6 +9,7 @@ void bind_errors(pybind11::module_& module);
 void bind_hardware(pybind11::module_& module);
 void bind_signature(pybind11::module_& module);
 void bind_program(pybind11::module_& module);
+void bind_mapped_file(pybind11::module_& module);
 void bind_plan(pybind11::module_& module);
 void bind_batcher(pybind11::module_& module);
 

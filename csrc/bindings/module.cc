@@ -5,6 +5,7 @@ PYBIND11_MODULE(_core, module) {
   headrace::bind_errors(module);
   headrace::bind_hardware(module);
   headrace::bind_signature(module);
+  headrace::bind_mapped_file(module);
   headrace::bind_program(module);
   headrace::bind_plan(module);
   headrace::bind_batcher(module);

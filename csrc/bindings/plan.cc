@@ -51,6 +51,67 @@ py::typing::List<ResultDict> run_batch(Plan& plan, const std::vector<py::dict>& 
   return results;
 }
 
+// Bytes that `owner` keeps alive, read-only.
+py::array bytes_of(const void* data, int64_t bytes, py::handle owner) {
+  py::array array(py::dtype("uint8"), {static_cast<py::ssize_t>(bytes)}, data, owner);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
+py::list describe_constants(const Program& program, py::handle owner) {
+  py::list constants;
+  for (size_t v = 0; v < program.values.size(); ++v) {
+    const Value& value = program.values[v];
+    if (!value.constant) continue;
+    py::object data = py::none();
+    if (value.data.dtype == DType::kString) {
+      data = to_numpy(value.data).attr("ravel")().attr("tolist")();
+    } else if (value.data.present()) {
+      data = bytes_of(value.data.data, value.data.bytes(), owner);
+    }
+    std::span<const int64_t> dims = value.shape.dims();
+    constants.append(py::dict(py::arg("id") = v, py::arg("name") = value.name,
+                              py::arg("dtype") = std::string(name_of(value.dtype)),
+                              py::arg("dims") = std::vector<int64_t>(dims.begin(), dims.end()),
+                              py::arg("data") = data));
+  }
+  return constants;
+}
+
+py::list describe_nodes(const Program& program, py::handle owner) {
+  py::list nodes;
+  for (const Step& step : program.steps) {
+    py::list outputs;
+    for (ValueId id : step.outputs) {
+      const Value* value = id == kAbsent ? nullptr : &program.values[static_cast<size_t>(id)];
+      outputs.append(py::make_tuple(id, value ? value->name : "",
+                                    value ? std::string(name_of(value->dtype)) : ""));
+    }
+    py::list packs;
+    for (const Packed& packed : step.packs) {
+      packs.append(bytes_of(packed.data(), packed.bytes(), owner));
+    }
+    nodes.append(py::dict(py::arg("op") = step.op, py::arg("name") = step.name,
+                          py::arg("opset") = step.opset, py::arg("attributes") = step.attributes,
+                          py::arg("inputs") = step.inputs, py::arg("outputs") = outputs,
+                          py::arg("packs") = packs));
+  }
+  return nodes;
+}
+
+using Description = py::typing::Dict<py::str, py::object>;
+
+// What a saved Plan is made of.
+Description describe(const py::object& self) {
+  const Program& program = self.cast<const Plan&>().program();
+  Description description;
+  description["inputs"] = program.inputs;
+  description["constants"] = describe_constants(program, self);
+  description["nodes"] = describe_nodes(program, self);
+  description["outputs"] = program.outputs;
+  return description;
+}
+
 }  // namespace
 
 void bind_plan(py::module_& module) {
@@ -96,6 +157,10 @@ void bind_plan(py::module_& module) {
             return times;
           },
           py::arg("requests"), "Runs a Batch and returns what each op took.")
+      .def("describe", &describe,
+           "Values by id: the inputs; the constants (id, name, dtype, dims and data: bytes, a list "
+           "of str, or None where ops have packed it); the nodes (op, name, opset, attributes, "
+           "inputs, outputs as (id, name, dtype), and packs: bytes); the outputs.")
       .def_property_readonly("threads", &Plan::threads)
       .def_property_readonly("packed_bytes",
                              [](const Plan& plan) { return plan.program().packed_bytes; })

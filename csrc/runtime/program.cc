@@ -83,6 +83,9 @@ std::vector<ValueId> ProgramBuilder::add_op(NodeSpec node, const std::vector<Val
 }
 
 void ProgramBuilder::add_output(TensorSpec spec, ValueId value) {
+  if (value < 0 || value >= static_cast<ValueId>(program_.values.size())) {
+    fail(ErrorKind::kInvalidModel, "output '", spec.name, "': nothing computes it");
+  }
   program_.outputs.push_back(value);
   output_specs_.push_back(std::move(spec));
 }

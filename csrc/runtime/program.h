@@ -74,6 +74,7 @@ class ProgramBuilder {
   std::vector<ValueId> add_op(NodeSpec node, const std::vector<ValueId>& inputs,
                               const std::vector<std::string>& output_names,
                               std::optional<std::vector<Packed>> saved = std::nullopt);
+  // Throws Error(kInvalidModel) if there is no such value.
   void add_output(TensorSpec spec, ValueId value);
   // Call once. Drops constants that no op reads any more and plans storage.
   Program finish();

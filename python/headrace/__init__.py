@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headrace.engine import Engine, backends
     from headrace.graph import load
     from headrace.model import Model
+    from headrace.saved_plan import load_plan
 
 __all__ = [
     "Batcher",
@@ -38,6 +39,7 @@ __all__ = [
     "errors",
     "hardware",
     "load",
+    "load_plan",
     "serve",
 ]
 
@@ -51,6 +53,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "backends": ("headrace.engine", "backends"),
     "hardware": ("headrace.hardware", None),
     "load": ("headrace.graph", "load"),
+    "load_plan": ("headrace.saved_plan", "load_plan"),
     "serve": ("headrace.serve", None),
 }
 

@@ -9,6 +9,7 @@ import typing
 
 __all__: list[str] = [
     "Mailbox",
+    "MappedFile",
     "NativePlan",
     "Program",
     "ProgramBuilder",
@@ -18,6 +19,8 @@ __all__: list[str] = [
     "StepValue",
     "Ticket",
     "available_isas",
+    "fingerprint",
+    "hash_bytes",
     "registered_ops",
     "selected_isa",
 ]
@@ -43,6 +46,29 @@ class Signature:
         The size of a Request for the cost model: rows, tokens.
         """
 
+class MappedFile:
+    """
+    A whole file in memory, read-only; processes share its pages.
+    """
+    def __init__(self, path: str) -> None:
+        """
+        Raises InvalidPlan.
+        """
+    def hash(
+        self, offset: typing.SupportsInt | typing.SupportsIndex, length: typing.SupportsInt | typing.SupportsIndex
+    ) -> int:
+        """
+        `hash_bytes` of a part, without the GIL.
+        """
+    def read(
+        self, offset: typing.SupportsInt | typing.SupportsIndex, length: typing.SupportsInt | typing.SupportsIndex
+    ) -> bytes:
+        """
+        A copy. Raises InvalidPlan.
+        """
+    @property
+    def size(self) -> int: ...
+
 class Program:
     """
     A finished flat list of ops. Given to one NativePlan.
@@ -60,6 +86,17 @@ class ProgramBuilder:
     def add_input(self, name: str, dtype: str, dims: collections.abc.Sequence) -> int:
         """
         Returns the value's id.
+        """
+    def add_mapped_constant(
+        self,
+        name: str,
+        dtype: str,
+        dims: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        file: MappedFile,
+        offset: typing.SupportsInt | typing.SupportsIndex,
+    ) -> int:
+        """
+        A constant, not of strings, that is read where it lies in a saved Plan's file.
         """
     def add_op(
         self,
@@ -80,13 +117,23 @@ class ProgramBuilder:
         inputs: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         output_names: collections.abc.Sequence[str],
         output_dtypes: collections.abc.Sequence[str],
+        file: MappedFile | None = None,
+        packs: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        ] = [],
     ) -> list[int]:
         """
-        Returns the outputs' ids. Input id -1 is an absent input, output dtype '' an output nobody wants. Raises UnsupportedOp or InvalidModel.
+        Returns the outputs' ids. Input id -1 is an absent input, output dtype '' an output nobody wants. With a saved Plan's file, `packs` are the (offset, bytes) of what the op packed. Raises UnsupportedOp, InvalidModel or InvalidPlan.
         """
     def add_output(
         self, name: str, dtype: str, dims: collections.abc.Sequence, value: typing.SupportsInt | typing.SupportsIndex
     ) -> None: ...
+    def add_packed_constant(
+        self, name: str, dtype: str, dims: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> int:
+        """
+        A constant of a saved Plan of which only packed memory is left.
+        """
     def finish(self) -> Program:
         """
         Call once; the builder is empty afterwards.
@@ -137,6 +184,10 @@ class NativePlan:
     def __init__(self, program: Program, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
         Takes the program's contents.
+        """
+    def describe(self) -> dict[str, typing.Any]:
+        """
+        Values by id: the inputs; the constants (id, name, dtype, dims and data: bytes, a list of str, or None where ops have packed it); the nodes (op, name, opset, attributes, inputs, outputs as (id, name, dtype), and packs: bytes); the outputs.
         """
     def profile(self, requests: collections.abc.Sequence[dict]) -> list[StepTime]:
         """
@@ -280,6 +331,16 @@ class Scheduler:
 def available_isas() -> list[str]:
     """
     The ISAs whose kernels this CPU can run, slowest first.
+    """
+
+def fingerprint() -> str:
+    """
+    Names the build: a digest of the sources that decide what saved Plans mean.
+    """
+
+def hash_bytes(bytes: bytes) -> int:
+    """
+    64 bits that any damage changes; no protection against intent.
     """
 
 def registered_ops() -> list[str]:

@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headrace.errors import PlanError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from headrace.model import Model
+    from headrace.signature import Signature
 
 Request = Mapping[str, np.ndarray]
 Result = dict[str, np.ndarray]
@@ -52,6 +57,14 @@ class CompileOptions:
     precision: str = "fp32"
     threads: int | None = None
     device: str | None = None
+
+    def resolved_threads(self) -> int:
+        """How many threads that is, here."""
+        if self.threads is not None:
+            return self.threads
+        from headrace.hardware import usable_cores
+
+        return usable_cores()
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,14 @@ class Executable(abc.ABC):
         Raises:
             ExecutionError: The Batch failed as a whole.
         """
+
+    def save(self, folder: Path, *, name: str, sha256: str, signature: Signature) -> Path:
+        """Writes a file of which `headrace.load_plan` makes this again; see `Engine.save`.
+
+        Raises:
+            PlanError: This Backend's Plans cannot be saved.
+        """
+        raise PlanError(f"backend {self.plan.backend!r} cannot save its Plans, expected backend 'native'")
 
     def close(self) -> None:  # noqa: B027  (most executables hold nothing to give back)
         """Gives back threads and device memory. Calls after this are errors."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from headrace import _core
@@ -12,6 +12,9 @@ from headrace.errors import BackendUnavailable, HeadraceError, UnsupportedOp
 from headrace.signature import Signature
 
 if TYPE_CHECKING:
+    import os
+    from importlib.metadata import EntryPoint
+
     from headrace.model import Model
 
 ENTRY_POINT_GROUP = "headrace.backends"
@@ -27,9 +30,10 @@ class Engine:
         outs = engine.run_batch([{"x": a}, {"x": b}])   # shapes may differ
     """
 
-    def __init__(self, signature: Signature, executable: Executable, name: str = "") -> None:
+    def __init__(self, signature: Signature, executable: Executable, name: str = "", sha256: str = "") -> None:
         self.signature = signature
         self.name = name
+        self.sha256 = sha256
         self.executable = executable
         self._checker = _core.Signature(
             [(spec.name, spec.dtype, list(spec.dims)) for spec in signature.inputs],
@@ -83,6 +87,21 @@ class Engine:
         """The Request's size for the cost model: rows of a table, tokens of a batch of texts."""
         return self._checker.work(dict(request))
 
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Saves the Plan with its packed weights, for `headrace.load_plan` to map.
+
+        Args:
+            folder: Gets the file ``plan.headrace``; made if need be. An older Plan is replaced atomically.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            PlanError: The Plan's Backend cannot save its Plans.
+            OSError: The file cannot be written.
+        """
+        return self.executable.save(Path(folder), name=self.name, sha256=self.sha256, signature=self.signature)
+
     def close(self) -> None:
         """Gives back what the Plan holds."""
         self.executable.close()
@@ -94,10 +113,17 @@ class Engine:
         self.close()
 
 
+def _entry_points() -> list[EntryPoint]:
+    # Saved Plans do without, and the import costs as much as the rest of this module.
+    from importlib.metadata import entry_points
+
+    return list(entry_points(group=ENTRY_POINT_GROUP))
+
+
 def backends() -> dict[str, Backend]:
     """The installed backends by name, in the order `backend="auto"` tries them: native first."""
     found: dict[str, Backend] = {}
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
+    for entry in _entry_points():
         found[entry.name] = entry.load()()
     order = {"native": 0, "torch": 1, "reference": 99}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], 50), item[0])))
@@ -109,9 +135,10 @@ def backend_named(name: str) -> Backend:
     Raises:
         BackendUnavailable: None is installed under that name, or it does not work here.
     """
-    matches = [entry for entry in entry_points(group=ENTRY_POINT_GROUP) if entry.name == name]
+    entries = _entry_points()
+    matches = [entry for entry in entries if entry.name == name]
     if not matches:
-        known = ", ".join(sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP)))
+        known = ", ".join(sorted(entry.name for entry in entries))
         raise BackendUnavailable(f"got backend {name!r}, expected one of: auto, {known}")
     backend: Backend = matches[0].load()()
     availability = backend.probe()
@@ -144,7 +171,7 @@ def compile_model(
     """
     options = CompileOptions(precision=precision, threads=threads, device=device)
     if backend != "auto":
-        return Engine(model.signature, backend_named(backend).compile(model, options), model.name)
+        return Engine(model.signature, backend_named(backend).compile(model, options), model.name, model.sha256)
     refusals: list[tuple[str, HeadraceError]] = []
     for name, candidate in backends().items():
         availability = candidate.probe()
@@ -157,7 +184,7 @@ def compile_model(
             refusals.append((name, error))
             continue
         executable.plan = _with_refusals(executable.plan, refusals)
-        return Engine(model.signature, executable, model.name)
+        return Engine(model.signature, executable, model.name, model.sha256)
     if refusals and isinstance(refusals[0][1], UnsupportedOp):
         raise refusals[0][1]
     raise BackendUnavailable(

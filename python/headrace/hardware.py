@@ -72,11 +72,6 @@ def probe(root: str | Path = "/") -> Hardware:
     affinity = _affinity(online)
     physical = _physical_cores(root, affinity)
     quota = _cpu_quota(root)
-    limits = [float(len(affinity))]
-    if physical is not None:
-        limits.append(float(physical))
-    if quota is not None:
-        limits.append(quota)
     cpu, flags = _cpuinfo(root)
     kernel_isas, selected = _kernel_isas()
     total, available = _memory(root)
@@ -87,8 +82,7 @@ def probe(root: str | Path = "/") -> Hardware:
         cores_affinity=len(affinity),
         cores_physical=physical,
         cores_quota=quota,
-        # 1.5 CPUs of quota is one thread running freely; a second one would be throttled half of the time.
-        cores=max(1, int(min(limits))),
+        cores=_whole_cores(affinity, physical, quota),
         isa=tuple(flag for flag in _ISA_FLAGS if flag in flags),
         kernel_isas=kernel_isas,
         isa_selected=selected,
@@ -96,6 +90,23 @@ def probe(root: str | Path = "/") -> Hardware:
         memory_bytes=total,
         memory_available_bytes=available,
     )
+
+
+def usable_cores() -> int:
+    """`Hardware.cores` alone, at a fraction of the cost of `probe`."""
+    root = Path("/")
+    affinity = _affinity(os.cpu_count() or 1)
+    return _whole_cores(affinity, _physical_cores(root, affinity), _cpu_quota(root))
+
+
+def _whole_cores(affinity: set[int], physical: int | None, quota: float | None) -> int:
+    limits = [float(len(affinity))]
+    if physical is not None:
+        limits.append(float(physical))
+    if quota is not None:
+        limits.append(quota)
+    # 1.5 CPUs of quota is one thread running freely; a second one would be throttled half of the time.
+    return max(1, int(min(limits)))
 
 
 def _affinity(online: int) -> set[int]:

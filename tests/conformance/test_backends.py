@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 import headrace as hr
 from headrace.backend import Backend
-from headrace.errors import BackendUnavailable, DtypeMismatch, MissingInput, ShapeMismatch, UnknownInput
+from headrace.errors import BackendUnavailable, DtypeMismatch, MissingInput, PlanError, ShapeMismatch, UnknownInput
 
 sys.path.insert(0, str(Path(__file__).parent))
 from cases import CASES, Case
@@ -103,3 +103,19 @@ def test_plan_names_what_really_runs(backend: Backend) -> None:
     assert plan.device == "cpu"
     assert plan.to_dict()["threads"] >= 1
     assert backend.name in str(plan)
+
+
+def test_a_saved_plan_answers_bit_for_bit_where_plans_can_be_saved(
+    backend: Backend, case: Case, tmp_path: Path
+) -> None:
+    engine = compiled(backend, case)
+    if backend.name != "native":
+        with pytest.raises(
+            PlanError, match=f"backend '{backend.name}' cannot save its Plans, expected backend 'native'"
+        ):
+            engine.save(tmp_path)
+        return
+    engine.save(tmp_path)
+    loaded = hr.load_plan(tmp_path)
+    for request, result in zip(case.requests, loaded.run_batch(case.requests), strict=True):
+        assert same_bits(result, engine(request))

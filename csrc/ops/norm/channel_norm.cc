@@ -31,20 +31,21 @@ class BatchNorm final : public Op {
         epsilon_(spec.float_or("epsilon", 1e-5f)) {
     for (size_t i = 1; i < 5; ++i) constant_ = constant_ && spec.is_constant(i);
     if (!constant_) return;
-    auto channels = static_cast<size_t>(spec.constants[1].elements());
+    channels_ = spec.constants[1].elements();
     for (size_t i = 2; i < 5; ++i) {
-      check_elements(kNames[i], spec.constants[i].shape, spec.constants[1].elements());
+      check_elements(kNames[i], spec.constants[i].shape, channels_);
     }
-    folded_.resize(2 * channels);
-    fold(spec.constants.data(), spec.constants[1].elements(), folded_.data());
+    folded_ = spec.pack(2 * channels_ * static_cast<int64_t>(sizeof(float)), [&](std::byte* to) {
+      fold(spec.constants.data(), channels_, reinterpret_cast<float*>(to));
+    });
   }
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     check_rank(inputs[0].shape, 1);
     int64_t channels = Planes(inputs[0].shape).channels;
-    if (constant_ && channels * 2 != static_cast<int64_t>(folded_.size())) {
+    if (constant_ && channels != channels_) {
       fail(ErrorKind::kShapeMismatch, "X: got ", to_string(inputs[0].shape), ", expected ",
-           folded_.size() / 2, " channels");
+           channels_, " channels");
     }
     for (size_t i = 1; i < 5 && !constant_; ++i) {
       check_elements(kNames[i], inputs[i].shape, channels);
@@ -53,14 +54,11 @@ class BatchNorm final : public Op {
   }
   bool can_overwrite(size_t input) const override { return input == 0; }
   bool consumes(size_t input) const override { return constant_ && input > 0; }
-  int64_t packed_bytes() const override {
-    return static_cast<int64_t>(folded_.size() * sizeof(float));
-  }
 
   void run(const OpRun& run) const override {
     int64_t elements = run.output(0).elements();
     if (elements == 0) return;
-    const float* folded = folded_.data();
+    const float* folded = folded_.as<float>();
     int64_t folded_stride = 0;
     if (!constant_) {
       for (size_t r = 0; r < run.requests(); ++r) {
@@ -125,7 +123,8 @@ class BatchNorm final : public Op {
   const NormKernels& kernels_;
   float epsilon_;
   bool constant_ = true;
-  std::vector<float> folded_;  // if constant_
+  int64_t channels_ = 0;  // if constant_
+  Packed folded_;         // if constant_
 };
 
 // Each group of a sample's channels to mean 0 and variance 1; InstanceNormalization has groups of
