@@ -73,7 +73,7 @@ stubs: setup
 	$(BIN)/pybind11-stubgen headrace._core -o python --exit-code
 	$(BIN)/ruff format -q python/headrace/_core.pyi
 
-# Everything docs/performance.md quotes, and its tables; about an hour on two quiet cores. BENCH="--only minilm --quick"
+# Everything docs/performance.md quotes, and its tables; an hour or less on two quiet cores. BENCH="--only minilm --quick"
 # passes options on. Peers that nothing else needs are installed here and nowhere else.
 bench: setup $(STAMPS)/bench-peers
 	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_BENCH=ON > /dev/null

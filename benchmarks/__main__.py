@@ -1,6 +1,6 @@
 """Everything docs/performance.md quotes, measured by one command.
 
-    .venv/bin/python -m benchmarks                      # all of it: about an hour on two quiet cores
+    .venv/bin/python -m benchmarks                      # all of it: an hour or less on two quiet cores
     .venv/bin/python -m benchmarks --only minilm,bert   # these sections
     .venv/bin/python -m benchmarks --quick              # minutes: does everything work?
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 
 import headrace as hr
+from benchmarks.engine import quantize
 from benchmarks.harness.cases import OURS, Entry
-from benchmarks.harness.machine import ROOT
 from headrace.backend import Request
-from headrace.peers import PEERS, Run, installed_peers, quantize_dynamically
+from headrace.peers import PEERS, Run, installed_peers
 
 PRECISIONS = ("fp32", "bf16", "int8")
 # (precision, name of the variant, further options of Model.compile)
@@ -84,18 +83,8 @@ def onnx_entries(path: Path, request: Request, threads: int) -> list[Entry]:
 def prepared(name: str, path: Path, request: Request, threads: int, precision: str) -> Run:
     """What runs this Request on that peer; a file quantised once serves every Request."""
     if (name, precision) == ("onnxruntime", "int8"):
-        return PEERS[name].prepare(quantized(path), request, threads)
+        return PEERS[name].prepare(quantize.dynamic(path), request, threads)
     return PEERS[name].prepare(path, request, threads, precision)
-
-
-def quantized(path: Path) -> Path:
-    """The model with ONNX Runtime's dynamic quantisation, made once per content of the file."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    target = ROOT / "build" / "models" / "quantized" / f"{path.stem}-{digest}.onnx"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        quantize_dynamically(str(path), str(target))
-    return target
 
 
 def torch_entries(module: Callable[[], Any], request: Request, threads: int, compiled: bool) -> list[Entry]:

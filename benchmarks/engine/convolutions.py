@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.engine.candidates import PLAIN, Ours, onnx_entries, torch_entries, torch_reference
+from benchmarks.engine import quantize
+from benchmarks.engine.candidates import PLAIN, Ours, first_floating, onnx_entries, torch_entries, torch_reference
 from benchmarks.engine.shapes import mobilenet, resnet
-from benchmarks.harness.cases import Case, measure
+from benchmarks.harness.cases import OURS, Case, Entry, measure
 from benchmarks.harness.section import Options, Section
 from benchmarks.harness.tables import case_table
+from headrace.backend import Request
+from headrace.peers import PEERS, installed_peers
 
 WINOGRAD = ("fp32", "winograd", {"winograd": True})
 
 
-def images(batch: int) -> dict[str, np.ndarray]:
+def images(batch: int, seed: int = 0) -> dict[str, np.ndarray]:
     """One Request of noise."""
-    return {"image": np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)}
+    return {"image": np.random.default_rng(seed).standard_normal((batch, 3, 224, 224)).astype(np.float32)}
+
+
+def quantized_entries(path: Path, request: Request, threads: int) -> list[Entry]:
+    """Everybody on one statically quantised file: ONNX Runtime's dynamic quantisation has no use for convolutions."""
+
+    def file() -> Path:
+        return quantize.static(path, [images(2, seed) for seed in range(1, 4)])
+
+    def ours() -> Callable[[], Any]:
+        engine = Ours(str(file()), threads).engine()  # the file says what is int8
+        return lambda: engine(request)
+
+    def peer(name: str) -> Callable[[], Any]:
+        return PEERS[name].prepare(file(), request, threads)
+
+    return [
+        Entry(OURS, "int8", ours, first_floating, "QDQ file"),
+        *(
+            Entry(name, "int8", functools.partial(peer, name), lambda outputs: outputs[0], "QDQ file")
+            for name in installed_peers()
+        ),
+    ]
 
 
 def _run(network: Any, plans: tuple[Any, ...], options: Options) -> list[dict[str, Any]]:
@@ -29,7 +56,8 @@ def _run(network: Any, plans: tuple[Any, ...], options: Options) -> list[dict[st
         request = images(batch)
         entries = [
             *ours.entries(request, plans),
-            *onnx_entries(path, request, options.threads),
+            *(entry for entry in onnx_entries(path, request, options.threads) if entry.precision != "int8"),
+            *quantized_entries(path, request, options.threads),
             *torch_entries(module, request, options.threads, options.compiled),
         ]
         case = Case(f"batch {batch}", torch_reference(module, request), entries)
