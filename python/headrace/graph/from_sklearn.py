@@ -1,15 +1,16 @@
-"""Imports fitted scikit-learn estimators and pipelines through skl2onnx."""
+"""Imports fitted scikit-learn estimators and pipelines: trees by our own importers, the rest through skl2onnx."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headrace.errors import ModelError
 from headrace.graph._onnx_ir import ir
+from headrace.graph.join import join
 from headrace.graph.onnx_file import from_proto
 
 if TYPE_CHECKING:
@@ -32,26 +33,54 @@ def convert(source: Any, hints: Hints) -> ir.Model:
     Raises:
         ModelError: It is not fitted, or skl2onnx lacks a converter for one of its parts.
     """
-    from skl2onnx import convert_sklearn
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
 
     name = type(source).__name__
-    if name.startswith("HistGradientBoosting"):
-        from headrace.graph.from_hist_gradient_boosting import convert as convert_hist
-
-        return convert_hist(source)
     try:
         check_is_fitted(source)
     except NotFittedError as error:
         raise ModelError(f"got a {name} that is not fitted, expected a fitted one") from error
+    steps = list(getattr(source, "steps", ()))
+    last = steps[-1][1] if steps else source
+    own = _own_converter(last, hints)
+    if own is None:
+        return _through_skl2onnx(source, _inputs(source, hints), source)
+    if len(steps) > 1:
+        from sklearn.pipeline import Pipeline
+
+        return join(_through_skl2onnx(Pipeline(steps[:-1]), _inputs(source, hints), source), own(last))
+    if not steps and _columns(source, hints.example_inputs) is not None:
+        # Columns of their own dtypes, which skl2onnx's graph puts together.
+        return _through_skl2onnx(source, _inputs(source, hints), source)
+    return own(last)
+
+
+def _own_converter(estimator: Any, hints: Hints) -> Callable[[Any], ir.Model] | None:
+    """The importer of ours for this kind of estimator, or None."""
+    from headrace.graph import from_hist_gradient_boosting, from_lightgbm, from_sklearn_trees, from_xgboost
+
+    kind = type(estimator)
+    if kind.__module__.startswith("sklearn.") and kind.__name__.startswith("HistGradientBoosting"):
+        return from_hist_gradient_boosting.convert
+    bases = {(base.__module__.split(".")[0], base.__name__) for base in kind.__mro__}
+    if ("lightgbm", "LGBMModel") in bases:
+        return lambda fitted: from_lightgbm.convert(fitted, hints)
+    if ("xgboost", "XGBModel") in bases:
+        return lambda fitted: from_xgboost.convert(fitted, hints)
+    return from_sklearn_trees.converter(estimator)
+
+
+def _through_skl2onnx(source: Any, inputs: list[tuple[str, Any]], whole: Any) -> ir.Model:
+    """`source`, all of `whole` or its first steps, with these inputs."""
+    from skl2onnx import convert_sklearn
+
+    name = type(whole).__name__
     options = {id(part): {"zipmap": False} for part in _parts(source) if hasattr(part, "predict_proba")}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            proto = convert_sklearn(
-                source, initial_types=_inputs(source, hints), options=options, target_opset=_TARGET_OPSET
-            )
+            proto = convert_sklearn(source, initial_types=inputs, options=options, target_opset=_TARGET_OPSET)
     except Exception as error:
         raise ModelError(
             f"skl2onnx cannot convert {name}: {str(error).splitlines()[0] if str(error) else error!r}"

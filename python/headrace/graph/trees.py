@@ -48,11 +48,22 @@ class Split:
 
 @dataclass(frozen=True)
 class Tree:
-    """Splits (the first is the root; none for a tree that is one leaf), leaf values, and the output they add to."""
+    """Splits (the first is the root; none for a tree that is one leaf), leaf values, and the output they add to.
+
+    A leaf may have a sequence of values instead, for the outputs from `target` on.
+    """
 
     splits: Sequence[Split]
-    leaves: Sequence[float]
+    leaves: Sequence[float | Sequence[float]]
     target: int
+
+    def weights(self, leaf: int) -> list[tuple[int, float]]:
+        """(output, value) of a leaf, without values that change nothing."""
+        values = self.leaves[leaf]
+        if not isinstance(values, Sequence):
+            return [(self.target, float(values))]
+        kept = [(self.target + at, float(value)) for at, value in enumerate(values) if value != 0]
+        return kept or [(self.target, 0.0)]
 
 
 def round_down(thresholds: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -107,10 +118,11 @@ def _flatten(trees: Sequence[Tree]) -> _Columns:
                 out.mode.append("LEAF")
                 out.value.append(0.0)
                 out.nan_is_yes.append(0)
-                out.leaf_tree.append(number)
-                out.leaf_node.append(identity)
-                out.leaf_target.append(tree.target)
-                out.leaf_weight.append(float(tree.leaves[~at]))
+                for target, weight in tree.weights(~at):
+                    out.leaf_tree.append(number)
+                    out.leaf_node.append(identity)
+                    out.leaf_target.append(target)
+                    out.leaf_weight.append(weight)
                 continue
             split = tree.splits[at]
             out.feature.append(split.feature)
@@ -146,10 +158,11 @@ class TreeGraph:
 
     Args:
         features: How many columns the input has.
-        trees: The trees, whose leaves are summed per target in this order.
+        trees: The trees, whose leaves are summed per target.
         targets: How many sums there are.
         base: What each sum starts from, or one number for all.
         before: Makes, from the input, what the trees look at.
+        aggregate: "SUM", or "AVERAGE" of trees without sets.
 
     Attributes:
         scores: The sums, float32 [batch, targets].
@@ -162,15 +175,22 @@ class TreeGraph:
         targets: int,
         base: Sequence[float] | None = None,
         before: Callable[[TreeGraph, ir.Value], ir.Value] | None = None,
+        aggregate: str = "SUM",
     ) -> None:
         self.input = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", features]))
         sets = any(split.mode == MEMBER for tree in trees for split in tree.splits)
         opsets = {"": _OPSET, ML_DOMAIN: _ML_OPSET_SETS if sets else _ML_OPSET_PLAIN}
         self.graph = ir.Graph([self.input], [], nodes=[], opset_imports=opsets, name="trees")
         x = self.input if before is None else before(self, self.input)
-        self.scores = self._with_sets(x, trees, targets, base) if sets else self._plain(x, trees, targets, base)
+        if sets:
+            assert aggregate == "SUM", "sets come from boosting, which sums"
+            self.scores = self._with_sets(x, trees, targets, base)
+        else:
+            self.scores = self._plain(x, trees, targets, base, aggregate)
 
-    def _plain(self, x: ir.Value, trees: Sequence[Tree], targets: int, base: Sequence[float] | None) -> ir.Value:
+    def _plain(
+        self, x: ir.Value, trees: Sequence[Tree], targets: int, base: Sequence[float] | None, aggregate: str
+    ) -> ir.Value:
         columns = _flatten(trees)
         attributes: dict[str, Any] = {
             "n_targets": targets,
@@ -187,7 +207,7 @@ class TreeGraph:
             "target_ids": columns.leaf_target,
             "target_weights": columns.leaf_weight,
             "post_transform": "NONE",
-            "aggregate_function": "SUM",
+            "aggregate_function": aggregate,
         }
         if base is not None and any(base):
             attributes["base_values"] = [float(number) for number in base]
@@ -206,8 +226,10 @@ class TreeGraph:
             first, first_leaf = len(splits), len(leaf_weights)
             roots.append(first)
             splits += own
-            leaf_weights += [float(leaf) for leaf in tree.leaves]
-            leaf_targets += [tree.target] * len(tree.leaves)
+            for leaf in range(len(tree.leaves)):
+                ((target, weight),) = tree.weights(leaf)  # TreeEnsemble has one per leaf
+                leaf_weights.append(weight)
+                leaf_targets.append(target)
             children += [
                 tuple((first_leaf + ~child, 1) if child < 0 else (first + child, 0) for child in (split.yes, split.no))
                 for split in own
