@@ -6,6 +6,7 @@ from headrace import _core
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan
 from headrace.errors import BackendUnavailable, UnsupportedOp
 from headrace.graph.lower import lower
+from headrace.graph.precision import PRECISIONS
 from headrace.model import Model
 from headrace.native import NativeExecutable
 
@@ -20,8 +21,8 @@ class NativeBackend(Backend):
         return Availability(ok=True, devices=("cpu",))
 
     def capabilities(self) -> Capabilities:
-        """Ragged and batch-invariant, fp32."""
-        return Capabilities(precisions=("fp32",), ragged=True, batch_invariant=True)
+        """Ragged and batch-invariant, in every precision on every ISA: where instructions lack, in emulation."""
+        return Capabilities(precisions=PRECISIONS, ragged=True, batch_invariant=True)
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
         """Tries to lower the model: kernels decide for themselves which variants they run."""
@@ -42,7 +43,7 @@ class NativeBackend(Backend):
             )
         isa = _core.selected_isa()
         threads = options.resolved_threads()
-        core = _core.NativePlan(lower(model.graph, model.signature, isa), threads)
+        core = _core.NativePlan(lower(model.graph, model.signature, isa, options.precision), threads)
         plan = Plan(
             backend=self.name,
             device="cpu",

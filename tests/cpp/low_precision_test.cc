@@ -1,4 +1,5 @@
 // Linear in bf16 and int8, on every ISA: those with instructions for it and those without.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -90,7 +91,19 @@ struct Quantized {
   double step;
 };
 
-Quantized quantize(const std::vector<float>& x) {
+Quantized quantize_row(const std::vector<float>& x) {
+  float low = std::min(0.0f, *std::ranges::min_element(x));
+  float high = std::max(0.0f, *std::ranges::max_element(x));
+  float inverse = 255.0f / (high - low);
+  float zero = std::nearbyint(-low * inverse);
+  Quantized q{{}, double{(high - low) / 255.0f}};
+  for (float value : x) {
+    q.values.push_back(std::nearbyint(std::clamp(value * inverse + zero, 0.0f, 255.0f)) - zero);
+  }
+  return q;
+}
+
+Quantized quantize_column(const std::vector<float>& x) {
   float top = 0.0f;
   for (float value : x) top = std::max(top, std::abs(value));
   Quantized q{{}, double{top / 127.0f}};
@@ -113,10 +126,10 @@ HR_TEST(int8_linear_is_the_product_of_quantized_operands_and_the_same_on_every_i
     for (int64_t j = 0; j < c.n; ++j) {
       std::vector<float> column;
       for (int64_t i = 0; i < c.k; ++i) column.push_back(w[static_cast<size_t>(i * c.n + j)]);
-      Quantized b = quantize(column);
+      Quantized b = quantize_column(column);
       for (int64_t r = 0; r < c.rows; ++r) {
         auto row = x.begin() + r * c.k;
-        Quantized a = quantize({row, row + c.k});
+        Quantized a = quantize_row({row, row + c.k});
         double sum = 0;
         for (size_t i = 0; i < a.values.size(); ++i) sum += a.values[i] * b.values[i];
         auto at = static_cast<size_t>(r * c.n + j);

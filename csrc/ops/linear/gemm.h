@@ -11,8 +11,9 @@
 // the bits of a row depend on that row and on B alone.
 //
 // bf16 rounds both operands to bfloat16 (nearest, ties to even) and accumulates in float. int8 is
-// dynamic: q = round(127 a / max|row|) per row of A, likewise per column of B, exact sums of the
-// products in 32 bits, then the product of both scales. Where the CPU has no instruction for it,
+// dynamic: a row of A is spread over 0 .. 255 from its least value to its greatest, 0 among them,
+// and a column of B symmetrically over -127 .. 127; sums of the products are exact in 32 bits, and
+// then multiplied by both steps. Where the CPU has no instruction for it,
 // bf16 runs on floats that hold rounded values, and int8 on pairs of 16-bit integers; int8 gives
 // the same bits everywhere.
 #pragma once
@@ -81,7 +82,7 @@ using Word = uint32_t;
 
 // Words of a row of A in one packed block, and the distance of its rows: 25 cache lines, an odd
 // number, so that the rows of a tile spread over the sets of the L1 cache. What is left between
-// rows is the kernels' own: int8 keeps the row's scale there.
+// rows is the kernels' own: int8 keeps the row's step and zero point there.
 inline constexpr int64_t kGemmBlockWords = 384;
 inline constexpr int64_t kGemmRowStride = 400;
 

@@ -1,5 +1,5 @@
-// Products of bytes: 64 multiply-adds an instruction. A is unsigned to it, so 128 is added to A's
-// integers, and 128 times the column's sum taken off the result.
+// Products of bytes: 64 multiply-adds an instruction. A's bytes are unsigned to it and hold their
+// zero point; the zero point times the column's sum is taken off the result.
 #include "ops/linear/int8.h"
 
 namespace headrace::avx512_vnni {
@@ -10,7 +10,6 @@ struct Bytes {
   using Factor = Vi;
   static constexpr int64_t kPerWord = 4;
   static constexpr int64_t kPanelExtra = 2 * kCols;
-  static constexpr int32_t kOffset = 128;
   HR_INLINE Sum zero() { return splat(int32_t{0}); }
   HR_INLINE Factor broadcast(const Word* a) { return splat(static_cast<int32_t>(*a)); }
   HR_INLINE Factor load(const Word* b) {
@@ -18,12 +17,14 @@ struct Bytes {
   }
   HR_INLINE Sum dot(Factor a, Factor b, Sum sum) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
   HR_INLINE Vf to_floats(Vi sum, const Word* row, const Word* column) {
-    return int8_result(sum - load(column + kCols), row, column);
+    __m512i zero = _mm512_set1_epi32(reinterpret_cast<const RowScale*>(row)->zero);
+    Vi offset = {_mm512_mullo_epi32(zero, load(column + kCols).v)};
+    return int8_result(sum - offset, row, column);
   }
 
-  HR_INLINE void put(Word* row, int64_t i, Vi q) {
-    __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(q.v, _mm512_set1_epi32(kOffset)));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(reinterpret_cast<int8_t*>(row) + i), bytes);
+  HR_INLINE void put(Word* row, int64_t i, Vi q, int32_t) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(reinterpret_cast<int8_t*>(row) + i),
+                     _mm512_cvtepi32_epi8(q.v));
   }
   HR_INLINE Vi word(const Vi* q) {
     Vi byte = splat(int32_t{0xff});

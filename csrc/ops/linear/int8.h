@@ -1,6 +1,7 @@
-// Operands of 8-bit integers with a scale per row of A and per column of B: see gemm.h.
+// Operands of 8-bit integers, with a step and a zero point per row of A and a step per column of B:
+// see gemm.h.
 //
-// A kind of word says how integers lie in it (`put_rows`, `word`), and is the *Dot class of tile.h.
+// A kind of word says how integers lie in it (`put`, `word`), and is the *Dot class of tile.h.
 #pragma once
 
 #include "ops/linear/tile.h"
@@ -12,20 +13,18 @@
 namespace headrace::HEADRACE_ISA_NS {
 namespace {
 
-constexpr float kInt8Max = 127.0f;
-
 // The step between two integers, and what a value is multiplied by to be counted in steps.
 struct Scale {
   float step;
   float inverse;
 };
 
-// For values of which `top` is the greatest magnitude. `nan` is NaN where one of them is not
-// finite: then so is everything computed from them. Else it is 0.
-HR_INLINE Scale scale_of(float top, float nan) {
+// For values that span `range`, to be held by `steps` steps. `nan` is NaN where one of the values is
+// not finite: then so is everything computed from them. Else it is 0.
+HR_INLINE Scale scale_of(float range, float steps, float nan) {
   constexpr float kTiny = 1e-30f;  // all of them are 0, to any accuracy int8 can give
-  if (top < kTiny) return {nan, 0.0f};
-  return {top / kInt8Max + nan, kInt8Max / top};
+  if (range < kTiny) return {nan, 0.0f};
+  return {range / steps + nan, steps / range};
 }
 
 HR_INLINE Vf get(const float* from) {
@@ -41,41 +40,64 @@ HR_INLINE Vf get(const uint16_t* from, int64_t n) {
   return load_bf16(from, n);
 }
 
+// What the kernels keep behind the words of a packed row.
+struct RowScale {
+  float step;
+  int32_t zero;  // the integer that stands for 0
+};
+static_assert(sizeof(RowScale) <= (kGemmRowStride - kGemmBlockWords) * sizeof(Word));
+
+struct RowQuantizer {
+  Vf inverse;
+  Vf zero;
+  // 0 .. 255, nearest. Multiplied and added in two roundings, as every ISA can.
+  HR_INLINE Vi apply(const RowQuantizer& self, Vf x) {
+    return to_int(min(splat(255.0f), max(splat(0.0f), x * self.inverse + self.zero)));
+  }
+};
+
 template <class T>
-HR_INLINE Scale row_scale(const T* row, int64_t k) {
-  Vf top = splat(0.0f);
+HR_INLINE RowQuantizer quantizer_of(const T* row, int64_t k, RowScale* scale) {
+  // The range holds 0, so that 0 is exact.
+  Vf low = splat(0.0f);
+  Vf high = splat(0.0f);
   Vf nan = splat(0.0f);
+  auto look = [&](Vf x) {
+    low = min(x, low);
+    high = max(x, high);
+    nan = fma(x, splat(0.0f), nan);
+  };
   int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) {
-    Vf x = get(row + i);
-    top = max(abs(x), top);
-    nan = fma(x, splat(0.0f), nan);
-  }
-  if (i < k) {
-    Vf x = get(row + i, k - i);
-    top = max(abs(x), top);
-    nan = fma(x, splat(0.0f), nan);
-  }
-  return scale_of(max_lane(top), sum(nan));
+  for (; i + kLanes <= k; i += kLanes) look(get(row + i));
+  if (i < k) look(get(row + i, k - i));
+  const float bottom = -max_lane(neg(low));
+  const Scale s = scale_of(max_lane(high) - bottom, 255.0f, sum(nan));
+  const Vf zero = round(splat(-bottom * s.inverse));
+  float zeros[kLanes];
+  store(zeros, zero);
+  *scale = {s.step, static_cast<int32_t>(zeros[0])};
+  return {splat(s.inverse), zero};
 }
 
-// Packs rows of T; Kind::put_rows writes kLanes integers from the i-th on.
+// Packs rows of T; Kind::put writes kLanes integers from the i-th on.
 template <class Kind, class T>
 HR_INLINE void pack_quantized(const T* a, int64_t stride, int64_t rows, int64_t k, Word* packed) {
+  const int64_t full = kGemmBlockWords * Kind::kPerWord;
   for (int64_t r = 0; r < rows; ++r) {
-    const Scale scale = row_scale(a + r * stride, k);
-    *reinterpret_cast<float*>(packed + r * kGemmRowStride + kGemmBlockWords) = scale.step;
-    const Vf inverse = splat(scale.inverse);
-    for (int64_t begin = 0, block = 0; begin < k;
-         begin += kGemmBlockWords * Kind::kPerWord, ++block) {
+    auto* scale = reinterpret_cast<RowScale*>(packed + r * kGemmRowStride + kGemmBlockWords);
+    const RowQuantizer quantizer = quantizer_of(a + r * stride, k, scale);
+    for (int64_t begin = 0, block = 0; begin < k; begin += full, ++block) {
       const T* from = a + r * stride + begin;
-      const int64_t full = kGemmBlockWords * Kind::kPerWord;
       const int64_t count = k - begin < full ? k - begin : full;
       Word* to = packed + (block * rows + r) * kGemmRowStride;
       int64_t i = 0;
-      for (; i + kLanes <= count; i += kLanes) Kind::put(to, i, to_int(get(from + i) * inverse));
-      // The lanes beyond are 0, and a block has room for them.
-      if (i < count) Kind::put(to, i, to_int(get(from + i, count - i) * inverse));
+      for (; i + kLanes <= count; i += kLanes) {
+        Kind::put(to, i, RowQuantizer::apply(quantizer, get(from + i)), scale->zero);
+      }
+      // The lanes beyond meet zeros of B, and a block has room for them.
+      if (i < count) {
+        Kind::put(to, i, RowQuantizer::apply(quantizer, get(from + i, count - i)), scale->zero);
+      }
     }
   }
 }
@@ -90,7 +112,7 @@ void pack_int8_bf16_rows(const uint16_t* a, int64_t stride, int64_t rows, int64_
   pack_quantized<Kind>(a, stride, rows, k, packed);
 }
 
-// Behind a panel's words: the columns' steps, and what must be taken off their sums.
+// Behind a panel's words: the columns' steps and, where a kind has room for them, their sums.
 template <class Kind>
 void pack_int8_panel(Matrix b, int64_t col, int64_t count, int64_t k, float scale, Word* packed) {
   constexpr int64_t kChunk = 64;  // elements of k that are held as floats at a time
@@ -113,7 +135,7 @@ void pack_int8_panel(Matrix b, int64_t col, int64_t count, int64_t k, float scal
   }
   Word* behind = packed + (k + kPerWord - 1) / kPerWord * kCols;
   for (int64_t j = 0; j < kCols; ++j) {
-    Scale s = scale_of(top[j], nan[j]);
+    Scale s = scale_of(top[j], 127.0f, nan[j]);
     reinterpret_cast<float*>(behind)[j] = s.step;
     inverse[j] = s.inverse;
   }
@@ -136,8 +158,9 @@ void pack_int8_panel(Matrix b, int64_t col, int64_t count, int64_t k, float scal
     }
   }
   if constexpr (Kind::kPanelExtra > kCols) {
-    auto* offsets = reinterpret_cast<int32_t*>(behind + kCols);
-    for (int64_t j = 0; j < kCols; ++j) offsets[j] = sums[j] * Kind::kOffset;
+    for (int64_t j = 0; j < kCols; j += kLanes) {
+      store(reinterpret_cast<int32_t*>(behind + kCols + j), load(sums + j));
+    }
   }
 }
 
@@ -152,16 +175,15 @@ void pack_int8_panels(Matrix b, int64_t k, int64_t cols, float scale, Word* pack
 // sum * column's step * row's step, in this order in every kind: the bits agree.
 HR_INLINE Vf int8_result(Vi sum, const Word* row, const Word* column) {
   return to_float(sum) * load(reinterpret_cast<const float*>(column)) *
-         splat(*reinterpret_cast<const float*>(row));
+         splat(reinterpret_cast<const RowScale*>(row)->step);
 }
 
-// Two 16-bit integers, which every ISA can multiply and add.
+// Two 16-bit integers, which every ISA can multiply and add. A's have their zero point taken off.
 struct Pairs {
   using Sum = Vi;
   using Factor = Vi;
   static constexpr int64_t kPerWord = 2;
   static constexpr int64_t kPanelExtra = kCols;
-  static constexpr int32_t kOffset = 0;
   HR_INLINE Sum zero() { return splat(int32_t{0}); }
   HR_INLINE Factor broadcast(const Word* a) { return splat(static_cast<int32_t>(*a)); }
   HR_INLINE Factor load(const Word* b) {
@@ -186,7 +208,8 @@ struct Pairs {
     return int8_result(sum, row, column);
   }
 
-  HR_INLINE void put(Word* row, int64_t i, Vi q) {
+  HR_INLINE void put(Word* row, int64_t i, Vi q, int32_t zero) {
+    q = q - splat(zero);
     auto* to = reinterpret_cast<int16_t*>(row) + i;
 #if defined(__AVX512F__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(q.v));

@@ -9,6 +9,7 @@ import numpy as np
 from headrace import _core
 from headrace.errors import InvalidModel, UnsupportedOp
 from headrace.graph._onnx_ir import ir
+from headrace.graph.precision import Precisions, assign
 from headrace.graph.signature import dtype_name
 from headrace.signature import Signature
 
@@ -17,19 +18,20 @@ _ABSENT = -1
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 
-def lower(graph: ir.Model, signature: Signature, isa: str) -> _core.Program:
-    """Builds the Program of a Model, packing weights for `isa` on the way.
+def lower(graph: ir.Model, signature: Signature, isa: str, precision: str = "fp32") -> _core.Program:
+    """Builds the Program of a Model, packing weights for `isa` and `precision` on the way.
 
     Raises:
         UnsupportedOp: Some nodes have no kernel; all of them are listed.
         InvalidModel: A node breaks the rules of its op.
     """
-    return _Lowering(graph, signature, isa).run()
+    return _Lowering(graph, signature, isa, assign(graph.graph, precision)).run()
 
 
 class _Lowering:
-    def __init__(self, model: ir.Model, signature: Signature, isa: str) -> None:
+    def __init__(self, model: ir.Model, signature: Signature, isa: str, precisions: Precisions) -> None:
         self._model = model
+        self._precisions = precisions
         self._signature = signature
         self._builder = _core.ProgramBuilder(isa)
         self._ids: dict[ir.Value, int] = {}
@@ -58,7 +60,7 @@ class _Lowering:
                 op,
                 name,
                 self._opset_of(node),
-                {key: _attribute(attr) for key, attr in node.attributes.items() if _is_set(attr)},
+                self._attributes_of(node),
                 [_ABSENT if value is None else self._id_of(value) for value in node.inputs],
                 [value.name or "" for value in node.outputs],
                 [self._dtype_of(value) if value.name else "" for value in node.outputs],
@@ -89,8 +91,15 @@ class _Lowering:
         dtype = (dtype_name(value.dtype) if value.dtype is not None else None) or "float32"
         return self._builder.add_input(f"refused:{value.name}", dtype, [])
 
-    @staticmethod
-    def _dtype_of(value: ir.Value) -> str:
+    def _attributes_of(self, node: ir.Node) -> dict[str, Any]:
+        attributes = {key: _attribute(attr) for key, attr in node.attributes.items() if _is_set(attr)}
+        if node in self._precisions.nodes:
+            attributes["precision"] = self._precisions.nodes[node]
+        return attributes
+
+    def _dtype_of(self, value: ir.Value) -> str:
+        if value in self._precisions.narrow:
+            return "bfloat16"
         if value.type is not None and not isinstance(value.type, ir.TensorType):
             raise _NotLowered(f"output {value.name!r} is a {type(value.type).__name__}, expected a tensor")
         if value.dtype is None:
