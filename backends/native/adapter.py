@@ -6,7 +6,7 @@ from headrace import _core
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan
 from headrace.errors import BackendUnavailable, UnsupportedOp
 from headrace.graph.lower import lower
-from headrace.graph.precision import PRECISIONS
+from headrace.graph.precision import PRECISIONS, assign
 from headrace.model import Model
 from headrace.native import NativeExecutable
 
@@ -44,13 +44,17 @@ class NativeBackend(Backend):
         isa = _core.selected_isa()
         threads = options.resolved_threads()
         core = _core.NativePlan(lower(model.graph, model.signature, isa, options.precision), threads)
+        reasons = [f"{isa} is the {'selected' if isa != _core.available_isas()[-1] else 'fastest'} ISA of this CPU"]
+        if options.precision != "fp32":
+            lowered = len(assign(model.graph.graph, options.precision).nodes)
+            reasons.append(f"{lowered} of {len(core.ops)} ops run in {options.precision}, the others in fp32")
         plan = Plan(
             backend=self.name,
             device="cpu",
             isa=isa,
             precision=options.precision,
             threads=threads,
-            reasons=(f"{isa} is the {'selected' if isa != _core.available_isas()[-1] else 'fastest'} ISA of this CPU",),
+            reasons=tuple(reasons),
             details={
                 "ops": len(core.ops),
                 "packed_bytes": core.packed_bytes,

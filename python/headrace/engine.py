@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from headrace import _core
 from headrace.backend import Backend, CompileOptions, Executable, Plan, Request, Result
 from headrace.errors import BackendUnavailable, HeadraceError, UnsupportedOp
+from headrace.precision import compile_lowered
 from headrace.signature import Signature
 
 if TYPE_CHECKING:
@@ -154,6 +155,8 @@ def compile_model(
     precision: str = "fp32",
     threads: int | None = None,
     device: str | None = None,
+    samples: Sequence[Request] | None = None,
+    tolerance: float | None = None,
 ) -> Engine:
     """Prepares `model` on one backend.
 
@@ -161,17 +164,23 @@ def compile_model(
         model: What to run.
         backend: A backend's name, or ``"auto"``: native where it can run the whole model, else the next installed
             backend that can. The plan's reasons say which and why.
-        precision: ``"fp32"``, or another that the backend offers.
+        precision: ``"fp32"``, another that the backend offers, or ``"auto"``: the fastest whose error against fp32
+            stays within `tolerance`, both measured on `samples`. The plan's reasons hold the figures.
         threads: Threads of the Plan; None for every core this process may use.
         device: A device of the backend, such as ``"cpu"`` or ``"cuda:0"``; None for its default.
+        samples: Requests to measure a lower precision on; None to generate some from the signature.
+        tolerance: The largest error of a lower precision, as `headrace.parity.Parity` defines it; None for 0.02. Given
+            with a named precision, it makes that precision an error where it exceeds it.
 
     Raises:
+        ParityError: The named precision's error is above the tolerance.
         UnsupportedOp: The named backend (or, for auto, every backend) lacks ops of the model.
         BackendUnavailable: The backend, precision or device is not there.
     """
     options = CompileOptions(precision=precision, threads=threads, device=device)
     if backend != "auto":
-        return Engine(model.signature, backend_named(backend).compile(model, options), model.name, model.sha256)
+        executable = compile_lowered(backend_named(backend), model, options, samples, tolerance)
+        return Engine(model.signature, executable, model.name, model.sha256)
     refusals: list[tuple[str, HeadraceError]] = []
     for name, candidate in backends().items():
         availability = candidate.probe()
@@ -179,7 +188,7 @@ def compile_model(
             refusals.append((name, BackendUnavailable(availability.reason)))
             continue
         try:
-            executable = candidate.compile(model, options)
+            executable = compile_lowered(candidate, model, options, samples, tolerance)
         except (UnsupportedOp, BackendUnavailable) as error:
             refusals.append((name, error))
             continue

@@ -1,0 +1,126 @@
+"""Chooses a Plan's precision: the fastest whose answers stay within the tolerance, by measuring both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from headrace.backend import Backend, CompileOptions, Executable, Request
+from headrace.errors import HeadraceError, ParityError, UnsupportedOp
+from headrace.parity import DEFAULT_TOLERANCE, compare
+from headrace.samples import make_request
+
+if TYPE_CHECKING:
+    from headrace.model import Model
+
+# A lower precision must gain this much: it always costs accuracy, and times vary by a few percent.
+_MIN_GAIN = 1.1
+
+# Lengths of symbolic dims in generated samples: one row, a short text, an image.
+_SAMPLE_DIMS = (1, 16, 224)
+# The first dim is a batch, of which a few do.
+_SAMPLE_ROWS_MAX = 4
+
+_TIMED_S = 0.05
+
+
+def compile_lowered(
+    backend: Backend,
+    model: Model,
+    options: CompileOptions,
+    samples: Sequence[Request] | None = None,
+    tolerance: float | None = None,
+) -> Executable:
+    """Compiles `model` in ``options.precision``; "auto" measures every precision of `backend` and takes the best.
+
+    Args:
+        backend: What to compile on.
+        model: What to compile.
+        options: As for `Backend.compile`, with precision "auto" allowed.
+        samples: Requests that errors and times are measured on; None to generate some from the signature.
+        tolerance: The largest error against fp32 (see `headrace.parity.Parity`); None for `DEFAULT_TOLERANCE`. A named
+            precision is checked only where `samples` or a tolerance is given.
+
+    Raises:
+        ParityError: The precision was named and its error is above the tolerance.
+    """
+    named = options.precision != "auto"
+    if named and (options.precision == "fp32" or (samples is None and tolerance is None)):
+        return backend.compile(model, options)
+    limit = DEFAULT_TOLERANCE if tolerance is None else tolerance
+    origin = f"{len(samples)} given samples" if samples else "generated samples"
+    requests: list[Request] = list(samples or [])
+    candidates = [options.precision] if named else [p for p in backend.capabilities().precisions if p != "fp32"]
+    best = backend.compile(model, replace(options, precision="fp32"))
+    if not requests:
+        requests = _generated(model, best)
+    if not requests:
+        raise ParityError(
+            f"model {model.name!r} in {options.precision}: got no samples, and it runs none of those made from its "
+            f"signature {model.signature}; expected samples to compare precisions on"
+        )
+    expected, fp32_s = best.run_batch(requests), _time(best, requests)
+    reasons: list[str] = []
+    best_s = fp32_s
+    for precision in candidates:
+        try:
+            candidate = backend.compile(model, replace(options, precision=precision))
+        except UnsupportedOp as error:
+            if named:
+                raise
+            reasons.append(f"not {precision}: {error}")
+            continue
+        parity = compare(candidate.run_batch(requests), expected)
+        measured = f"error {parity.error:.2g} in output {parity.output!r} on {origin}, tolerance {limit:g}"
+        if not parity.error <= limit:
+            if named:
+                raise ParityError(f"model {model.name!r} in {precision} against fp32: got {measured}")
+            reasons.append(f"not {precision}: {measured}")
+            continue
+        if named:
+            return _with_reasons(candidate, [f"{precision}: {measured}"])
+        seconds = _time(candidate, requests)
+        reason = f"{precision}: {fp32_s / seconds:.2f} times the speed of fp32, {measured}"
+        if seconds * _MIN_GAIN > best_s:
+            candidate.close()
+            reasons.append(f"not {reason}")
+            continue
+        best.close()
+        best, best_s = candidate, seconds
+        reasons.append(reason)
+    return _with_reasons(best, [f"precision auto chose {best.plan.precision}", *reasons])
+
+
+def _generated(model: Model, executable: Executable) -> list[Request]:
+    """Those Requests made from the signature that the Model can run: a CNN, say, needs images of some size."""
+    symbols = {dim for spec in model.signature.inputs for dim in spec.dims if isinstance(dim, str)}
+    leading = {spec.dims[0] for spec in model.signature.inputs if spec.dims}
+    requests = []
+    for length in _SAMPLE_DIMS:
+        dims = {symbol: min(length, _SAMPLE_ROWS_MAX) if symbol in leading else length for symbol in symbols}
+        for seed in range(3):
+            request = make_request(model.signature, dims, seed)
+            try:
+                executable.run_batch([request])
+            except HeadraceError:
+                break
+            requests.append(request)
+    return requests
+
+
+def _time(executable: Executable, requests: Sequence[Request]) -> float:
+    """Seconds of the fastest of some runs over all of `requests`: other work on the machine only adds time."""
+    executable.run_batch(requests)
+    best, end = float("inf"), time.perf_counter() + _TIMED_S
+    while time.perf_counter() < end or best == float("inf"):
+        start = time.perf_counter()
+        executable.run_batch(requests)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _with_reasons(executable: Executable, reasons: list[str]) -> Executable:
+    executable.plan = replace(executable.plan, reasons=(*executable.plan.reasons, *reasons))
+    return executable

@@ -1,0 +1,160 @@
+"""Lower precisions: what they compute, and the gate in front of them."""
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import headrace as hr
+from headrace import parity
+from headrace.errors import BackendUnavailable, ParityError
+from headrace.graph.precision import PRECISIONS, assign
+
+
+def perceptron(inputs: int = 96, hidden: int = 256, outputs: int = 8, seed: int = 0) -> onnx.ModelProto:
+    """Two layers with a residual around the second of three, as transformers have them."""
+    rng = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        values = rng.standard_normal(shape) / np.sqrt(shape[0])
+        return onnx.numpy_helper.from_array(values.astype(np.float32), name)
+
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w1"], ["h1"]),
+        onnx.helper.make_node("Relu", ["h1"], ["a1"]),
+        onnx.helper.make_node("MatMul", ["a1", "w2"], ["h2"]),
+        onnx.helper.make_node("Add", ["h2", "x"], ["r"]),
+        onnx.helper.make_node("MatMul", ["r", "w3"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "perceptron",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", inputs])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", outputs])],
+        [weight("w1", inputs, hidden), weight("w2", hidden, inputs), weight("w3", inputs, outputs)],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def model() -> hr.Model:
+    return hr.load(perceptron())
+
+
+def rows(count: int, seed: int = 1) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).standard_normal((count, 96)).astype(np.float32)}
+
+
+def test_lowered_nodes_hold_what_is_between_them_as_bfloat16(model):
+    for precision in ("bf16", "int8"):
+        found = assign(model.graph.graph, precision)
+        assert [node.op_type for node in found.nodes] == ["Linear"] * 3
+        # The second output is the sum with a residual and the third the graph's own.
+        first, second, third = (node.outputs[0] for node in found.nodes)
+        assert found.narrow == {first, second}
+        assert third not in found.narrow
+    assert not assign(model.graph.graph, "fp32").nodes
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.01), ("int8", 0.03)])
+def test_every_isa_computes_a_lower_precision(model, precision, tolerance, monkeypatch):
+    from headrace import _core
+
+    request = rows(33)
+    expected = model.compile(threads=1)(request)["y"]
+    for isa in _core.available_isas():
+        monkeypatch.setenv("HEADRACE_ISA", isa)
+        got = model.compile(precision=precision, threads=1)(request)["y"]
+        error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+        assert 0 < error < tolerance, isa
+
+
+@settings(deadline=None, max_examples=25)
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=6), precision=st.sampled_from(PRECISIONS))
+def test_a_result_does_not_depend_on_the_batch(model, counts, precision):
+    engine = engines(model, precision)
+    requests = [rows(count, seed) for seed, count in enumerate(counts)]
+    together = engine.run_batch(requests)
+    for request, result in zip(requests, together, strict=True):
+        assert engine(request)["y"].tobytes() == result["y"].tobytes()
+        assert engine({"x": request["x"][:1]})["y"].tobytes() == result["y"][:1].tobytes()
+
+
+_ENGINES: dict[str, hr.Engine] = {}
+
+
+def engines(model: hr.Model, precision: str) -> hr.Engine:
+    if precision not in _ENGINES:
+        _ENGINES[precision] = model.compile(precision=precision, threads=2)
+    return _ENGINES[precision]
+
+
+def test_a_plan_says_its_precision_and_how_much_of_the_model_has_it(model):
+    plan = model.compile(precision="bf16").plan
+    assert plan.precision == "bf16"
+    assert "3 of 3 ops run in bf16, the others in fp32" in plan.reasons
+
+
+def test_an_unknown_precision_is_refused(model):
+    with pytest.raises(BackendUnavailable, match="got precision 'fp8', expected one of fp32, bf16, int8"):
+        model.compile(backend="native", precision="fp8")
+
+
+def test_a_named_precision_is_checked_where_a_tolerance_is_given(model):
+    plan = model.compile(precision="bf16", samples=[rows(8)], tolerance=0.01).plan
+    assert any("1 given samples" in reason for reason in plan.reasons)
+    with pytest.raises(ParityError, match=r"in int8 against fp32: got error .* tolerance 1e-06"):
+        model.compile(backend="native", precision="int8", tolerance=1e-6)
+
+
+def test_auto_lowers_nothing_beyond_the_tolerance(model):
+    plan = model.compile(precision="auto", tolerance=1e-7).plan
+    assert plan.precision == "fp32"
+    assert sum(reason.startswith(("not bf16: error", "not int8: error")) for reason in plan.reasons) == 2
+
+
+def test_auto_takes_what_is_faster_and_says_why(model, monkeypatch):
+    from headrace import precision
+
+    speeds = {"fp32": 1.0, "bf16": 0.5, "int8": 0.47}
+    monkeypatch.setattr(precision, "_time", lambda executable, _: speeds[executable.plan.precision])
+    plan = model.compile(precision="auto", tolerance=0.1).plan
+    assert plan.precision == "bf16"  # int8 gains too little over it
+    assert any(reason.startswith("bf16: 2.00 times the speed of fp32, error 0.00") for reason in plan.reasons)
+    speeds["bf16"] = 0.95
+    assert model.compile(precision="auto", tolerance=0.1).plan.precision == "int8"
+    speeds["int8"] = 0.95
+    assert model.compile(precision="auto", tolerance=0.1).plan.precision == "fp32"
+
+
+def test_auto_needs_samples_where_none_can_be_made():
+    node = onnx.helper.make_node("Reshape", ["x", "shape"], ["y"])
+    shape = onnx.numpy_helper.from_array(np.array([7, 11], np.int64), "shape")
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node],
+        "odd",
+        [info("x", onnx.TensorProto.FLOAT, ["n", "m"])],
+        [info("y", onnx.TensorProto.FLOAT, [7, 11])],
+        [shape],
+    )
+    model = hr.load(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10))
+    with pytest.raises(ParityError, match="expected samples to compare precisions on"):
+        model.compile(backend="native", precision="auto")
+    request = {"x": np.ones((7, 11), np.float32)}
+    assert model.compile(backend="native", precision="auto", samples=[request]).plan.precision == "fp32"
+
+
+def test_parity_is_the_worst_outputs_error():
+    expected = [{"a": np.array([3.0, 4.0], np.float32), "label": np.array([1, 2])}]
+    assert parity.compare(expected, expected).error == 0
+    got = [{"a": np.array([3.0, 4.5], np.float32), "label": np.array([1, 2])}]
+    assert parity.compare(got, expected) == parity.Parity(pytest.approx(0.1), "a")
+    got = [{"a": np.array([3.0, 4.5], np.float32), "label": np.array([1, 3])}]
+    assert parity.compare(got, expected) == parity.Parity(0.5, "label")
+    got = [{"a": np.array([3.0, np.nan], np.float32), "label": np.array([1, 2])}]
+    assert parity.compare(got, expected).error == float("inf")
+    assert parity.compare(got, got).error == 0
+    with pytest.raises(ParityError, match=r"output 'a' of sample 0: got float32 \[1\], expected float32 \[2\]"):
+        parity.compare([{"a": np.ones(1, np.float32), "label": np.ones(2)}], expected)
