@@ -11,29 +11,30 @@ constexpr int64_t kLanes = Vf::kLanes;
 
 // One row of a packed matrix, written from its first column on.
 struct RowWriter {
-  float* row;
-  int64_t blocks_apart;
-  int64_t column;
+  float* at;
+  int64_t room;          // left in the block
+  int64_t blocks_apart;  // from the end of one block to the next
 };
 
 // Appends n elements, zeros if `from` is null.
 HR_INLINE void append(RowWriter& to, const float* from, int64_t n) {
   while (n > 0) {
-    const int64_t in_block = to.column % kGemmBlockWords;
-    const int64_t room = kGemmBlockWords - in_block;
-    const int64_t count = n < room ? n : room;
-    float* at = to.row + to.column / kGemmBlockWords * to.blocks_apart + in_block;
+    const int64_t count = n < to.room ? n : to.room;
     int64_t i = 0;
     if (from == nullptr) {
-      for (; i + kLanes <= count; i += kLanes) store(at + i, splat(0.0f));
-      if (i < count) store(at + i, splat(0.0f), count - i);
+      for (; i + kLanes <= count; i += kLanes) store(to.at + i, splat(0.0f));
+      if (i < count) store(to.at + i, splat(0.0f), count - i);
     } else {
-      for (; i + kLanes <= count; i += kLanes) store(at + i, load(from + i));
-      if (i < count) store(at + i, load(from + i, count - i), count - i);
+      for (; i + kLanes <= count; i += kLanes) store(to.at + i, load(from + i));
+      if (i < count) store(to.at + i, load(from + i, count - i), count - i);
       from += count;
     }
-    to.column += count;
     n -= count;
+    to.at += count;
+    to.room -= count;
+    if (to.room > 0) continue;
+    to.at += to.blocks_apart;
+    to.room = kGemmBlockWords;
   }
 }
 
@@ -72,7 +73,8 @@ void pack_pixels(const PixelRows& p, uint32_t* words) {
   int64_t depth = p.first / (w.out[2] * w.out[1]) % w.out[0];
   int64_t image = p.first / (w.out[2] * w.out[1] * w.out[0]);
   for (int64_t i = 0; i < p.count; ++i) {
-    RowWriter to = {packed + i * kGemmRowStride, p.count * kGemmRowStride, 0};
+    RowWriter to = {packed + i * kGemmRowStride, kGemmBlockWords,
+                    p.count * kGemmRowStride - kGemmBlockWords};
     for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
       const int64_t d = depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
       for (int64_t kh = 0; kh < w.kernel[1]; ++kh) {
@@ -181,17 +183,51 @@ void find_sources(const DepthwiseRow& r, const RowTaps& taps, int64_t col, int64
   }
 }
 
+// Brings in what the next row of Y reads for the first time, under `pixels` pixels from `col` on:
+// the kernel takes channels first, which the hardware's own prefetching does not follow.
+void fetch_below(const DepthwiseRow& r, int64_t col, int64_t pixels) {
+  const Windows& w = *r.windows;
+  const int64_t d = r.depth * w.stride[0] - w.pad_begin[0];
+  const int64_t last = (w.kernel[1] - 1) * w.dilation[1] - w.pad_begin[1];
+  int64_t begin = col * w.stride[2];
+  int64_t end = (col + pixels) * w.stride[2];
+  if (end > w.in[2]) end = w.in[2];
+  for (int64_t i = 1; i <= w.stride[1]; ++i) {
+    const int64_t h = r.height * w.stride[1] + last + i;
+    if (!inside(d, w.in[0]) || !inside(h, w.in[1])) continue;
+    const float* row = r.x + (d * w.in[1] + h) * w.in[2] * r.channels;
+    for (int64_t at = begin; at < end; ++at) {
+      for (int64_t c = r.begin; c < r.end; c += 16) {
+        __builtin_prefetch(row + at * r.channels + c, 0, 2);
+      }
+    }
+  }
+}
+
 void depthwise(const DepthwiseRow& r) {
   const Windows& w = *r.windows;
   RowTaps taps;
   clip_taps(w, 0, r.depth, taps.depth_begin, taps.depth_end);
   clip_taps(w, 1, r.height, taps.height_begin, taps.height_end);
+  const int64_t count =
+      (taps.depth_end - taps.depth_begin) * (taps.height_end - taps.height_begin) * w.kernel[2];
   const int64_t blocks = (w.out[2] + kDepthwisePixels - 1) / kDepthwisePixels;
+  int64_t found = 0;  // pixels of the last block, if none of its taps was on padding
   for (int64_t b = 0; b < blocks; ++b) {
     // Even blocks: 14 pixels run as 7 + 7.
     const int64_t col = w.out[2] * b / blocks;
     const int64_t pixels = w.out[2] * (b + 1) / blocks - col;
-    find_sources(r, taps, col, pixels);
+    const int64_t first = col * w.stride[2] - w.pad_begin[2];
+    const int64_t last = first + (pixels - 1) * w.stride[2] + (w.kernel[2] - 1) * w.dilation[2];
+    const bool whole = first >= 0 && last < w.in[2];
+    if (whole && found == pixels) {
+      const int64_t step = pixels * w.stride[2] * r.channels;
+      for (int64_t i = 0; i < count * pixels; ++i) r.sources[i] += step;
+    } else {
+      find_sources(r, taps, col, pixels);
+    }
+    found = whole ? pixels : 0;
+    fetch_below(r, col, pixels);
     kDepthwise[pixels - 1](r, taps, r.y + col * r.y_stride);
   }
 }

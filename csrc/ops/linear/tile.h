@@ -127,6 +127,21 @@ template <class Dot>
 constexpr Tile kWideTiles[3] = {tile<Dot, 1, panels_of(1)>, tile<Dot, 2, panels_of(2)>,
                                 tile<Dot, 3, panels_of(3)>};
 
+// Brings in what the epilogue will read and write: rows lie apart, so no hardware foresees it.
+HR_INLINE void fetch_rows(const GemmBlock& block, int64_t row, int64_t rows, int64_t col) {
+  const Epilogue& e = block.epilogue;
+  const int64_t size = block.c_bf16 ? 2 : 4;
+  auto* c = static_cast<char*>(block.c) + (row * block.c_stride + col) * size;
+  for (int64_t r = 0; r < rows; ++r, c += block.c_stride * size) {
+    for (int64_t at = 0; at < kCols * size; at += 64) __builtin_prefetch(c + at, 1, 3);
+  }
+  if (e.residual == nullptr || e.residual == block.c) return;
+  const float* residual = e.residual + row * e.residual_stride + col;
+  for (int64_t r = 0; r < rows; ++r, residual += e.residual_stride) {
+    for (int64_t at = 0; at < kCols; at += 16) __builtin_prefetch(residual + at, 0, 3);
+  }
+}
+
 template <class Dot>
 void multiply(const GemmBlock& block) {
   float out[kTileSize];
@@ -154,6 +169,7 @@ void multiply(const GemmBlock& block) {
       const int64_t rows = block.rows * (t + 1) / tiles - row;
       // The last tile brings in the next panel; the others find their own panel there already.
       const Word* next = t + 1 == tiles ? b + panel : b;
+      fetch_rows(block, row, rows, col);
       kTiles<Dot>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
                             out);
       settle<Dot>(out, rows, 1, block.a + row * kGemmRowStride + kGemmBlockWords,
