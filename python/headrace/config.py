@@ -6,7 +6,7 @@ A model repository is a folder of models, laid out as Triton Inference Server la
       tickets/
         headrace.toml        optional: the keys of `ModelSettings`
         1/model.onnx         one folder per version, named by a positive integer
-        2/model.onnx
+        2/plan.headrace      a saved plan (`headrace compile`) in place of the model, or beside it
 
 A deploy file names models and says how each scales::
 
@@ -30,6 +30,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from headrace.errors import ConfigError
+from headrace.plan_file import PLAN_FILE
 
 MODEL_FILE = "model.onnx"
 SETTINGS_FILE = "headrace.toml"
@@ -175,7 +176,7 @@ def load_model_path(path: str | Path, name: str | None = None) -> ModelConfig:
     """Reads one model, given as its folder or as one model file (which becomes version 1).
 
     Args:
-        path: A folder as `load_model_folder` takes, or a model file.
+        path: A folder as `load_model_folder` takes, or a model file, which may be a saved plan's.
         name: The model's name; None for the folder's name or the file's stem.
 
     Raises:
@@ -223,8 +224,8 @@ def _override(base: ModelSettings, changes: dict[str, Any], path: Path, where: s
 
 
 def _chosen_versions(folder: Path, settings: ModelSettings) -> dict[int, Path]:
-    """The model file of each version that the settings ask for."""
-    found = {int(p.name): p / MODEL_FILE for p in folder.iterdir() if p.is_dir() and _is_version(p.name)}
+    """The model file of each version that the settings ask for; a saved plan's where there is no other."""
+    found = {int(p.name): _version_file(p) for p in folder.iterdir() if p.is_dir() and _is_version(p.name)}
     if not found:
         raise ConfigError(f"{folder}: got no version folder, expected {folder.name}/1/{MODEL_FILE}")
     if settings.versions == "latest":
@@ -240,8 +241,13 @@ def _chosen_versions(folder: Path, settings: ModelSettings) -> dict[int, Path]:
             have = ", ".join(map(str, sorted(found)))
             raise ConfigError(f"{folder / SETTINGS_FILE}: key versions: got {version}, expected one of {have}")
         if not found[version].is_file():
-            raise ConfigError(f"{folder / str(version)}: got no {MODEL_FILE} in it, expected one")
+            raise ConfigError(f"{folder / str(version)}: got no {MODEL_FILE} or {PLAN_FILE} in it, expected one")
     return {version: found[version] for version in wanted}
+
+
+def _version_file(folder: Path) -> Path:
+    plan = folder / PLAN_FILE
+    return plan if plan.is_file() and not (folder / MODEL_FILE).is_file() else folder / MODEL_FILE
 
 
 def _is_version(name: str) -> bool:

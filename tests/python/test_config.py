@@ -70,7 +70,7 @@ def test_what_is_no_repository_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"m: got no version folder, expected m/1/model\.onnx"):
         load_repository(tmp_path)
     (model / "1").mkdir()
-    with pytest.raises(ConfigError, match=r"m/1: got no model\.onnx in it"):
+    with pytest.raises(ConfigError, match=r"m/1: got no model\.onnx or plan\.headrace in it"):
         load_repository(tmp_path)
 
 
@@ -142,3 +142,12 @@ def test_a_deploy_file_overrides_the_models_own_settings(tmp_path: Path) -> None
 def test_a_mistake_in_a_deploy_file_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_deploy(write_deploy(tmp_path, text))
+
+
+def test_a_saved_plan_stands_in_for_a_model_that_is_not_there(tmp_path: Path) -> None:
+    folder = make_model(tmp_path, "m", "1")
+    (folder / "2").mkdir()
+    for version in "12":
+        (folder / version / "plan.headrace").write_bytes(b"plan")
+    (folder / "headrace.toml").write_text('versions = "all"')
+    assert load_repository(tmp_path)[0].files == {1: folder / "1" / "model.onnx", 2: folder / "2" / "plan.headrace"}

@@ -34,13 +34,16 @@ if TYPE_CHECKING:
 @click.option(
     "--backend", "backends", multiple=True, help="Only these backends; repeatable. All but 'reference' if absent."
 )
+@click.option(
+    "--plan", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Time MODEL's saved plan, too."
+)
 @click.option("--no-peers", is_flag=True, help="Only Headrace's own backends.")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Interleaved blocks each.")
 @click.option("--block-ms", default=250, show_default=True, type=click.IntRange(min=1), help="Timed calls per block.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     model: Path, dims: tuple[str, ...], npz: Path | None, precision: str, threads: int | None,
-    backends: tuple[str, ...], no_peers: bool, rounds: int, block_ms: int, as_json: bool,
+    backends: tuple[str, ...], plan: Path | None, no_peers: bool, rounds: int, block_ms: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Time MODEL (an .onnx file) on every backend and every installed peer, interleaved in one run."""
     from headrace import hardware, load
@@ -50,8 +53,8 @@ def command(
     request = read_request(npz, loaded.signature) if npz else make_request(loaded.signature, _parse_dims(dims))
     threads = threads or hardware.probe().cores
     report = bench(
-        loaded, str(model), request, precision=precision, threads=threads, only=backends, peers=not no_peers,
-        rounds=rounds, block_s=block_ms / 1000,
+        loaded, str(model), request, precision=precision, threads=threads, only=backends, plan=plan,
+        peers=not no_peers, rounds=rounds, block_s=block_ms / 1000,
     )  # fmt: skip
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -71,9 +74,9 @@ def _parse_dims(dims: tuple[str, ...]) -> dict[str, int]:
 
 def bench(
     model: Model, path: str, request: Request, *, threads: int, precision: str = "fp32", only: tuple[str, ...] = (),
-    peers: bool = True, rounds: int = 5, block_s: float = 0.25,
+    plan: Path | None = None, peers: bool = True, rounds: int = 5, block_s: float = 0.25,
 ) -> dict[str, Any]:  # fmt: skip
-    """Times one Request on backends and peers.
+    """Times one Request on backends, on `plan` (a folder with the model's saved Plan) and on peers.
 
     Returns:
         ``rows`` (fastest first: name, kind, precision, median_s, p90_s, best_s, spread, calls, ratio, max_abs_diff),
@@ -87,6 +90,10 @@ def bench(
     from headrace.measure import Candidate, interleave
 
     engines, refused = _compile(model, precision, threads, only)
+    if plan is not None:
+        from headrace import load_plan
+
+        engines["saved plan"] = load_plan(plan, model=model)
     runs: dict[str, Any] = {name: _runner(engine, request) for name, engine in engines.items()}
     about = {name: {"kind": "backend", "precision": engine.plan.precision} for name, engine in engines.items()}
     peer_precision = "fp32" if precision == "auto" else precision

@@ -19,7 +19,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object per line.")
 @click.option("--verbose", is_flag=True, help="Log what is loaded and how it is planned.")
 def command(repository: Path, address: str, port: int, max_body_mib: int, as_json: bool, verbose: bool) -> None:
-    """Serve every model in REPOSITORY (NAME/VERSION/model.onnx) until SIGTERM or Ctrl+C.
+    """Serve every model in REPOSITORY (NAME/VERSION/model.onnx or plan.headrace) until SIGTERM or Ctrl+C.
 
     Prints "ready: URL" once every model is loaded and warmed. On SIGTERM it answers what it has accepted and exits.
     """

@@ -12,8 +12,9 @@ import numpy as np
 
 from headrace.backend import Plan, Request, Result
 from headrace.config import ModelConfig, ModelSettings
-from headrace.errors import BackendUnavailable, ExecutionError, HeadraceError, NotFound
+from headrace.errors import BackendUnavailable, ExecutionError, HeadraceError, NotFound, PlanError
 from headrace.observe.histogram import Histogram
+from headrace.plan_file import PLAN_FILE
 from headrace.serving.decode import Decoder, InferCall
 from headrace.serving.warmup import warmup_request
 from headrace.signature import Signature
@@ -64,9 +65,22 @@ OpenBatcher = Callable[[EngineLike, ModelSettings], BatcherLike]
 
 
 def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
-    """Loads and compiles a model file."""
+    """Loads and compiles a model file, or maps the saved Plan that it is or that lies beside it.
+
+    A Plan that does not fit the model, the settings or this machine is an error where there is no model to compile in
+    its place; where there is one, it is compiled, and the log says why.
+    """
     import headrace
 
+    plan = path.parent / PLAN_FILE
+    options: dict[str, Any] = {"precision": settings.precision, "threads": settings.threads}
+    if path == plan:
+        return headrace.load_plan(plan.parent, **options)
+    if plan.is_file() and settings.backend in ("auto", "native"):
+        try:
+            return headrace.load_plan(plan.parent, model=path, **options)
+        except PlanError as error:
+            log.warning("compiling %s, because its saved plan is refused: %s", path, error)
     model = headrace.load(str(path))
     return model.compile(backend=settings.backend, precision=settings.precision, threads=settings.threads)
 

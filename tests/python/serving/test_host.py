@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from serving_fakes import DOUBLER, MIRROR, FakeBatcher, FakeEngine, make_config, make_served
 
-from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, NotFound
-from headrace.serving.host import ModelHost
+import headrace
+from headrace.config import ModelSettings
+from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, NotFound, StalePlan
+from headrace.serving.host import ModelHost, open_engine
 from headrace.serving.warmup import warmup_request
 
 
@@ -83,3 +86,39 @@ def test_a_warm_up_file_is_used_and_a_broken_one_is_an_error(tmp_path: Path) -> 
     (tmp_path / "warmup.npz").write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match=r"warmup\.npz"):
         warmup_request(DOUBLER, tmp_path)
+
+
+def scaling_model(folder: Path, scale: float) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "scale"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor("scale", TensorProto.FLOAT, [], [scale])],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_saved_plan_is_served_where_it_fits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = scaling_model(tmp_path / "1", 2.0)
+    plan = headrace.load(path).compile(backend="native", threads=1).save(path.parent)
+    settings = ModelSettings(threads=1)
+    beside = open_engine(path, settings)
+    assert f"mapped from {plan}" in beside.plan.reasons
+    scaling_model(path.parent, 3.0)  # now the Plan is stale
+    compiled = open_engine(path, settings)
+    assert f"mapped from {plan}" not in compiled.plan.reasons
+    assert "because its saved plan is refused" in caplog.text
+    assert "model sha256" in caplog.text
+    (result,) = compiled.run_batch([{"x": np.ones(1, np.float32)}])
+    np.testing.assert_array_equal(result["y"], [3.0])
+    path.unlink()
+    alone = open_engine(plan, settings)
+    (result,) = alone.run_batch([{"x": np.ones(1, np.float32)}])
+    np.testing.assert_array_equal(result["y"], [2.0])
+    with pytest.raises(StalePlan, match="option 'threads': got 1 in the saved Plan, expected 2"):
+        open_engine(plan, ModelSettings(threads=2))
