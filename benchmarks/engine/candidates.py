@@ -49,9 +49,18 @@ class Ours:
             return lambda: engine(request)
 
         return [
-            Entry(OURS, precision, lambda p=precision, o=options: prepare(p, o), first_floating, variant)
+            Entry(
+                OURS, precision, functools.partial(prepare, precision, options), first_floating, variant,
+                functools.partial(self._lowered, precision, options),
+            )
             for precision, variant, options in plans
-        ]
+        ]  # fmt: skip
+
+    def _lowered(self, precision: str, options: dict[str, Any]) -> str:
+        """How much of a lowered Plan really is, in the Plan's own words: the rest stays in fp32."""
+        if precision == "fp32":
+            return ""
+        return "; ".join(reason for reason in self.engine(precision, **options).plan.reasons if precision in reason)
 
     def ragged_entries(self, requests: Sequence[Request]) -> list[Entry]:
         """One entry per precision for a Batch of Requests of several shapes; the answers lie one below the other."""
@@ -63,7 +72,7 @@ class Ours:
         def read(results: Any) -> np.ndarray:
             return np.concatenate([first_floating(result) for result in results])
 
-        return [Entry(OURS, precision, lambda p=precision: prepare(p), read) for precision in PRECISIONS]
+        return [Entry(OURS, precision, functools.partial(prepare, precision), read) for precision in PRECISIONS]
 
 
 def first_floating(result: dict[str, np.ndarray]) -> np.ndarray:

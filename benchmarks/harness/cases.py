@@ -28,6 +28,7 @@ class Entry:
         prepare: Makes the call that is timed; raises where the candidate cannot do this work.
         read: Turns what the call returned into the array that is compared with the reference.
         variant: Which of several ways of one candidate this is, such as "winograd".
+        about: Says, once prepared, what the reader of its row should know, such as how much really runs in bf16.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Entry:
     prepare: Callable[[], Callable[[], Any]]
     read: Callable[[Any], np.ndarray]
     variant: str = ""
+    about: Callable[[], str] = lambda: ""
 
     @property
     def key(self) -> dict[str, str]:
@@ -74,8 +76,8 @@ def measure(case: Case, effort: Effort, progress: Callable[[str], None] = lambda
         progress: Called with a few words at every step.
 
     Returns:
-        ``case``, ``rows`` (name, precision, variant, times in seconds, max_abs_error, and cosine where asked for) and
-        ``refused`` (name, precision, variant, reason).
+        ``case``, ``rows`` (name, precision, variant, about, times in seconds, max_abs_error, and cosine where asked
+        for) and ``refused`` (name, precision, variant, reason).
     """
     refused: list[dict[str, Any]] = []
     checked: list[dict[str, Any]] = []
@@ -90,7 +92,7 @@ def measure(case: Case, effort: Effort, progress: Callable[[str], None] = lambda
             refused.append(entry.key | {"reason": f"{type(error).__name__}: {reason}"})
             continue
         runs.append(Candidate(entry.name, run))
-        checked.append(entry.key | errors)
+        checked.append(entry.key | errors | {"about": entry.about()})
     done = iter(range(1, effort.rounds * len(runs) + 1))
     timings = interleave(
         runs,

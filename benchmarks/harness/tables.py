@@ -19,7 +19,7 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def case_table(results: Sequence[dict[str, Any]], unit: str) -> str:
-    """One line per case and precision of ours, with its peers' times, and below it what was refused and why."""
+    """One line per case and precision of ours, with its peers' times, and notes below."""
     lines = [(result["case"], row) for result in results for row in compared(result)]
     peers = list(dict.fromkeys(name for _, row in lines for name in row["peers"]))
     cosine = any("cosine" in row for _, row in lines)
@@ -39,17 +39,26 @@ def case_table(results: Sequence[dict[str, Any]], unit: str) -> str:
         if cosine:
             cells.append(f"{row['cosine']:.5f}" if "cosine" in row else "")
         rows.append(cells)
-    return "\n\n".join(filter(None, [markdown(headings, rows), refusals(results)]))
+    return "\n\n".join(filter(None, [markdown(headings, rows), notes(results)]))
 
 
-def refusals(results: Sequence[dict[str, Any]]) -> str:
-    """Who did not run, and why, each reason once."""
-    reasons: dict[str, list[str]] = {}
+def notes(results: Sequence[dict[str, Any]]) -> str:
+    """What is to be known about candidates, and who did not run and why; each thing once, with its cases."""
+    found: dict[str, list[str]] = {}
     for result in results:
+        for row in result["rows"]:
+            if row.get("about"):
+                found.setdefault(f"{_who(row)}: {row['about']}", []).append(result["case"])
         for row in result["refused"]:
-            who = " ".join(filter(None, (row["name"], row["precision"], row["variant"])))
-            reasons.setdefault(f"{who}: {row['reason']}", []).append(result["case"])
-    return "\n".join(f"- Not timed ({', '.join(cases)}): {reason}" for reason, cases in reasons.items())
+            found.setdefault(f"not timed: {_who(row)}: {row['reason']}", []).append(result["case"])
+    everywhere = len(results)
+    return "\n".join(
+        f"- {note}" if len(cases) == everywhere else f"- {note} ({', '.join(cases)})" for note, cases in found.items()
+    )
+
+
+def _who(row: dict[str, Any]) -> str:
+    return " ".join(filter(None, (row["name"], row["precision"], row["variant"])))
 
 
 def number(value: float) -> str:

@@ -72,9 +72,11 @@ def test_tables_say_the_ratio_and_who_did_not_run() -> None:
     peer = {"name": "peer", "precision": "fp32"} | times | {"median_s": 0.003}
     refused = {"name": "headrace", "precision": "bf16", "variant": "", "reason": "no such kernels"}
     results = [{"case": case, "rows": [ours, peer], "refused": [refused]} for case in ("one", "two")]
+    results[1]["rows"] = [ours | {"about": "half of it"}, peer]
     table = tables.case_table(results, "ms")
     assert "| one | fp32 | 2.00 | 1.50 | 5% | 3.00 | **1.50** | 1.0e-07 |" in table
-    assert "- Not timed (one, two): headrace bf16: no such kernels" in table
+    assert "- not timed: headrace bf16: no such kernels\n" in f"{table}\n"
+    assert "- headrace fp32: half of it (two)\n" in table
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
 
