@@ -60,7 +60,9 @@ class Ours:
         """How much of a lowered Plan really is, in the Plan's own words: the rest stays in fp32."""
         if precision == "fp32":
             return ""
-        return "; ".join(reason for reason in self.engine(precision, **options).plan.reasons if precision in reason)
+        return "; ".join(
+            reason for reason in self.engine(precision, **options).plan.reasons if f" in {precision}" in reason
+        )
 
     def ragged_entries(self, requests: Sequence[Request]) -> list[Entry]:
         """One entry per precision for a Batch of Requests of several shapes; the answers lie one below the other."""
@@ -69,10 +71,16 @@ class Ours:
             engine = self.engine(precision)
             return lambda: engine.run_batch(requests)
 
+        def about(precision: str) -> str:
+            return self._lowered(precision, {})
+
         def read(results: Any) -> np.ndarray:
             return np.concatenate([first_floating(result) for result in results])
 
-        return [Entry(OURS, precision, functools.partial(prepare, precision), read) for precision in PRECISIONS]
+        return [
+            Entry(OURS, precision, functools.partial(prepare, precision), read, "", functools.partial(about, precision))
+            for precision in PRECISIONS
+        ]
 
 
 def first_floating(result: dict[str, np.ndarray]) -> np.ndarray:

@@ -75,8 +75,10 @@ def test_tables_say_the_ratio_and_who_did_not_run() -> None:
     results[1]["rows"] = [ours | {"about": "half of it"}, peer]
     table = tables.case_table(results, "ms")
     assert "| one | fp32 | 2.00 | 1.50 | 5% | 3.00 | **1.50** | 1.0e-07 |" in table
-    assert "- not timed: headrace bf16: no such kernels\n" in f"{table}\n"
-    assert "- headrace fp32: half of it (two)\n" in table
+    assert table.splitlines()[-2:] == [
+        "- not timed: headrace bf16: no such kernels",
+        "- headrace fp32: half of it (two)",
+    ]
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
 
