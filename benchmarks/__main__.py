@@ -25,6 +25,7 @@ from headrace import hardware
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 PAGE = machine.ROOT / "docs" / "performance.md"
+ROUNDS = 5
 ROOMS = (transformers, convolutions, tabular, kernels, roofline, processes, curves, scheduler)
 SECTIONS: dict[str, Section] = {section.name: section for room in ROOMS for section in room.SECTIONS}
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def text(section: Section, result: dict[str, Any]) -> str:
     """What stands between a section's markers."""
-    command = f".venv/bin/python -m benchmarks --only {section.name}"
+    command = f".venv/bin/python -m benchmarks --only {section.name}{result['options']}"
     return f"{machine.sentence(result['machine'], command)}\n\n{section.table(result['result'])}"
 
 
@@ -62,13 +63,21 @@ def _measure(section: Section, label: str, args: argparse.Namespace) -> None:
     result = section.run(options)
     progress(f"done in {time.monotonic() - start:.0f} s\n")
     saved = {
-        "section": section.name, "title": section.title, "quick": args.quick, "threads": args.threads,
-        "rounds": effort.rounds, "machine": machine.describe(), "result": result,
+        "section": section.name, "title": section.title, "quick": args.quick, "options": _options(args),
+        "threads": args.threads, "rounds": effort.rounds,
+        "machine": machine.describe(), "result": result,
     }  # fmt: skip
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{section.name}.json").write_text(json.dumps(saved, indent=2) + "\n")
     if not args.json:
         print(f"\n{section.title}\n\n{section.table(result)}\n", flush=True)
+
+
+def _options(args: argparse.Namespace) -> str:
+    """The options that bear on the figures and are not what they would be by themselves."""
+    text = "" if args.rounds == ROUNDS else f" --rounds {args.rounds}"
+    text += "" if args.threads == hardware.probe().cores else f" --threads {args.threads}"
+    return text if args.compiled else f"{text} --no-compiled"
 
 
 def _saved(section: Section) -> dict[str, Any] | None:
@@ -97,7 +106,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few small cases, little time each, the docs left alone")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.add_argument("--threads", type=int, default=hardware.probe().cores, help="for every candidate")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved blocks per candidate")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="interleaved blocks per candidate")
     parser.add_argument("--no-compiled", dest="compiled", action="store_false", help="leave torch.compile out")
     parser.add_argument(
         "--write-docs-only", action="store_true", help="measure nothing; write the saved results' tables"

@@ -77,8 +77,9 @@ def write_between(page: Path, name: str, text: str) -> None:
     before = page.read_text()
     if before.count(begin) != 1 or before.count(end) != 1:
         raise ValueError(f"{page}: got {before.count(begin)} x '{begin}' and {before.count(end)} x '{end}', expected 1")
+    inside = text.strip("\n")  # not spaces: the first line may be indented code
     after = re.sub(
-        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n{text.strip()}\n{end}", before, flags=re.DOTALL
+        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n\n{inside}\n\n{end}", before, flags=re.DOTALL
     )
     if after != before:
         page.write_text(after)

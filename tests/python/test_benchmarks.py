@@ -87,12 +87,13 @@ def test_writing_tables_is_idempotent_and_touches_nothing_else(tmp_path: Path) -
     page.write_text(
         "before\n<!-- bench:a -->\nold \\1\n<!-- /bench:a -->\nbetween\n<!-- bench:b -->\n<!-- /bench:b -->\n"
     )
-    tables.write_between(page, "a", "new \\1 text\n")
+    tables.write_between(page, "a", "    new \\1 text\n")
     once = page.read_text()
     assert once == (
-        "before\n<!-- bench:a -->\nnew \\1 text\n<!-- /bench:a -->\nbetween\n<!-- bench:b -->\n<!-- /bench:b -->\n"
+        "before\n<!-- bench:a -->\n\n    new \\1 text\n\n<!-- /bench:a -->\n"
+        "between\n<!-- bench:b -->\n<!-- /bench:b -->\n"
     )
-    tables.write_between(page, "a", "new \\1 text\n")
+    tables.write_between(page, "a", "    new \\1 text\n")
     assert page.read_text() == once
     with pytest.raises(ValueError, match=r"got 0 x '<!-- bench:c -->' and 0 x"):
         tables.write_between(page, "c", "text")
@@ -120,9 +121,9 @@ def test_a_section_leaves_json_and_its_table(
     command.main(["--quick", "--json"])
     assert page.read_text().count("\n") == 2  # a quick run is not for quoting
     assert json.loads(capsys.readouterr().out)["fake"]["result"][0]["case"] == "case"
-    command.main(["--only", "fake"])
+    command.main(["--only", "fake", "--rounds", "3", "--no-compiled"])
     assert "| case | fp32 |" in page.read_text()
-    assert "python -m benchmarks --only fake" in page.read_text()
+    assert "\n    .venv/bin/python -m benchmarks --only fake --rounds 3 --no-compiled\n" in page.read_text()
     written = page.read_text()
     command.main(["--write-docs-only"])
     assert page.read_text() == written
