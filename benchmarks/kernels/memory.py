@@ -56,10 +56,12 @@ class Case:
     dtype: Any = np.float32
 
     def model(self) -> onnx.ModelProto:
-        """The model; dims of inputs are symbolic, so that nobody plans for them beforehand."""
+        """The model; all dims but the last are symbolic, equal ones by one name, so that nobody plans for them."""
         values = [
             helper.make_tensor_value_info(
-                name, helper.np_dtype_to_tensor_dtype(array.dtype), [f"{name}{axis}" for axis in range(array.ndim)]
+                name,
+                helper.np_dtype_to_tensor_dtype(array.dtype),
+                [*(f"n{dim}" for dim in array.shape[:-1]), array.shape[-1]],
             )
             for name, array in self.feeds.items()
         ]
