@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <exception>
 
-#include "batcher/pause.h"
+#include "core/pause.h"
 
 namespace headrace {
 namespace {

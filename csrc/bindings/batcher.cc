@@ -4,9 +4,9 @@
 
 #include <cmath>
 
-#include "batcher/pause.h"
 #include "bindings/bind.h"
 #include "bindings/ticket.h"
+#include "core/pause.h"
 
 namespace py = pybind11;
 

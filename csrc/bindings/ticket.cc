@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "batcher/pause.h"
+#include "core/pause.h"
 
 namespace py = pybind11;
 

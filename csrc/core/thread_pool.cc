@@ -1,7 +1,10 @@
 #include "core/thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
+
+#include "core/pause.h"
 
 namespace headrace {
 namespace {
@@ -13,36 +16,48 @@ constexpr auto kSpin = std::chrono::microseconds(100);
 // Pauses a caller spends on waiting for the last worker before it offers its core; some 50 us.
 constexpr int kJoinSpins = 4096;
 
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
 }  // namespace
 
 struct ThreadPool::Region {
   Task task;
   int64_t tasks;
+  int threads;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   std::exception_ptr error;  // written by the one thread that set failed
 };
 
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+  grow(threads);
 }
 
 ThreadPool::~ThreadPool() {
   stop_ = true;
-  {
-    std::lock_guard lock(park_mutex_);
-    generation_.fetch_add(1);
+  call_workers(threads());
+  for (Worker& worker : workers_) worker.thread.join();
+}
+
+void ThreadPool::grow(int threads) {
+  if (threads <= this->threads()) return;
+  std::lock_guard busy(busy_);
+  for (int index = this->threads(); index < threads; ++index) {
+    Worker& worker = workers_.emplace_back();
+    worker.thread = std::thread([this, &worker, index] { work(worker, index); });
+    threads_.store(index + 1, std::memory_order_relaxed);
   }
-  park_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
+}
+
+// Starts a new generation and wakes those of the first threads that are parked.
+void ThreadPool::call_workers(int threads) {
+  // Under the mutex, so that a worker about to park sees the new generation or is woken.
+  std::lock_guard lock(park_mutex_);
+  generation_.fetch_add(1);
+  for (int index = 1; index < threads; ++index) {
+    Worker& worker = workers_[static_cast<size_t>(index - 1)];
+    if (!worker.parked) continue;
+    worker.parked = false;
+    worker.wake.notify_one();
+  }
 }
 
 void ThreadPool::take_tasks(Region& region, int thread) {
@@ -57,22 +72,16 @@ void ThreadPool::take_tasks(Region& region, int thread) {
   }
 }
 
-void ThreadPool::run(int64_t tasks, Task task) {
+void ThreadPool::run(int64_t tasks, Task task, int threads) {
   if (tasks <= 0) return;
-  Region region{task, tasks, {}, {}, {}};
+  threads = std::min(threads, this->threads());
+  Region region{task, tasks, threads, {}, {}, {}};
   std::unique_lock busy(busy_, std::defer_lock);
-  if (tasks == 1 || workers_.empty() || !busy.try_lock()) {
+  if (tasks == 1 || threads <= 1 || !busy.try_lock()) {
     take_tasks(region, 0);
   } else {
     region_.store(&region);
-    bool wake;
-    {
-      // Under the mutex, so that a worker about to park sees the new generation or is counted.
-      std::lock_guard lock(park_mutex_);
-      generation_.fetch_add(1);
-      wake = parked_ > 0;
-    }
-    if (wake) park_.notify_all();
+    call_workers(threads);
     take_tasks(region, 0);
     // The region lives on this stack: close it, then wait for the workers inside. A worker that
     // wakes up late finds it closed, so nobody waits for a thread that is still asleep. Both sides
@@ -81,7 +90,7 @@ void ThreadPool::run(int64_t tasks, Task task) {
     for (int spins = 0; inside_.load() != 0; ++spins) {
       // A worker that lost its core to another process may be waiting for this one.
       if (spins < kJoinSpins) {
-        relax();
+        spin_pause();
       } else {
         std::this_thread::yield();
       }
@@ -90,24 +99,44 @@ void ThreadPool::run(int64_t tasks, Task task) {
   if (region.error) std::rethrow_exception(region.error);
 }
 
-void ThreadPool::work(int thread) {
+// Takes tasks of the region there is, if it wants this thread.
+bool ThreadPool::take_part(int thread) {
+  inside_.fetch_add(1);
+  Region* region = region_.load();
+  bool wanted = region != nullptr && thread < region->threads;
+  if (wanted) take_tasks(*region, thread);
+  inside_.fetch_sub(1);
+  return wanted;
+}
+
+void ThreadPool::work(Worker& self, int thread) {
   uint64_t seen = 0;
+  auto spin_end = std::chrono::steady_clock::now() + kSpin;
   while (true) {
-    auto spin_end = std::chrono::steady_clock::now() + kSpin;
-    while (generation_.load(std::memory_order_acquire) == seen) {
-      relax();
-      if (std::chrono::steady_clock::now() < spin_end) continue;
-      std::unique_lock lock(park_mutex_);
-      ++parked_;
-      park_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-      --parked_;
+    if (uint64_t now = generation_.load(std::memory_order_acquire); now != seen) {
+      seen = now;
+      if (stop_) return;
+      if (take_part(thread)) spin_end = std::chrono::steady_clock::now() + kSpin;
+      continue;
     }
-    seen = generation_.load();
-    if (stop_) return;
-    inside_.fetch_add(1);
-    if (Region* region = region_.load()) take_tasks(*region, thread);
-    inside_.fetch_sub(1);
+    spin_pause();
+    if (std::chrono::steady_clock::now() < spin_end) continue;
+    std::unique_lock lock(park_mutex_);
+    if (generation_.load(std::memory_order_acquire) != seen) continue;
+    self.parked = true;
+    self.wake.wait(lock, [&] { return !self.parked; });
+    spin_end = std::chrono::steady_clock::now() + kSpin;
   }
+}
+
+std::shared_ptr<ThreadPool> shared_pool(int threads) {
+  static std::mutex mutex;
+  static std::weak_ptr<ThreadPool> shared;
+  std::lock_guard lock(mutex);
+  std::shared_ptr<ThreadPool> pool = shared.lock();
+  if (!pool) shared = pool = std::make_shared<ThreadPool>(threads);
+  pool->grow(threads);
+  return pool;
 }
 
 }  // namespace headrace

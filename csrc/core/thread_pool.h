@@ -4,9 +4,11 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
+#include <limits>
+#include <memory>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "core/function_ref.h"
 
@@ -20,7 +22,8 @@ using Task = FunctionRef<void(int64_t task, int thread)>;
 // write disjoint outputs, and no reduction may depend on the split.
 //
 // run() may be called from any number of threads: one caller at a time gets the workers, the
-// others do their whole region alone instead of waiting, which gives the same bits.
+// others do their whole region alone instead of waiting, which gives the same bits. So however
+// many Plans share a pool, it adds threads() - 1 running threads to those that call.
 class ThreadPool {
  public:
   // `threads` counts the caller; 1 makes a pool without workers.
@@ -29,26 +32,38 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const { return threads_.load(std::memory_order_relaxed); }
+  // Adds workers until there are `threads`; never takes any away.
+  void grow(int threads);
 
-  // Runs task(0) .. task(tasks - 1) and returns when all are done. If tasks throw, the first
-  // exception is rethrown after all have ended. Must not be called from inside a task.
-  void run(int64_t tasks, Task task);
+  // Runs task(0) .. task(tasks - 1) and returns when all are done, on the caller and workers whose
+  // index is below `threads`; the others are not woken. If tasks throw, the first exception is
+  // rethrown after all have ended. Must not be called from inside a task.
+  void run(int64_t tasks, Task task, int threads = std::numeric_limits<int>::max());
 
  private:
   struct Region;
-  void work(int thread);
+  struct Worker {
+    std::thread thread;
+    std::condition_variable wake;
+    bool parked = false;  // under park_mutex_
+  };
+  void work(Worker& self, int thread);
+  bool take_part(int thread);
+  void call_workers(int threads);
   static void take_tasks(Region& region, int thread);
 
-  std::vector<std::thread> workers_;
+  std::deque<Worker> workers_;  // stay where they are; added and counted under busy_
+  std::atomic<int> threads_{1};
   std::mutex busy_;                       // held by the caller that has the workers
   std::atomic<uint64_t> generation_{0};   // +1 for every region; workers wait for a change
   std::atomic<Region*> region_{nullptr};  // null once its tasks are all taken
   std::atomic<int> inside_{0};            // workers that may be looking at region_
   std::atomic<bool> stop_{false};
   std::mutex park_mutex_;
-  std::condition_variable park_;
-  int parked_ = 0;  // under park_mutex_
 };
+
+// The pool that all Plans of this process share, of at least that many threads.
+std::shared_ptr<ThreadPool> shared_pool(int threads);
 
 }  // namespace headrace

@@ -110,7 +110,7 @@ class OpRun {
   // Threads worth splitting for; task's `thread` argument is below this.
   int threads() const { return threads_; }
   // Runs tasks over the Plan's threads; see ThreadPool::run. Tasks write disjoint outputs.
-  void parallel(int64_t tasks, Task task) const { pool_.run(tasks, task); }
+  void parallel(int64_t tasks, Task task) const { pool_.run(tasks, task, threads_); }
   // Splits [0, items) into contiguous ranges of at least `min_items` (so small work stays on this
   // thread) and calls range(begin, end, thread) for each.
   void parallel_ranges(int64_t items, int64_t min_items,

@@ -1,7 +1,5 @@
 #include "runtime/plan.h"
 
-#include <map>
-
 #include "runtime/run_state.h"
 
 namespace headrace {
@@ -23,7 +21,7 @@ Block Run::take_output(size_t output) {
 }
 
 Plan::Plan(Program program, int threads)
-    : program_(std::move(program)), pool_(shared_pool(threads)) {}
+    : program_(std::move(program)), threads_(threads), pool_(shared_pool(threads)) {}
 
 Plan::~Plan() = default;
 
@@ -47,7 +45,7 @@ void Plan::give_back(std::unique_ptr<RunState> state) {
 Run Plan::run(std::span<const RequestInputs> requests, std::vector<StepTime>* profile) {
   Run run(this, acquire());
   // On an exception the Run's destructor takes the state back, blocks and all.
-  run.state_->execute(requests, *pool_, profile);
+  run.state_->execute(requests, *pool_, threads_, profile);
   return run;
 }
 
@@ -56,15 +54,6 @@ int64_t Plan::arena_bytes() {
   int64_t bytes = 0;
   for (const auto& state : idle_) bytes += state->arena_bytes();
   return bytes;
-}
-
-std::shared_ptr<ThreadPool> shared_pool(int threads) {
-  static std::mutex mutex;
-  static std::map<int, std::weak_ptr<ThreadPool>> pools;
-  std::lock_guard lock(mutex);
-  std::shared_ptr<ThreadPool> pool = pools[threads].lock();
-  if (!pool) pools[threads] = pool = std::make_shared<ThreadPool>(threads);
-  return pool;
 }
 
 }  // namespace headrace

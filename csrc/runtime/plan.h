@@ -62,7 +62,7 @@ class Plan {
   ~Plan();
 
   const Program& program() const { return program_; }
-  int threads() const { return pool_->threads(); }
+  int threads() const { return threads_; }
 
   // Runs Requests together; each result is bit for bit what the Request would get alone. The
   // inputs must have passed signature().check(). Safe to call from any number of threads.
@@ -79,12 +79,10 @@ class Plan {
   void give_back(std::unique_ptr<RunState> state);
 
   Program program_;
+  int threads_;
   std::shared_ptr<ThreadPool> pool_;
   std::mutex idle_mutex_;
   std::vector<std::unique_ptr<RunState>> idle_;
 };
-
-// The pool that every Plan of that many threads in this process shares.
-std::shared_ptr<ThreadPool> shared_pool(int threads);
 
 }  // namespace headrace

@@ -165,7 +165,7 @@ void RunState::copy_constant(const Step& step) {
   }
 }
 
-void RunState::run_step(const Step& step, ThreadPool& pool) {
+void RunState::run_step(const Step& step, ThreadPool& pool, int threads) {
   std::span inputs(step_inputs_.data(), step.inputs.size());
   std::span outputs(step_outputs_.data(), step.outputs.size());
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -174,7 +174,7 @@ void RunState::run_step(const Step& step, ThreadPool& pool) {
   for (size_t o = 0; o < outputs.size(); ++o) {
     outputs[o] = step.outputs[o] != kAbsent ? value(step.outputs[o]) : Segments();
   }
-  OpRun run(requests_, inputs, outputs, pool, pool.threads(), arena_);
+  OpRun run(requests_, inputs, outputs, pool, threads, arena_);
   try {
     step.kernel->run(run);
   } catch (...) {
@@ -205,7 +205,7 @@ StepTime RunState::describe(const Step& step, int64_t ns) {
   return time;
 }
 
-void RunState::execute(std::span<const RequestInputs> requests, ThreadPool& pool,
+void RunState::execute(std::span<const RequestInputs> requests, ThreadPool& pool, int threads,
                        std::vector<StepTime>* profile) {
   requests_ = requests.size();
   shapes_.resize(std::max(shapes_.size(), values_.size() * requests_));
@@ -229,7 +229,7 @@ void RunState::execute(std::span<const RequestInputs> requests, ThreadPool& pool
         if (step.kernel->alias() >= 0) {
           copy_constant(step);
         } else {
-          run_step(step, pool);
+          run_step(step, pool, threads);
         }
       }
     } catch (const Error& error) {

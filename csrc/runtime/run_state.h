@@ -15,7 +15,7 @@ class RunState {
  public:
   explicit RunState(const Program& program);
 
-  void execute(std::span<const RequestInputs> requests, ThreadPool& pool,
+  void execute(std::span<const RequestInputs> requests, ThreadPool& pool, int threads,
                std::vector<StepTime>* profile);
   ConstTensorView output(size_t request, size_t output) const;
   // See Run::take_output.
@@ -33,7 +33,7 @@ class RunState {
   void infer(const Step& step);
   void place(const Step& step);
   bool overwrite(const Step& step);
-  void run_step(const Step& step, ThreadPool& pool);
+  void run_step(const Step& step, ThreadPool& pool, int threads);
   void copy_constant(const Step& step);
   void release(ValueId root);
   StepTime describe(const Step& step, int64_t ns);

@@ -49,6 +49,52 @@ HR_TEST(pool_serves_several_callers) {
   HR_CHECK_EQ(sum.load(), 4 * 500 * 10);
 }
 
+HR_TEST(pool_keeps_to_the_first_threads_and_leaves_the_others_parked) {
+  ThreadPool pool(4);
+  for (int round = 0; round < 200; ++round) {
+    // Long enough apart, now and then, for workers to park.
+    if (round % 50 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    std::atomic<int> ran{0};
+    std::atomic<int> highest{0};
+    int threads = 1 + round % 4;
+    pool.run(
+        16,
+        [&](int64_t, int thread) {
+          ++ran;
+          int seen = highest;
+          while (seen < thread && !highest.compare_exchange_weak(seen, thread)) {
+          }
+        },
+        threads);
+    HR_CHECK_EQ(ran.load(), 16);
+    HR_CHECK(highest < threads);
+  }
+}
+
+HR_TEST(plans_of_any_thread_count_share_one_pool) {
+  std::shared_ptr<ThreadPool> two = shared_pool(2);
+  std::atomic<bool> stop{false};
+  std::atomic<int64_t> sum{0};
+  // Grows while it runs.
+  std::thread caller([&] {
+    while (!stop) two->run(4, [&](int64_t task, int) { sum += task; }, 2);
+  });
+  std::shared_ptr<ThreadPool> four = shared_pool(4);
+  HR_CHECK(two == four);
+  HR_CHECK_EQ(four->threads(), 4);
+  HR_CHECK_EQ(shared_pool(3)->threads(), 4);
+  int64_t own = 0;
+  for (int round = 0; round < 100; ++round) {
+    std::atomic<int64_t> part{0};
+    four->run(4, [&](int64_t task, int) { part += task; });
+    own += part;
+  }
+  stop = true;
+  caller.join();
+  HR_CHECK_EQ(own, int64_t{600});
+  HR_CHECK_EQ(sum % 6, int64_t{0});
+}
+
 HR_TEST(pool_rethrows_and_stays_usable) {
   ThreadPool pool(2);
   HR_CHECK_THROWS(pool.run(4,

@@ -1,4 +1,4 @@
-#include "batcher/pause.h"
+#include "core/pause.h"
 
 #include <thread>
 
