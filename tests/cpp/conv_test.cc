@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "core/cpu.h"
+#include "core/half.h"
 #include "op_harness.h"
 
 namespace headrace {
@@ -325,6 +326,92 @@ HR_TEST(depthwise_fused_conv_takes_any_activation_and_relu_keeps_nan) {
     in[0].bytes = Tensor::of(in[0].shape, std::vector<float>(20 * 6 * 7, kNan)).bytes;
     for (float value : run_one(*relu, {DType::kF32}, in)[0].values<float>()) {
       HR_CHECK(std::isnan(value));
+    }
+  }
+}
+
+Tensor rounded(const Tensor& x) {
+  std::vector<BFloat16> values;
+  for (float value : x.values<float>()) values.emplace_back(value);
+  return Tensor::of(x.shape, values);
+}
+
+Tensor widened(const Tensor& x) {
+  std::vector<float> values;
+  for (BFloat16 value : x.values<BFloat16>()) values.push_back(value);
+  return Tensor::of(x.shape, values);
+}
+
+// One channel per group is no product of matrices; the compiler leaves those in fp32.
+bool multiplies(const ConvCase& c) {
+  return c.x[0] > 0 && c.weight[1] > 1;
+}
+
+std::unique_ptr<Op> make_low_conv(Isa isa, const Tensors& in, const ConvCase& c,
+                                  const char* precision, DType y) {
+  Attributes attributes = c.geometry.attributes(c.x.rank() - 2);
+  attributes["layout"] = std::string("nhwc");
+  attributes["precision"] = std::string(precision);
+  return make_op(isa, "headrace.FusedConv", in, {1, 2}, attributes, {y});
+}
+
+HR_TEST(bf16_conv_is_the_convolution_of_rounded_operands) {
+  for (Isa isa : available_isas()) {
+    for (const ConvCase& c : conv_cases()) {
+      if (!multiplies(c)) continue;
+      Tensors in = {random_tensor(c.x, 1), random_tensor(c.weight, 2),
+                    random_tensor({c.weight[0]}, 3)};
+      std::vector<double> expected =
+          conv_in_double(widened(rounded(in[0])), widened(rounded(in[1])), in[2], c.geometry);
+      in[0] = turned(in[0], true);
+      auto op = make_low_conv(isa, in, c, "bf16", DType::kF32);
+      Tensor y = run_one(*op, {DType::kF32}, in, 2)[0];
+      check_near(turned(y, false), expected, 1e-4);
+    }
+  }
+}
+
+HR_TEST(low_precision_conv_reads_and_writes_bfloat16) {
+  for (Isa isa : available_isas()) {
+    for (const ConvCase& c : conv_cases()) {
+      if (!multiplies(c)) continue;
+      for (const char* precision : {"bf16", "int8"}) {
+        Tensors narrow = {rounded(turned(random_tensor(c.x, 1), true)), random_tensor(c.weight, 2),
+                          random_tensor({c.weight[0]}, 3)};
+        Tensors wide = {widened(narrow[0]), narrow[1], narrow[2]};
+        auto from_wide = make_low_conv(isa, wide, c, precision, DType::kF32);
+        Tensor expected = run_one(*from_wide, {DType::kF32}, wide)[0];
+        auto from_narrow = make_low_conv(isa, narrow, c, precision, DType::kBF16);
+        Tensor got = run_one(*from_narrow, {DType::kBF16}, narrow, 3)[0];
+        HR_CHECK(got.bytes == rounded(expected).bytes);
+      }
+    }
+  }
+}
+
+HR_TEST(int8_conv_is_close_and_its_bits_do_not_depend_on_isa_or_batch) {
+  for (const ConvCase& c : conv_cases()) {
+    if (!multiplies(c)) continue;
+    Tensors in = {random_tensor(c.x, 1), random_tensor(c.weight, 2),
+                  random_tensor({c.weight[0]}, 3)};
+    std::vector<double> expected = conv_in_double(in[0], in[1], in[2], c.geometry);
+    in[0] = turned(in[0], true);
+    // Each operand is off by up to half of 1/127 of its largest value, some 4 here.
+    double k = static_cast<double>(c.weight.elements(1, c.weight.rank()));
+    std::vector<std::byte> first;
+    for (Isa isa : available_isas()) {
+      auto op = make_low_conv(isa, in, c, "int8", DType::kF32);
+      Tensor y = run_one(*op, {DType::kF32}, in, 2)[0];
+      std::vector<float> got = turned(y, false).values<float>();
+      for (size_t i = 0; i < got.size(); ++i) {
+        HR_CHECK(std::abs(got[i] - expected[i]) < 0.15 * std::sqrt(k));
+      }
+      if (first.empty()) first = y.bytes;
+      HR_CHECK(y.bytes == first);
+      Tensor other = turned(random_tensor(c.x, 7), true);
+      std::vector<Tensors> together =
+          run_op(*op, {DType::kF32}, {{other, in[1], in[2]}, in, {other, in[1], in[2]}}, 4);
+      HR_CHECK(together[1][0].bytes == first);
     }
   }
 }

@@ -18,7 +18,9 @@ class Conv : public Op {
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override;
   void run(const OpRun& run) const override;
-  bool can_overwrite(size_t input) const override { return channels_last_ && input == kResidual; }
+  bool can_overwrite(size_t input) const override {
+    return channels_last_ && !y_bf16_ && input == kResidual;
+  }
   bool consumes(size_t input) const override { return input == kWeight && constant_; }
 
  private:
@@ -37,6 +39,7 @@ class Conv : public Op {
   std::unique_ptr<ConvWay> way_;
   const ConvKernels& kernels_;
   Shape weight_shape_;  // of constant weights
+  bool y_bf16_ = false;
   bool constant_ = false;
   Packed packed_;
 };
@@ -46,14 +49,20 @@ Conv::Conv(const NodeSpec& node)
       window_(window_of(node)),
       groups_(node.int_or("group", 1)),
       epilogue_(epilogue_of(node)),
-      way_(make_dense_way(node.isa)),
+      way_(make_dense_way(node.isa, precision_of(node))),
       kernels_(HEADRACE_KERNELS(node.isa, conv_kernels)) {
+  // Between two convolutions of low precision X and Y may be bfloat16.
+  bool low = channels_last_ && precision_of(node) != Precision::kF32;
+  auto check = [&](DType dtype, std::string_view what, bool narrow) {
+    if (dtype == DType::kF32 || (narrow && dtype == DType::kBF16)) return;
+    node.unsupported(str("got ", what, " of dtype ", name_of(dtype), ", expected float32",
+                         narrow ? " or bfloat16" : ""));
+  };
   for (size_t i = 0; i < node.inputs(); ++i) {
-    if (node.has_input(i) && node.input_dtypes[i] != DType::kF32) {
-      node.unsupported(
-          str("got input ", i, " of dtype ", name_of(node.input_dtypes[i]), ", expected float32"));
-    }
+    if (node.has_input(i)) check(node.input_dtypes[i], str("input ", i), low && i == kX);
   }
+  check(node.output_dtypes[0], "an output", low);
+  y_bf16_ = node.output_dtypes[0] == DType::kBF16;
   std::string layout = node.string_or("layout", "nchw");
   if (layout != (channels_last_ ? "nhwc" : "nchw")) {
     node.unsupported(str("got layout '", layout, "', expected ", channels_last_ ? "nhwc" : "nchw"));
@@ -69,7 +78,12 @@ Conv::Conv(const NodeSpec& node)
                          " groups, expected 1 to ", kSpatial, " spatial axes"));
   }
   ConvWeight w = weight_of(weight_shape_, weight.as<float>());
-  if (w.group_in == 1 && w.group_out == 1 && w.groups > 1) way_ = make_depthwise_way(node.isa);
+  if (precision_of(node) == Precision::kInt8 && w.k() > kMaxInt8K) {
+    node.unsupported(str("int8 with ", w.k(), " inputs, expected at most ", kMaxInt8K));
+  }
+  if (!low && w.group_in == 1 && w.group_out == 1 && w.groups > 1) {
+    way_ = make_depthwise_way(node.isa);
+  }
   constant_ = true;
   packed_ =
       node.pack(way_->packed_words(w) * static_cast<int64_t>(sizeof(Word)), [&](std::byte* to) {
@@ -120,8 +134,10 @@ ConvProblem Conv::problem_at(const OpRun& run, size_t request) const {
   p.images = shape[0];
   p.weight = weight_of(weight_shape, weight.as<float>());
   p.packed = packed_.as<Word>();
-  p.x = x.as<float>();
-  p.y = run.output(0).view(request).as<float>();
+  p.x = x.data;
+  p.x_bf16 = x.dtype == DType::kBF16;
+  p.y = run.output(0).view(request).data;
+  p.y_bf16 = y_bf16_;
   p.epilogue = epilogue_;
   if (run.has_input(kBias)) p.epilogue.bias = run.input(kBias).view(request).as<float>();
   if (run.has_input(kResidual)) {
@@ -135,8 +151,7 @@ ConvProblem Conv::problem_at(const OpRun& run, size_t request) const {
 bool follows(const ConvProblem& a, const ConvProblem& b) {
   bool same = std::ranges::equal(a.windows.in, b.windows.in) && a.weight.data == b.weight.data &&
               a.epilogue.bias == b.epilogue.bias &&
-              a.x + a.images * a.windows.in_size() * a.channels_in() == b.x &&
-              a.y_at(a.rows(), 0) == b.y;
+              a.x_at(a.images * a.windows.in_size(), 0) == b.x && a.y_at(a.rows(), 0) == b.y;
   const float* residual = a.epilogue.residual;
   return same && (!residual || residual + a.rows() * a.channels_out() == b.epilogue.residual);
 }
@@ -192,7 +207,7 @@ void Conv::run_channels_first(const OpRun& run, std::span<ConvProblem> problems)
   for (const ConvProblem& p : problems) size += p.images * (x_size(p) + y_size(p));
   float* memory = run.scratch_of<float>(size);
   for (ConvProblem& p : problems) {
-    const float* x = p.x;
+    const auto* x = static_cast<const float*>(p.x);
     run.parallel(p.images, [&](int64_t i, int) {
       kernels_.transpose(x + i * x_size(p), p.channels_in(), p.windows.in_size(),
                          memory + i * x_size(p));
@@ -206,8 +221,8 @@ void Conv::run_channels_first(const OpRun& run, std::span<ConvProblem> problems)
   float* y = run.output(0).view(0).as<float>();
   for (const ConvProblem& p : problems) {
     run.parallel(p.images, [&](int64_t i, int) {
-      kernels_.transpose(p.y + i * y_size(p), p.windows.out_size(), p.channels_out(),
-                         y + i * y_size(p));
+      kernels_.transpose(static_cast<const float*>(p.y) + i * y_size(p), p.windows.out_size(),
+                         p.channels_out(), y + i * y_size(p));
     });
     y += p.images * y_size(p);
   }

@@ -29,8 +29,10 @@ struct ConvProblem {
   int64_t images;
   ConvWeight weight;
   const Word* packed;  // the weights as the way packs them
-  const float* x;
-  float* y;
+  const void* x;       // floats, or bfloat16
+  bool x_bf16;
+  void* y;  // likewise
+  bool y_bf16;
   Epilogue epilogue;  // bias and residual of the first image
   // How the work is spread; each way has its own use of them.
   int64_t first_task;
@@ -43,7 +45,12 @@ struct ConvProblem {
   int64_t rows() const { return images * windows.out_size(); }
   // What is left to do at Y's pixel `row`, from channel `col` on.
   Epilogue epilogue_at(int64_t row, int64_t col) const;
-  float* y_at(int64_t row, int64_t col) const { return y + row * channels_out() + col; }
+  const std::byte* x_at(int64_t row, int64_t col) const {
+    return static_cast<const std::byte*>(x) + (row * channels_in() + col) * (x_bf16 ? 2 : 4);
+  }
+  std::byte* y_at(int64_t row, int64_t col) const {
+    return static_cast<std::byte*>(y) + (row * channels_out() + col) * (y_bf16 ? 2 : 4);
+  }
 };
 
 // One way of computing convolutions. Immutable.
@@ -57,9 +64,10 @@ class ConvWay {
   virtual void run(const OpRun& run, std::span<ConvProblem> problems) const = 0;
 };
 
-// Any convolution, as matrix products over packed windows.
-std::unique_ptr<ConvWay> make_dense_way(Isa isa);
-// One channel of X and one of Y per group.
+// Any convolution, as matrix products over packed windows. X and Y may hold bfloat16 unless the
+// precision is fp32.
+std::unique_ptr<ConvWay> make_dense_way(Isa isa, Precision precision);
+// One channel of X and one of Y per group, all of it floats.
 std::unique_ptr<ConvWay> make_depthwise_way(Isa isa);
 
 // Adds up `tasks(problem)` over problems into first_task. Returns the sum.

@@ -9,32 +9,52 @@ namespace {
 
 constexpr int64_t kLanes = Vf::kLanes;
 
-// One row of a packed matrix, written from its first column on.
+// One row of a matrix, written from its first element on.
+template <class T>
 struct RowWriter {
-  float* at;
-  int64_t room;          // left in the block
-  int64_t blocks_apart;  // from the end of one block to the next
+  T* at;
+  int64_t room;  // left in the block
+  int64_t block;
+  int64_t next_block;  // from the end of one block to the next
 };
 
+HR_INLINE void copy(const float* from, int64_t n, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+  if (i < n) store(to + i, load(from + i, n - i), n - i);
+}
+HR_INLINE void zero(float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, splat(0.0f));
+  if (i < n) store(to + i, splat(0.0f), n - i);
+}
+// Pairs are moved as floats are.
+HR_INLINE void copy(const uint16_t* from, int64_t n, uint16_t* to) {
+  copy(reinterpret_cast<const float*>(from), n / 2, reinterpret_cast<float*>(to));
+  if (n % 2 != 0) to[n - 1] = from[n - 1];
+}
+HR_INLINE void zero(uint16_t* to, int64_t n) {
+  zero(reinterpret_cast<float*>(to), n / 2);
+  if (n % 2 != 0) to[n - 1] = 0;
+}
+
 // Appends n elements, zeros if `from` is null.
-HR_INLINE void append(RowWriter& to, const float* from, int64_t n) {
+template <class T>
+HR_INLINE void append(RowWriter<T>& to, const T* from, int64_t n) {
   while (n > 0) {
     const int64_t count = n < to.room ? n : to.room;
-    int64_t i = 0;
     if (from == nullptr) {
-      for (; i + kLanes <= count; i += kLanes) store(to.at + i, splat(0.0f));
-      if (i < count) store(to.at + i, splat(0.0f), count - i);
+      zero(to.at, count);
     } else {
-      for (; i + kLanes <= count; i += kLanes) store(to.at + i, load(from + i));
-      if (i < count) store(to.at + i, load(from + i, count - i), count - i);
+      copy(from, count, to.at);
       from += count;
     }
     n -= count;
     to.at += count;
     to.room -= count;
     if (to.room > 0) continue;
-    to.at += to.blocks_apart;
-    to.room = kGemmBlockWords;
+    to.at += to.next_block;
+    to.room = to.block;
   }
 }
 
@@ -43,7 +63,8 @@ HR_INLINE bool inside(int64_t i, int64_t n) {
 }
 
 // The taps of one row of the kernel, `from` being X's row under it.
-HR_INLINE void append_taps(RowWriter& to, const PixelRows& p, const float* from, int64_t first) {
+template <class T>
+HR_INLINE void append_taps(RowWriter<T>& to, const PixelRows& p, const T* from, int64_t first) {
   const Windows& w = *p.windows;
   if (w.dilation[2] == 1 && p.channels == p.pixel_stride) {
     // The taps lie together: padding before them, the pixels themselves, padding behind.
@@ -54,9 +75,9 @@ HR_INLINE void append_taps(RowWriter& to, const PixelRows& p, const float* from,
     if (begin > w.kernel[2]) begin = w.kernel[2];
     int64_t end = w.in[2] - first < w.kernel[2] ? w.in[2] - first : w.kernel[2];
     if (end < begin) end = begin;
-    append(to, nullptr, begin * p.channels);
+    append<T>(to, nullptr, begin * p.channels);
     append(to, from + (first + begin) * p.channels, (end - begin) * p.channels);
-    append(to, nullptr, (w.kernel[2] - end) * p.channels);
+    append<T>(to, nullptr, (w.kernel[2] - end) * p.channels);
     return;
   }
   for (int64_t kw = 0; kw < w.kernel[2]; ++kw) {
@@ -65,28 +86,31 @@ HR_INLINE void append_taps(RowWriter& to, const PixelRows& p, const float* from,
   }
 }
 
-void pack_pixels(const PixelRows& p, uint32_t* words) {
-  auto* packed = reinterpret_cast<float*>(words);
+template <class T>
+void pack_pixels(const PixelRows& p, const RowsLayout& layout) {
   const Windows& w = *p.windows;
+  const auto* x = static_cast<const T*>(p.x);
+  const bool odd = w.kernel[0] * w.kernel[1] * w.kernel[2] * p.channels % 2 != 0;
   int64_t col = p.first % w.out[2];
   int64_t height = p.first / w.out[2] % w.out[1];
   int64_t depth = p.first / (w.out[2] * w.out[1]) % w.out[0];
   int64_t image = p.first / (w.out[2] * w.out[1] * w.out[0]);
   for (int64_t i = 0; i < p.count; ++i) {
-    RowWriter to = {packed + i * kGemmRowStride, kGemmBlockWords,
-                    p.count * kGemmRowStride - kGemmBlockWords};
+    RowWriter<T> to = {static_cast<T*>(layout.first) + i * layout.row_stride, layout.block,
+                       layout.block, layout.block_stride - layout.block};
     for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
       const int64_t d = depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
       for (int64_t kh = 0; kh < w.kernel[1]; ++kh) {
         const int64_t h = height * w.stride[1] - w.pad_begin[1] + kh * w.dilation[1];
         if (!inside(d, w.in[0]) || !inside(h, w.in[1])) {
-          append(to, nullptr, w.kernel[2] * p.channels);
+          append<T>(to, nullptr, w.kernel[2] * p.channels);
           continue;
         }
         const int64_t row = ((image * w.in[0] + d) * w.in[1] + h) * w.in[2];
-        append_taps(to, p, p.x + row * p.pixel_stride, col * w.stride[2] - w.pad_begin[2]);
+        append_taps(to, p, x + row * p.pixel_stride, col * w.stride[2] - w.pad_begin[2]);
       }
     }
+    if (sizeof(T) == 2 && odd) append<T>(to, nullptr, 1);
     if (++col < w.out[2]) continue;
     col = 0;
     if (++height < w.out[1]) continue;
@@ -284,7 +308,8 @@ void transpose_matrix(const float* from, int64_t rows, int64_t cols, float* to) 
 
 extern const ConvKernels conv_kernels;
 const ConvKernels conv_kernels = {
-    .pack_pixels = pack_pixels,
+    .pack_pixels = pack_pixels<float>,
+    .pack_bf16_pixels = pack_pixels<uint16_t>,
     .depthwise = depthwise,
     .max_of_pixels = max_of_pixels,
     .average_of_pixels = average_of_pixels,

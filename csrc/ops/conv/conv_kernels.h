@@ -10,12 +10,20 @@ namespace headrace {
 
 // Consecutive pixels of Y, counted over all images, whose windows become rows of a packed matrix.
 struct PixelRows {
-  const float* x;        // the group's first channel in the first image
+  const void* x;         // the group's first channel in the first image; floats or bfloat16
   int64_t channels;      // of the group
   int64_t pixel_stride;  // channels of X
   const Windows* windows;
   int64_t first;
   int64_t count;
+};
+
+// Where rows of elements as X has them go: in blocks of `block`, each row's `block_stride` apart.
+struct RowsLayout {
+  void* first;
+  int64_t row_stride;
+  int64_t block;
+  int64_t block_stride;
 };
 
 // One row of Y's pixels under one kernel per channel.
@@ -37,9 +45,10 @@ struct DepthwiseRow {
 inline constexpr int64_t kDepthwisePixels = 8;
 
 struct ConvKernels {
-  // Packs windows as `pack_rows` of the matrix product does: column t * channels + c of a row is
-  // channel c as tap t sees it, 0 on padding.
-  void (*pack_pixels)(const PixelRows& rows, uint32_t* words);
+  // Writes windows as rows of a matrix: element t * channels + c of a row is channel c as tap t
+  // sees it, 0 on padding. Rows end with a 0 where their length is odd, if X holds bfloat16.
+  void (*pack_pixels)(const PixelRows& rows, const RowsLayout& to);
+  void (*pack_bf16_pixels)(const PixelRows& rows, const RowsLayout& to);
   // One chain of multiply-adds per element, over the taps in order.
   void (*depthwise)(const DepthwiseRow& row);
   // The largest of, or the sum over `divisor` of, `count` pixels of `channels` channels each.

@@ -28,8 +28,10 @@ bool is_pointwise(const Windows& w) {
 
 class DenseWay : public ConvWay {
  public:
-  explicit DenseWay(Isa isa)
-      : gemm_(HEADRACE_KERNELS(isa, gemm_kernels)), kernels_(HEADRACE_KERNELS(isa, conv_kernels)) {}
+  DenseWay(Isa isa, Precision precision)
+      : precision_(precision),
+        gemm_(gemm_kernels_for(isa, precision)),
+        kernels_(HEADRACE_KERNELS(isa, conv_kernels)) {}
 
   int64_t packed_words(const ConvWeight& w) const override { return w.groups * group_words(w); }
   // One group's weights on their way from channel by channel to tap by tap.
@@ -51,7 +53,12 @@ class DenseWay : public ConvWay {
   };
   void split(const OpRun& run, ConvProblem& p) const;
   int64_t step(const ConvProblem& p) const;
+  bool packs_directly(const ConvProblem& p) const;
+  int64_t window_words(const ConvProblem& p) const;
+  void pack_rows(const ConvProblem& p, const Part& part, Word* packed) const;
   void multiply(const ConvProblem& p, const Part& part, Word* packed) const;
+
+  Precision precision_;
   void run_task(const ConvProblem& p, int64_t task, Word* packed) const;
 
   const GemmKernels& gemm_;
@@ -101,7 +108,8 @@ void DenseWay::run(const OpRun& run, std::span<ConvProblem> problems) const {
   int64_t tasks = number_tasks(problems, [&](ConvProblem& p) -> int64_t {
     if (p.rows() == 0 || p.channels_out() == 0) return 0;
     split(run, p);
-    size = std::max(size, gemm_.packed_rows_words(std::min(p.rows(), step(p)), p.weight.k()));
+    int64_t rows = std::min(p.rows(), step(p));
+    size = std::max(size, gemm_.packed_rows_words(rows, p.weight.k()) + window_words(p));
     return p.row_blocks * p.col_ranges * p.weight.groups;
   });
   Word* packed = run.scratch_of<Word>(size * run.threads());
@@ -132,20 +140,51 @@ void DenseWay::run_task(const ConvProblem& p, int64_t task, Word* packed) const 
   }
 }
 
+// True if a row's elements lie packed as they do in X.
+bool DenseWay::packs_directly(const ConvProblem& p) const {
+  if (precision_ == Precision::kF32) return true;
+  return precision_ == Precision::kBf16 && p.x_bf16 && gemm_.k_per_word == 2;
+}
+
+// Room for windows that are first written as plain rows, then packed as the precision wants them.
+int64_t DenseWay::window_words(const ConvProblem& p) const {
+  if (packs_directly(p) || is_pointwise(p.windows)) return 0;
+  return std::min(p.rows(), step(p)) * (p.weight.k() + 1);
+}
+
+void DenseWay::pack_rows(const ConvProblem& p, const Part& part, Word* packed) const {
+  int64_t k = p.weight.k();
+  int64_t channel = part.group * p.weight.group_in;
+  auto pack = [&](const void* rows, int64_t stride) {
+    if (p.x_bf16) {
+      gemm_.pack_bf16_rows(static_cast<const uint16_t*>(rows), stride, part.rows, k, packed);
+    } else {
+      gemm_.pack_rows({static_cast<const float*>(rows), stride}, part.rows, k, packed);
+    }
+  };
+  if (is_pointwise(p.windows)) return pack(p.x_at(part.row, channel), p.channels_in());
+  PixelRows rows{.x = p.x_at(0, channel),
+                 .channels = p.weight.group_in,
+                 .pixel_stride = p.channels_in(),
+                 .windows = &p.windows,
+                 .first = part.row,
+                 .count = part.rows};
+  auto* pack_pixels = p.x_bf16 ? kernels_.pack_bf16_pixels : kernels_.pack_pixels;
+  if (packs_directly(p)) {
+    int64_t per_word = gemm_.k_per_word;
+    return pack_pixels(rows, {.first = packed,
+                              .row_stride = kGemmRowStride * per_word,
+                              .block = kGemmBlockWords * per_word,
+                              .block_stride = part.rows * kGemmRowStride * per_word});
+  }
+  Word* plain = packed + gemm_.packed_rows_words(part.rows, k);
+  pack_pixels(rows, {.first = plain, .row_stride = k + 1, .block = k + 1, .block_stride = 0});
+  pack(plain, k + 1);
+}
+
 void DenseWay::multiply(const ConvProblem& p, const Part& part, Word* packed) const {
   const ConvWeight& w = p.weight;
-  const float* x = p.x + part.group * w.group_in;
-  if (is_pointwise(p.windows)) {
-    gemm_.pack_rows({x + part.row * p.channels_in(), p.channels_in()}, part.rows, w.k(), packed);
-  } else {
-    kernels_.pack_pixels({.x = x,
-                          .channels = w.group_in,
-                          .pixel_stride = p.channels_in(),
-                          .windows = &p.windows,
-                          .first = part.row,
-                          .count = part.rows},
-                         packed);
-  }
+  pack_rows(p, part, packed);
   const Word* weights = p.packed + part.group * group_words(w);
   int64_t col = part.panel * gemm_.panel_cols;
   int64_t channel = part.group * w.group_out + col;
@@ -155,14 +194,15 @@ void DenseWay::multiply(const ConvProblem& p, const Part& part, Word* packed) co
                   .k = gemm_.words(w.k()),
                   .cols = std::min(w.group_out, part.panel_end * gemm_.panel_cols) - col,
                   .c = p.y_at(part.row, channel),
+                  .c_bf16 = p.y_bf16,
                   .c_stride = p.channels_out(),
                   .epilogue = p.epilogue_at(part.row, channel)});
 }
 
 }  // namespace
 
-std::unique_ptr<ConvWay> make_dense_way(Isa isa) {
-  return std::make_unique<DenseWay>(isa);
+std::unique_ptr<ConvWay> make_dense_way(Isa isa, Precision precision) {
+  return std::make_unique<DenseWay>(isa, precision);
 }
 
 }  // namespace headrace

@@ -105,10 +105,10 @@ void DepthwiseWay::run_task(const ConvProblem& p, int64_t task, const Room& room
     row.high = relu ? kInfinity : p.epilogue.clip_max;
   }
   for (int64_t r = rows * block / p.row_blocks; r < rows * (block + 1) / p.row_blocks; ++r) {
-    row.x = p.x + r / image_rows(p) * w.in_size() * channels;
+    row.x = static_cast<const float*>(p.x) + r / image_rows(p) * w.in_size() * channels;
     row.depth = r / w.out[1] % w.out[0];
     row.height = r % w.out[1];
-    float* y = p.y_at(r * w.out[2], 0);
+    auto* y = static_cast<float*>(p.y) + r * w.out[2] * channels;
     row.y = whole ? y : room.products;  // Y may hold the residual
     kernels_.depthwise(row);
     if (whole) continue;

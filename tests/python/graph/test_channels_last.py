@@ -141,3 +141,21 @@ def test_convolutions_of_any_shape_agree_with_torch(case: tuple[onnx.ModelProto,
     got = loaded.compile(backend="native", threads=2)({"x": x})["y"]
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("int8", 0.05)])
+def test_low_precision_reaches_convolutions_but_not_depthwise_ones(
+    optimise, f32, weights, precision: str, tolerance: float
+) -> None:
+    result = optimise(
+        "g (float[b, 8, h, w] x) => (float[a, b1, c1, d1] y) { c = Conv<pads = [1, 1, 1, 1]>(x, k) r = Relu(c)"
+        " m = Conv<group = 8, pads = [1, 1, 1, 1]>(r, dw) e = Conv(m, k1) y = Conv<pads = [1, 1, 1, 1]>(e, k) }",
+        weights,
+    )
+    x = f32(2, 8, 9, 11)
+    want = result.model.compile(backend="native")({"x": x})["y"]
+    engine = result.model.compile(backend="native", precision=precision, threads=2)
+    assert any("3 of 6 ops" in reason for reason in engine.plan.reasons), engine.plan
+    got = engine({"x": x})["y"]
+    assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+    assert not np.array_equal(got, want)
