@@ -61,4 +61,4 @@ class NativeBackend(Backend):
                 "constant_bytes": core.constant_bytes,
             },
         )
-        return NativeExecutable(plan, core, options)
+        return NativeExecutable(plan, core)

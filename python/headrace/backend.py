@@ -112,7 +112,7 @@ class Executable(abc.ABC):
             ExecutionError: The Batch failed as a whole.
         """
 
-    def save(self, folder: Path, *, name: str, sha256: str, signature: Signature) -> Path:
+    def save(self, folder: Path, *, name: str, sha256: str, signature: Signature, options: CompileOptions) -> Path:
         """Writes a file of which `headrace.load_plan` makes this again; see `Engine.save`.
 
         Raises:

@@ -31,10 +31,18 @@ class Engine:
         outs = engine.run_batch([{"x": a}, {"x": b}])   # shapes may differ
     """
 
-    def __init__(self, signature: Signature, executable: Executable, name: str = "", sha256: str = "") -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        executable: Executable,
+        name: str = "",
+        sha256: str = "",
+        options: CompileOptions | None = None,
+    ) -> None:
         self.signature = signature
         self.name = name
         self.sha256 = sha256
+        self.options = options or CompileOptions()
         self.executable = executable
         self._checker = _core.Signature(
             [(spec.name, spec.dtype, list(spec.dims)) for spec in signature.inputs],
@@ -101,7 +109,9 @@ class Engine:
             PlanError: The Plan's Backend cannot save its Plans.
             OSError: The file cannot be written.
         """
-        return self.executable.save(Path(folder), name=self.name, sha256=self.sha256, signature=self.signature)
+        return self.executable.save(
+            Path(folder), name=self.name, sha256=self.sha256, signature=self.signature, options=self.options
+        )
 
     def close(self) -> None:
         """Gives back what the Plan holds."""
@@ -180,7 +190,7 @@ def compile_model(
     options = CompileOptions(precision=precision, threads=threads, device=device)
     if backend != "auto":
         executable = compile_lowered(backend_named(backend), model, options, samples, tolerance)
-        return Engine(model.signature, executable, model.name, model.sha256)
+        return Engine(model.signature, executable, model.name, model.sha256, options)
     refusals: list[tuple[str, HeadraceError]] = []
     for name, candidate in backends().items():
         availability = candidate.probe()
@@ -193,7 +203,7 @@ def compile_model(
             refusals.append((name, error))
             continue
         executable.plan = _with_refusals(executable.plan, refusals)
-        return Engine(model.signature, executable, model.name, model.sha256)
+        return Engine(model.signature, executable, model.name, model.sha256, options)
     if refusals and isinstance(refusals[0][1], UnsupportedOp):
         raise refusals[0][1]
     raise BackendUnavailable(

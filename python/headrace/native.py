@@ -19,13 +19,11 @@ class NativeExecutable(Executable):
     Args:
         plan: What was chosen.
         core: The Program with the threads that run it.
-        options: What the caller asked for.
     """
 
-    def __init__(self, plan: Plan, core: _core.NativePlan, options: CompileOptions) -> None:
+    def __init__(self, plan: Plan, core: _core.NativePlan) -> None:
         self.plan = plan
         self.core = core
-        self.options = options
         # Checks, converts and runs in one call; what `Engine` uses for single Requests.
         self.run_one = core.run
 
@@ -33,8 +31,8 @@ class NativeExecutable(Executable):
         """Runs Requests of any shapes together, in lockstep, without padding."""
         return self.core.run_batch(list(requests))  # type: ignore[arg-type]  # takes any dict
 
-    def save(self, folder: Path, *, name: str, sha256: str, signature: Signature) -> Path:
+    def save(self, folder: Path, *, name: str, sha256: str, signature: Signature, options: CompileOptions) -> Path:
         """Writes the packed weights, and what else the Program is made of, to ``folder/plan.headrace``."""
         from headrace.saved_plan import save
 
-        return save(self, folder, name=name, sha256=sha256, signature=signature)
+        return save(self, folder, name=name, sha256=sha256, signature=signature, options=options)

@@ -63,7 +63,9 @@ def load_plan(
         raise InvalidPlan(f"{file.path}: the manifest is not one of a Plan: {error!r}") from error
 
 
-def save(executable: NativeExecutable, folder: Path, *, name: str, sha256: str, signature: Signature) -> Path:
+def save(
+    executable: NativeExecutable, folder: Path, *, name: str, sha256: str, signature: Signature, options: CompileOptions
+) -> Path:
     """Writes a saved Plan.
 
     Args:
@@ -73,6 +75,7 @@ def save(executable: NativeExecutable, folder: Path, *, name: str, sha256: str, 
         name: The model's name.
         sha256: The model's digest.
         signature: The model's inputs and outputs.
+        options: What the caller asked for.
 
     Returns:
         The path of the file.
@@ -87,7 +90,7 @@ def save(executable: NativeExecutable, folder: Path, *, name: str, sha256: str, 
     manifest = {
         "made_for": _made_for(executable.plan.isa),
         "model": {"name": name, "sha256": sha256},
-        "options": asdict(executable.options),
+        "options": asdict(options),
         "plan": executable.plan.to_dict(),
         "signature": {
             kind: [[spec.name, spec.dtype, list(spec.dims)] for spec in specs]
@@ -163,7 +166,7 @@ def _engine(manifest: Mapping[str, Any], file: PlanFile) -> Engine:
     plan = Plan(**manifest["plan"])
     plan = replace(plan, threads=threads, reasons=(*plan.reasons, f"mapped from {file.path}"))
     name, sha256 = manifest["model"]["name"], manifest["model"]["sha256"]
-    return Engine(signature, NativeExecutable(plan, core, options), name, sha256)
+    return Engine(signature, NativeExecutable(plan, core), name, sha256, options)
 
 
 def _specs(specs: Sequence[Any]) -> tuple[TensorSpec, ...]:

@@ -224,6 +224,21 @@ def _blocks(folder: Path) -> bytes:
     return (folder / PLAN_FILE).read_bytes()[-(-end // 4096) * 4096 :]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "auto"])
+def test_every_precision_is_saved(precision: str, tmp_path: Path) -> None:
+    model = hr.load(mlp())
+    engine = model.compile(backend="native", precision=precision)
+    engine.save(tmp_path)
+    first = (tmp_path / PLAN_FILE).read_bytes()
+    loaded = hr.load_plan(tmp_path, precision=precision)
+    assert loaded.plan.precision == engine.plan.precision
+    request = {"x": floats(3, 12)}
+    assert same_bits(engine(request), loaded(request))
+    if precision != "auto":  # whose reasons hold what it measured
+        model.compile(backend="native", precision=precision).save(tmp_path)
+        assert (tmp_path / PLAN_FILE).read_bytes() == first
+
+
 def test_packed_weights_are_in_the_file_once(tmp_path: Path) -> None:
     weights = floats(256, 512)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
