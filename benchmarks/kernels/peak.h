@@ -106,6 +106,36 @@ __attribute__((target("avx512f,avx512vnni"))) inline float chains_int8() {
 #undef INIT
   return static_cast<float>(acc[0][0]);
 }
+#elif defined(__aarch64__)
+__attribute__((target("arch=armv8.6-a"))) inline float chains_bf16() {
+  bfloat16x8_t x = vreinterpretq_bf16_u16(vdupq_n_u16(0x3e80));  // 0.25
+#define INIT(j) vdupq_n_f32(static_cast<float>(j))
+#define STEP(acc) vbfmmlaq_f32(acc, x, x)
+  HEADRACE_PEAK_LOOP(float32x4_t, INIT, STEP, vaddq_f32);
+#undef STEP
+#undef INIT
+  return vgetq_lane_f32(acc[0], 0);
+}
+
+__attribute__((target("arch=armv8.6-a"))) inline float chains_int8() {
+  int8x16_t x = vdupq_n_s8(3);
+#define INIT(j) vdupq_n_s32(j)
+#define STEP(acc) vmmlaq_s32(acc, x, x)
+  HEADRACE_PEAK_LOOP(int32x4_t, INIT, STEP, vaddq_s32);
+#undef STEP
+#undef INIT
+  return static_cast<float>(vgetq_lane_s32(acc[0], 0));
+}
+
+__attribute__((target("arch=armv8.2-a+dotprod"))) inline float chains_int8_dot() {
+  int8x16_t x = vdupq_n_s8(3);
+#define INIT(j) vdupq_n_s32(j)
+#define STEP(acc) vdotq_s32(acc, x, x)
+  HEADRACE_PEAK_LOOP(int32x4_t, INIT, STEP, vaddq_s32);
+#undef STEP
+#undef INIT
+  return static_cast<float>(vgetq_lane_s32(acc[0], 0));
+}
 #endif
 #undef HEADRACE_PEAK_LOOP
 
@@ -125,20 +155,25 @@ inline double fp32_gflops([[maybe_unused]] Isa isa) {
   return giga_per_second(chains_reference, 2 * 4);
 }
 
-// GFLOP/s of bf16 pair products added up in fp32 (dpbf16), on one core; 0 where the ISA has no
-// instruction for it that this file knows.
+// GFLOP/s of bf16 pair products added up in fp32 (dpbf16, bfmmla), on one core; 0 where the ISA has
+// no instruction for it that this file knows.
 inline double bf16_gflops([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
   if (isa >= Isa::kAvx512Bf16) return giga_per_second(chains_bf16, 2 * 32);
+#elif defined(__aarch64__)
+  if (isa >= Isa::kNeonBf16) return giga_per_second(chains_bf16, 2 * 16);
 #endif
   return 0;
 }
 
-// Giga-operations per second of int8 products of four, added up in int32 (vpdpbusd), on one core;
-// 0 where the ISA or the CPU has no instruction for it that this file knows.
+// Giga-operations per second of int8 products of four, added up in int32 (vpdpbusd, smmla, sdot),
+// on one core; 0 where the ISA or the CPU has no instruction for it that this file knows.
 inline double int8_gops([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
   if (isa >= Isa::kAvx512Vnni) return giga_per_second(chains_int8, 2 * 64);
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeonBf16) return giga_per_second(chains_int8, 2 * 32);
+  if (isa == Isa::kNeonDot) return giga_per_second(chains_int8_dot, 2 * 16);
 #endif
   return 0;
 }

@@ -2,6 +2,10 @@
 
 #include <cstdlib>
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 #include "core/error.h"
 
 namespace headrace {
@@ -18,6 +22,10 @@ std::string_view name_of(Isa isa) {
       return "avx512_vnni";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kNeonDot:
+      return "neon_dot";
+    case Isa::kNeonBf16:
+      return "neon_bf16";
   }
   return "?";
 }
@@ -38,6 +46,12 @@ const std::vector<Isa>& available_isas() {
           if (__builtin_cpu_supports("avx512bf16")) found.push_back(Isa::kAvx512Bf16);
         }
       }
+    }
+#elif defined(__aarch64__)
+    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) {
+      found.push_back(Isa::kNeonDot);
+      constexpr unsigned long kMatrices = HWCAP2_BF16 | HWCAP2_I8MM;
+      if ((getauxval(AT_HWCAP2) & kMatrices) == kMatrices) found.push_back(Isa::kNeonBf16);
     }
 #endif
     return found;

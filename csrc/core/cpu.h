@@ -7,14 +7,17 @@
 
 namespace headrace {
 
-// Each names one set of kernels, later ones holding all instructions of earlier ones. kReference is
-// the compiler's baseline for the architecture: x86-64-v2 on x86, armv8-a with NEON on aarch64.
+// Each names one set of kernels, later ones of an architecture holding all instructions of earlier
+// ones. kReference is
+// the baseline of the architecture: x86-64-v2 on x86, armv8-a, which has NEON, on aarch64.
 enum class Isa {
   kReference,
   kAvx2,
   kAvx512,      // F, BW, DQ and VL
   kAvx512Vnni,  // and dot products of bytes: Ice Lake
   kAvx512Bf16,  // and of bfloat16: Cooper Lake, Sapphire Rapids, Zen 4
+  kNeonDot,     // dot products of bytes: Cortex-A76, Neoverse N1, Graviton 2
+  kNeonBf16,    // and of bfloat16, and matrix products of both: Neoverse V1, Graviton 3
 };
 
 std::string_view name_of(Isa isa);

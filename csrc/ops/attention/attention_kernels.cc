@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kLanes = Vf::kLanes;
 constexpr int64_t kMaxVectors = 2;  // of queries in a block, and of columns in a tile of O
 constexpr int64_t kKeyBlock = 128;  // its scores fill half an L1 cache
-#if defined(__AVX512F__)
-constexpr int64_t kTileRows = 12;  // 24 accumulators
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int64_t kTileRows = 12;  // 24 accumulators of 32 registers
 #else
 constexpr int64_t kTileRows = 6;  // 12 accumulators of 16 registers
 #endif
@@ -63,7 +63,7 @@ void score_tile(const float* qt, const float* k, int64_t k_stride, int64_t head_
     for (int v = 0; v < kVectors; ++v) q[v] = load(qt + (d * kVectors + v) * kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      Vf key = splat(k[r * k_stride + d]);
+      Vs key = load_scalar(k + r * k_stride + d);
 #pragma GCC unroll 12
       for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(key, q[v], acc[r][v]);
     }
@@ -115,7 +115,7 @@ void value_tile(const float* p, int64_t p_stride, const float* v, int64_t v_stri
                                   : load(v + k * v_stride + kLast * kLanes, tail);
 #pragma GCC unroll 12
     for (int r = 0; r < kRows; ++r) {
-      Vf probability = splat(p[k * p_stride + r]);
+      Vs probability = load_scalar(p + k * p_stride + r);
 #pragma GCC unroll 12
       for (int c = 0; c < kVectors; ++c) acc[r][c] = fma(probability, value[c], acc[r][c]);
     }
@@ -136,7 +136,7 @@ using ValueTile = void (*)(const float*, int64_t, const float*, int64_t, int64_t
                            const float*, const float*, float*, int64_t);
 
 // Tiles by their rows - 1 and vectors - 1.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)
 #define HR_TILES(tile, n)                                                    \
   {tile<1, n>, tile<2, n>, tile<3, n>, tile<4, n>,  tile<5, n>,  tile<6, n>, \
    tile<7, n>, tile<8, n>, tile<9, n>, tile<10, n>, tile<11, n>, tile<12, n>}

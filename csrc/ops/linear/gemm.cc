@@ -18,6 +18,14 @@ extern const GemmKernels gemm_int8_kernels;
 namespace avx512_bf16 {
 extern const GemmKernels gemm_bf16_kernels;
 }
+#elif defined(__aarch64__)
+namespace neon_dot {
+extern const GemmKernels gemm_int8_kernels;
+}
+namespace neon_bf16 {
+extern const GemmKernels gemm_bf16_kernels;
+extern const GemmKernels gemm_int8_kernels;
+}  // namespace neon_bf16
 #endif
 
 namespace {
@@ -65,6 +73,10 @@ const GemmKernels& gemm_kernels_for(Isa isa, Precision precision) {
     return avx512_bf16::gemm_bf16_kernels;
   if (precision == Precision::kInt8 && isa >= Isa::kAvx512Vnni)
     return avx512_vnni::gemm_int8_kernels;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeonBf16 && precision == Precision::kBf16) return neon_bf16::gemm_bf16_kernels;
+  if (isa == Isa::kNeonBf16 && precision == Precision::kInt8) return neon_bf16::gemm_int8_kernels;
+  if (isa == Isa::kNeonDot && precision == Precision::kInt8) return neon_dot::gemm_int8_kernels;
 #endif
   switch (precision) {
     case Precision::kBf16:

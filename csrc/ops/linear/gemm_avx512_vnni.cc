@@ -7,15 +7,14 @@ namespace {
 
 struct Bytes {
   using Sum = Vi;
-  using Factor = Vi;
   static constexpr int64_t kPerWord = 4;
   static constexpr int64_t kPanelExtra = 2 * kCols;
   HR_INLINE Sum zero() { return splat(int32_t{0}); }
-  HR_INLINE Factor broadcast(const Word* a) { return splat(static_cast<int32_t>(*a)); }
-  HR_INLINE Factor load(const Word* b) {
+  HR_INLINE Vi broadcast(const Word* a) { return splat(static_cast<int32_t>(*a)); }
+  HR_INLINE Vi load(const Word* b) {
     return avx512_vnni::load(reinterpret_cast<const int32_t*>(b));
   }
-  HR_INLINE Sum dot(Factor a, Factor b, Sum sum) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
+  HR_INLINE Sum dot(Vi a, Vi b, Sum sum) { return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)}; }
   HR_INLINE Vf to_floats(Vi sum, const Word* row, const Word* column) {
     __m512i zero = _mm512_set1_epi32(reinterpret_cast<const RowScale*>(row)->zero);
     Vi offset = {_mm512_mullo_epi32(zero, load(column + kCols).v)};

@@ -8,14 +8,13 @@ namespace {
 
 struct FloatDot {
   using Sum = Vf;
-  using Factor = Vf;
   static constexpr int64_t kPanelExtra = 0;
   HR_INLINE Sum zero() { return splat(0.0f); }
-  HR_INLINE Factor broadcast(const Word* a) { return splat(*reinterpret_cast<const float*>(a)); }
-  HR_INLINE Factor load(const Word* b) {
+  HR_INLINE Vs broadcast(const Word* a) { return load_scalar(reinterpret_cast<const float*>(a)); }
+  HR_INLINE Vf load(const Word* b) {
     return HEADRACE_ISA_NS::load(reinterpret_cast<const float*>(b));
   }
-  HR_INLINE Sum dot(Factor a, Factor b, Sum sum) { return fma(a, b, sum); }
+  HR_INLINE Sum dot(Vs a, Vf b, Sum sum) { return fma(a, b, sum); }
 };
 
 struct AsIs {

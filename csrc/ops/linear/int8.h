@@ -19,8 +19,8 @@ struct Scale {
   float inverse;
 };
 
-// For values that span `range`, to be held by `steps` steps. `nan` is NaN where one of the values is
-// not finite: then so is everything computed from them. Else it is 0.
+// For values that span `range`, to be held by `steps` steps. `nan` is NaN where one of the values
+// is not finite: then so is everything computed from them. Else it is 0.
 HR_INLINE Scale scale_of(float range, float steps, float nan) {
   constexpr float kTiny = 1e-30f;  // all of them are 0, to any accuracy int8 can give
   if (range < kTiny) return {nan, 0.0f};
@@ -181,15 +181,29 @@ HR_INLINE Vf int8_result(Vi sum, const Word* row, const Word* column) {
 // Two 16-bit integers, which every ISA can multiply and add. A's have their zero point taken off.
 struct Pairs {
   using Sum = Vi;
-  using Factor = Vi;
   static constexpr int64_t kPerWord = 2;
   static constexpr int64_t kPanelExtra = kCols;
   HR_INLINE Sum zero() { return splat(int32_t{0}); }
-  HR_INLINE Factor broadcast(const Word* a) { return splat(static_cast<int32_t>(*a)); }
-  HR_INLINE Factor load(const Word* b) {
+#if defined(__aarch64__)
+  // The multiply-add takes one integer of A and four of B, which are taken apart here: the twelve
+  // rows of a tile share the cost.
+  struct Halves {
+    int16x4_t even, odd;
+  };
+  HR_INLINE int16x4_t broadcast(const Word* a) { return vcreate_s16(*a); }
+  HR_INLINE Halves load(const Word* b) {
+    int32x4_t words = vld1q_s32(reinterpret_cast<const int32_t*>(b));
+    return {vmovn_s32(words), vshrn_n_s32(words, 16)};
+  }
+  HR_INLINE Sum dot(int16x4_t a, Halves b, Sum sum) {
+    return {vmlal_lane_s16(vmlal_lane_s16(sum.v, b.even, a, 0), b.odd, a, 1)};
+  }
+#else
+  HR_INLINE Vi broadcast(const Word* a) { return splat(static_cast<int32_t>(*a)); }
+  HR_INLINE Vi load(const Word* b) {
     return HEADRACE_ISA_NS::load(reinterpret_cast<const int32_t*>(b));
   }
-  HR_INLINE Sum dot(Factor a, Factor b, Sum sum) { return sum + multiply_add(a, b); }
+  HR_INLINE Sum dot(Vi a, Vi b, Sum sum) { return sum + multiply_add(a, b); }
   HR_INLINE Vi multiply_add(Vi a, Vi b) {
 #if defined(__AVX512BW__)
     return {_mm512_madd_epi16(a.v, b.v)};
@@ -204,6 +218,7 @@ struct Pairs {
     return {high + low};
 #endif
   }
+#endif
   HR_INLINE Vf to_floats(Vi sum, const Word* row, const Word* column) {
     return int8_result(sum, row, column);
   }
@@ -213,6 +228,8 @@ struct Pairs {
     auto* to = reinterpret_cast<int16_t*>(row) + i;
 #if defined(__AVX512F__)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(q.v));
+#elif defined(__aarch64__)
+    vst1_s16(to, vmovn_s32(q.v));
 #else
     int32_t lanes[kLanes];
     store(lanes, q);

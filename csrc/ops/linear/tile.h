@@ -1,10 +1,12 @@
 // The register-tiled product, for any kind of word: see gemm.h for the layout. A *Dot class says
 // what a word is and how two of them are multiplied and added:
 //
-//   Sum                  a vector of sums, floats or integers
-//   Factor               a vector of words, or one word of A in every lane
-//   zero(), broadcast(const Word*), load(const Word*), dot(Factor, Factor, Sum)
-//   to_floats(Sum, ...)  for integers: what they stand for
+//   Sum                     a vector of sums, floats or integers
+//   zero()
+//   broadcast(const Word*)  one word of A as a factor of all lanes
+//   load(const Word*)       a vector of B's words
+//   dot(broadcast, load, Sum)
+//   to_floats(Sum, ...)     for integers: what they stand for
 #pragma once
 
 #include "ops/linear/epilogue.h"
@@ -15,10 +17,14 @@ namespace {
 
 constexpr int64_t kLanes = Vf::kLanes;
 // A panel is two vectors wide. A tile's accumulators, its row of B and one broadcast element of A
-// fill the register file: 28 + 2 + 1 of 32 with AVX-512, 12 + 2 + 1 of 16 elsewhere.
+// fill the register file: 28 + 2 + 1 of 32 with AVX-512, 12 + 2 + 1 of 16 with AVX2 and SSE. On
+// NEON, with 24 of 32, a Dot may hold its row of B in four.
 constexpr int64_t kCols = 2 * kLanes;
 #if defined(__AVX512F__)
 constexpr int kTileRows = 14;
+constexpr bool kManyRegisters = true;
+#elif defined(__aarch64__)
+constexpr int kTileRows = 12;
 constexpr bool kManyRegisters = true;
 #else
 constexpr int kTileRows = 6;
@@ -26,10 +32,16 @@ constexpr bool kManyRegisters = false;
 #endif
 constexpr int kMaxPanels = 4;
 
+// The classes of tile_matrix.h, whose sums take a register for every pair of rows, whole or not.
+template <class Dot>
+concept SumsOfRowPairs = requires { typename Dot::Block; };
+
 // Panels that a tile of few rows spans, so that enough chains are in flight to hide the latency of
 // the multiply-add.
+template <class Dot>
 constexpr int panels_of(int rows) {
   if (rows == 1) return 4;
+  if (rows == 3 && SumsOfRowPairs<Dot>) return 2;
   if (rows <= 3) return kManyRegisters ? 4 : 2;
   return 1;
 }
@@ -72,7 +84,7 @@ void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int
           acc[r][1] = Dot::dot(x, b1, acc[r][1]);
         }
       } else {
-        typename Dot::Factor x[kRows];
+        decltype(Dot::broadcast(a)) x[kRows];
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) x[r] = Dot::broadcast(a + r * kGemmRowStride + i);
 #pragma GCC unroll 8
@@ -114,18 +126,24 @@ HR_INLINE void settle(float* out, int64_t rows, int panels, const Word* row, con
   }
 }
 
+template <class Dot, int kRows, int kPanels>
+constexpr Tile kTile = tile<Dot, kRows, kPanels>;
+
 template <class Dot>
 constexpr Tile kTiles[kTileRows] = {
-    tile<Dot, 1, 1>,  tile<Dot, 2, 1>,  tile<Dot, 3, 1>,  tile<Dot, 4, 1>,
-    tile<Dot, 5, 1>,  tile<Dot, 6, 1>,
+    kTile<Dot, 1, 1>,  kTile<Dot, 2, 1>,  kTile<Dot, 3, 1>,
+    kTile<Dot, 4, 1>,  kTile<Dot, 5, 1>,  kTile<Dot, 6, 1>,
+#if defined(__AVX512F__) || defined(__aarch64__)
+    kTile<Dot, 7, 1>,  kTile<Dot, 8, 1>,  kTile<Dot, 9, 1>,
+    kTile<Dot, 10, 1>, kTile<Dot, 11, 1>, kTile<Dot, 12, 1>,
+#endif
 #if defined(__AVX512F__)
-    tile<Dot, 7, 1>,  tile<Dot, 8, 1>,  tile<Dot, 9, 1>,  tile<Dot, 10, 1>,
-    tile<Dot, 11, 1>, tile<Dot, 12, 1>, tile<Dot, 13, 1>, tile<Dot, 14, 1>,
+    kTile<Dot, 13, 1>, kTile<Dot, 14, 1>,
 #endif
 };
 template <class Dot>
-constexpr Tile kWideTiles[3] = {tile<Dot, 1, panels_of(1)>, tile<Dot, 2, panels_of(2)>,
-                                tile<Dot, 3, panels_of(3)>};
+constexpr Tile kWideTiles[3] = {kTile<Dot, 1, panels_of<Dot>(1)>, kTile<Dot, 2, panels_of<Dot>(2)>,
+                                kTile<Dot, 3, panels_of<Dot>(3)>};
 
 // Brings in what the epilogue will read and write: rows lie apart, so no hardware foresees it.
 HR_INLINE void fetch_rows(const GemmBlock& block, int64_t row, int64_t rows, int64_t col) {
@@ -152,7 +170,7 @@ void multiply(const GemmBlock& block) {
   const Word* b = block.b;
   int64_t col = 0;
   if (block.rows <= 3) {
-    const int panels = panels_of(static_cast<int>(block.rows));
+    const int panels = panels_of<Dot>(static_cast<int>(block.rows));
     const int64_t wide = panels * kCols;
     for (; block.cols - col >= wide; col += wide, b += panels * panel) {
       kWideTiles<Dot>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, b + panels* panel,

@@ -24,6 +24,8 @@ HR_INLINE Vf load_bf16(const uint16_t* p) {
 #elif defined(__AVX2__)
   __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return as_float(Vi{_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)});
+#elif defined(__aarch64__)
+  return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))};
 #else
   int32_t lanes[Vf::kLanes];
   for (int i = 0; i < Vf::kLanes; ++i) lanes[i] = static_cast<int32_t>(uint32_t{p[i]} << 16);
@@ -47,6 +49,10 @@ HR_INLINE void store_bf16(uint16_t* p, Vf x) {
   __m256i words = _mm256_srli_epi32(bf16_bits(x).v, 16);
   __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  vst1_u16(p, vreinterpret_u16_bf16(vcvt_bf16_f32(x.v)));
+#elif defined(__aarch64__)
+  vst1_u16(p, vshrn_n_u32(vreinterpretq_u32_s32(bf16_bits(x).v), 16));
 #else
   int32_t lanes[Vf::kLanes];
   store(lanes, bf16_bits(x));

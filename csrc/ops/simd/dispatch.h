@@ -3,7 +3,8 @@
 // A file named *_kernels.cc is compiled once per ISA, each time with HEADRACE_ISA_NS naming the
 // namespace its kernels live in (reference, avx2, avx512). It defines one table of function
 // pointers there; the op's own .cc picks a table at plan time. Files named *_avx2.cc, *_avx512.cc,
-// *_avx512_vnni.cc and *_avx512_bf16.cc are compiled once, with that ISA's flags.
+// *_avx512_vnni.cc, *_avx512_bf16.cc, *_neon_dot.cc and *_neon_bf16.cc are compiled once, with that
+// ISA's flags.
 #pragma once
 
 #include "core/cpu.h"

@@ -1,7 +1,7 @@
 // Vectors of 16- and 8-bit elements, widened to 32-bit lanes when loaded and narrowed when stored.
 #pragma once
 
-#include "ops/simd/vec.h"
+#include "ops/simd/bf16.h"
 
 namespace headrace::HEADRACE_ISA_NS {
 
@@ -14,35 +14,11 @@ struct F32 {
 };
 struct BF16 {
   using Element = uint16_t;
-  HR_INLINE Vf load(const uint16_t* p) {
-#if defined(__AVX512F__)
-    __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return as_float(shift_left<16>(Vi{_mm512_cvtepu16_epi32(half)}));
-#elif defined(__AVX2__)
-    __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return as_float(shift_left<16>(Vi{_mm256_cvtepu16_epi32(half)}));
-#else
-    return as_float(shift_left<16>(Vi{RawI{p[0], p[1], p[2], p[3]}}));
-#endif
-  }
-  // Nearest, ties to even.
-  HR_INLINE void store(uint16_t* p, Vf a) {
-    Vi bits = as_int(a);
-    Vi upper = shift_right<16>(bits);
-    Vi rounded = shift_right<16>(bits + splat(int32_t{0x7fff}) + (upper & splat(int32_t{1})));
-    rounded = select(is_nan(a), upper | splat(int32_t{0x40}), rounded) & splat(int32_t{0xffff});
-#if defined(__AVX512F__)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded.v));
-#elif defined(__AVX2__)
-    __m128i low = _mm256_castsi256_si128(rounded.v);
-    __m128i high = _mm256_extracti128_si256(rounded.v, 1);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
-#else
-    for (int i = 0; i < 4; ++i) p[i] = static_cast<uint16_t>(rounded.v[i]);
-#endif
-  }
+  HR_INLINE Vf load(const uint16_t* p) { return load_bf16(p); }
+  HR_INLINE void store(uint16_t* p, Vf a) { store_bf16(p, a); }
 };
-#if defined(__AVX2__)  // F16C comes with it; elsewhere the scalar code converts
+// F16C comes with AVX2; on x86's baseline the scalar code converts.
+#if defined(__AVX2__)
 #define HEADRACE_HAS_F16 1
 struct F16 {
   using Element = uint16_t;
@@ -62,6 +38,28 @@ struct F16 {
 #endif
   }
 };
+#elif defined(__aarch64__)
+#define HEADRACE_HAS_F16 1
+struct F16 {
+  using Element = uint16_t;
+  HR_INLINE Vf load(const uint16_t* p) { return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))}; }
+  HR_INLINE void store(uint16_t* p, Vf a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a.v))); }
+};
+#endif
+
+#if defined(__aarch64__)
+// Four bytes, and the low bytes of four lanes.
+HR_INLINE uint32x2_t load_bytes(const void* p) {
+  uint32_t bytes;
+  __builtin_memcpy(&bytes, p, sizeof(bytes));
+  return vdup_n_u32(bytes);
+}
+HR_INLINE void store_bytes(void* p, Vi a) {
+  int16x4_t words = vmovn_s32(a.v);
+  uint32x2_t bytes = vreinterpret_u32_s8(vmovn_s16(vcombine_s16(words, words)));
+  uint32_t low = vget_lane_u32(bytes, 0);
+  __builtin_memcpy(p, &low, sizeof(low));
+}
 #endif
 
 struct U8 {
@@ -73,6 +71,9 @@ struct U8 {
     return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 #elif defined(__AVX2__)
     return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+#elif defined(__aarch64__)
+    uint16x8_t words = vmovl_u8(vreinterpret_u8_u32(load_bytes(p)));
+    return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(words)))};
 #else
     return {RawI{p[0], p[1], p[2], p[3]}};
 #endif
@@ -83,6 +84,8 @@ struct U8 {
 #elif defined(__AVX2__)
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
+#elif defined(__aarch64__)
+    store_bytes(p, a);
 #else
     for (int i = 0; i < 4; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
 #endif
@@ -97,6 +100,8 @@ struct I8 {
     return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 #elif defined(__AVX2__)
     return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+#elif defined(__aarch64__)
+    return {vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(load_bytes(p)))))};
 #else
     return {RawI{p[0], p[1], p[2], p[3]}};
 #endif
@@ -107,6 +112,8 @@ struct I8 {
 #elif defined(__AVX2__)
     __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+#elif defined(__aarch64__)
+    store_bytes(p, a);
 #else
     for (int i = 0; i < 4; ++i) p[i] = static_cast<int8_t>(a.v[i]);
 #endif

@@ -22,6 +22,13 @@ HR_INLINE Vf interleave_low(Vf a, Vf b) {
 HR_INLINE Vf interleave_high(Vf a, Vf b) {
   return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x31)};
 }
+#elif defined(__aarch64__)
+HR_INLINE Vf interleave_low(Vf a, Vf b) {
+  return {vzip1q_f32(a.v, b.v)};
+}
+HR_INLINE Vf interleave_high(Vf a, Vf b) {
+  return {vzip2q_f32(a.v, b.v)};
+}
 #else
 HR_INLINE Vf interleave_low(Vf a, Vf b) {
   return {RawF{a.v[0], b.v[0], a.v[1], b.v[1]}};

@@ -153,6 +153,22 @@ HR_INLINE int32_t count_below(const double* keys, double value) {
   }
   return __builtin_popcount(static_cast<unsigned>(below));
 }
+#elif defined(__aarch64__)
+// A lane where it holds is -1.
+HR_INLINE int32_t count_below(const float* keys, float value) {
+  uint32x4_t below = vdupq_n_u32(0);
+  for (int i = 0; i < 16; i += 4) {
+    below = vaddq_u32(below, vcltq_f32(vld1q_f32(keys + i), vdupq_n_f32(value)));
+  }
+  return -static_cast<int32_t>(vaddvq_u32(below));
+}
+HR_INLINE int32_t count_below(const double* keys, double value) {
+  uint64x2_t below = vdupq_n_u64(0);
+  for (int i = 0; i < 16; i += 2) {
+    below = vaddq_u64(below, vcltq_f64(vld1q_f64(keys + i), vdupq_n_f64(value)));
+  }
+  return -static_cast<int32_t>(vaddvq_u64(below));
+}
 #else
 template <class T>
 HR_INLINE int32_t count_below(const T* keys, T value) {
