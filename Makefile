@@ -9,7 +9,7 @@ CMAKE := env PATH="$(abspath $(BIN)):$$PATH" cmake
 EXT_BUILD = build/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
 CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt setup.py
 
-.PHONY: setup ext demo test test-cpp test-asan test-tsan test-python lint format stubs bench bench-ops clean
+.PHONY: setup ext demo test test-cpp test-neon test-asan test-tsan test-python lint format stubs bench bench-ops clean
 
 setup: $(STAMPS)/built
 
@@ -32,13 +32,17 @@ ext:
 demo: setup
 	$(BIN)/python examples/demo/run.py
 
-test: test-cpp test-asan test-tsan test-python
+test: test-cpp test-neon test-asan test-tsan test-python
 
 # The unit tests of the C++ core. They share the extension's build folder, and so all of its objects.
 test-cpp: setup
 	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_TESTS=ON > /dev/null
 	$(CMAKE) --build $(EXT_BUILD) --target headrace_tests
 	$(EXT_BUILD)/headrace_tests
+
+# The same of what has kernels for the architecture that this machine is not, under qemu.
+test-neon: $(STAMPS)/deps
+	env PATH="$(abspath $(BIN)):$$PATH" tests/cpp/emulated.sh
 
 # $(call sanitized_tests,sanitizer,parts of test names; all if empty)
 define sanitized_tests
