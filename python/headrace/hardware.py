@@ -20,6 +20,14 @@ _ISA_FLAGS = (
     "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2",
 )  # fmt: skip
 
+# aarch64's /proc/cpuinfo gives numbers instead of a name: (implementer, part), as Linux's cputype.h lists them.
+_ARM_CORES = {
+    (0x41, 0xD03): "Cortex-A53", (0x41, 0xD05): "Cortex-A55", (0x41, 0xD07): "Cortex-A57", (0x41, 0xD08): "Cortex-A72",
+    (0x41, 0xD0B): "Cortex-A76", (0x41, 0xD0C): "Neoverse N1", (0x41, 0xD40): "Neoverse V1",
+    (0x41, 0xD49): "Neoverse N2", (0x41, 0xD4F): "Neoverse V2", (0x4E, 0x004): "NVIDIA Carmel",
+    (0xC0, 0xAC3): "Ampere-1", (0xC0, 0xAC4): "Ampere-1a",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -27,7 +35,7 @@ class Hardware:
 
     Attributes:
         arch: Machine architecture, as ``uname -m`` says it.
-        cpu: The CPU's model name.
+        cpu: The CPU's model name, or on aarch64 that of its core.
         cores_online: Logical CPUs of the machine.
         cores_affinity: Logical CPUs this process may be scheduled on.
         cores_physical: Physical cores behind those.
@@ -125,6 +133,7 @@ def _physical_cores(root: Path, cpus: set[int]) -> int | None:
 def _cpuinfo(root: Path) -> tuple[str | None, set[str]]:
     model: str | None = None
     flags: set[str] = set()
+    implementer: int | None = None
     for line in (_read(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         match key.strip():
@@ -132,6 +141,13 @@ def _cpuinfo(root: Path) -> tuple[str | None, set[str]]:
                 model = value.strip()
             case "flags" | "Features":
                 flags.update(value.split())
+            case "CPU implementer":
+                implementer = _hex(value)
+            case "CPU part" if model is None and implementer is not None:
+                part = _hex(value)
+                if part is not None:
+                    unnamed = f"implementer {implementer:#04x}, part {part:#05x}"
+                    model = _ARM_CORES.get((implementer, part), unnamed)
     return model, flags
 
 
@@ -228,5 +244,12 @@ def _read(path: Path) -> str | None:
 def _int(text: str) -> int | None:
     try:
         return int(text)
+    except ValueError:
+        return None
+
+
+def _hex(text: str) -> int | None:
+    try:
+        return int(text, 16)
     except ValueError:
         return None

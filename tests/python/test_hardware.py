@@ -113,7 +113,9 @@ def test_cpuinfo_and_caches_of_arm_and_x86(tmp_path: Path) -> None:
     first = min(os.sched_getaffinity(0))
     cache = f"sys/devices/system/cpu/cpu{first}/cache/"
     files = {
-        "proc/cpuinfo": "processor : 0\nFeatures\t: fp asimd asimddp bf16 i8mm sve unknownflag",
+        "proc/cpuinfo": "processor : 0\nFeatures\t: fp asimd asimddp bf16 i8mm sve unknownflag\n"
+        "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x1\nCPU part\t: 0xd40\n\n"
+        "processor : 1\nCPU implementer\t: 0x41\nCPU part\t: 0xd03",
         cache + "index0/level": "1",
         cache + "index0/type": "Data",
         cache + "index0/size": "48K",
@@ -127,7 +129,22 @@ def test_cpuinfo_and_caches_of_arm_and_x86(tmp_path: Path) -> None:
     hardware = probe(write(tmp_path / "arm", files))
     assert hardware.isa == ("asimd", "asimddp", "bf16", "i8mm", "sve")
     assert hardware.cache_bytes == {"L1d": 48 * 1024, "L2": 2 * 1024 * 1024}
+    assert hardware.cpu == "Neoverse V1"
     x86 = {"proc/cpuinfo": "model name\t: Some CPU @ 2: x\nflags\t\t: fpu avx2 fma avx512f"}
     hardware = probe(write(tmp_path / "x86", x86))
     assert hardware.isa == ("fma", "avx2", "avx512f")
     assert hardware.cpu == "Some CPU @ 2: x"
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("CPU implementer : 0x41\nCPU part : 0xd0c", "Neoverse N1"),
+        ("CPU implementer : 0x61\nCPU part : 0x022", "implementer 0x61, part 0x022"),
+        ("CPU part : 0xd0c", None),
+        ("CPU implementer : nonsense\nCPU part : 0xd0c", None),
+    ],
+)
+def test_arm_cores_have_names_or_at_least_numbers(tmp_path: Path, lines: str, name: str | None) -> None:
+    unknown = probe(tmp_path / "nothing").cpu
+    assert probe(write(tmp_path, {"proc/cpuinfo": lines})).cpu == (name or unknown)
