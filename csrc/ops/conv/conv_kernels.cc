@@ -1,5 +1,7 @@
 #include "ops/conv/conv_kernels.h"
 
+#include <cstddef>
+
 #include "ops/linear/gemm.h"
 #include "ops/simd/transpose.h"
 #include "ops/simd/vec.h"
@@ -28,14 +30,11 @@ HR_INLINE void zero(float* to, int64_t n) {
   for (; i + kLanes <= n; i += kLanes) store(to + i, splat(0.0f));
   if (i < n) store(to + i, splat(0.0f), n - i);
 }
-// Pairs are moved as floats are.
 HR_INLINE void copy(const uint16_t* from, int64_t n, uint16_t* to) {
-  copy(reinterpret_cast<const float*>(from), n / 2, reinterpret_cast<float*>(to));
-  if (n % 2 != 0) to[n - 1] = from[n - 1];
+  __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(*to));
 }
 HR_INLINE void zero(uint16_t* to, int64_t n) {
-  zero(reinterpret_cast<float*>(to), n / 2);
-  if (n % 2 != 0) to[n - 1] = 0;
+  __builtin_memset(to, 0, static_cast<size_t>(n) * sizeof(*to));
 }
 
 // Appends n elements, zeros if `from` is null.
