@@ -110,7 +110,10 @@ class OpRun {
   // Threads worth splitting for; task's `thread` argument is below this.
   int threads() const { return threads_; }
   // Runs tasks over the Plan's threads; see ThreadPool::run. Tasks write disjoint outputs.
-  void parallel(int64_t tasks, Task task) const { pool_.run(tasks, task, threads_); }
+  void parallel(int64_t tasks, Task task) const {
+    if (threads_ > 1) return pool_.run(tasks, task, threads_);
+    for (int64_t i = 0; i < tasks; ++i) task(i, 0);
+  }
   // Splits [0, items) into contiguous ranges of at least `min_items` (so small work stays on this
   // thread) and calls range(begin, end, thread) for each.
   void parallel_ranges(int64_t items, int64_t min_items,
@@ -164,6 +167,11 @@ class Op {
   // True if output 0 may be computed in place of this input: same dtype and elements in the same
   // order, each read before it is written. The executor does so where the input is not used again.
   virtual bool can_overwrite(size_t /*input*/) const { return false; }
+
+  // True if output 0 has the rows of input 0 (all dims but the last), each made from that row, the
+  // same row of the other inputs that are not constants, and constants. Such an op may be run on
+  // some of the rows, as a matrix.
+  virtual bool row_wise() const { return false; }
 
   // True if the op has packed what it needs from this constant input. Plans drop constants that
   // nobody keeps; such an input is absent in infer() and run(). Saved Plans do not hold it either:

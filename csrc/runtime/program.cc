@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "runtime/row_chain.h"
+
 namespace headrace {
 namespace {
 
@@ -162,6 +164,7 @@ void ProgramBuilder::drop_constants() {
 Program ProgramBuilder::finish() {
   plan_storage();
   drop_constants();
+  plan_chains(program_);
   program_.signature = Signature(std::move(input_specs_), std::move(output_specs_));
   return std::move(program_);
 }

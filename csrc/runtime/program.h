@@ -26,6 +26,8 @@ struct Value {
   ValueId root = kAbsent;
   // Of a root: exactly one output of the Program lies in its storage.
   bool result = false;
+  // Lives within one chain of row-wise steps.
+  bool inner = false;
 };
 
 // One op of the Program with everything about memory that is known before any shape is.
@@ -41,6 +43,7 @@ struct Step {
   bool aliases = false;            // output 0 shares its input's storage; nothing is run
   int overwrites = -1;             // the input whose storage output 0 may take over, or -1
   std::vector<ValueId> dead{};     // roots that nobody reads after this step
+  int chain = 1;                   // steps of the row-wise chain that begins here (row_chain.h)
 };
 
 struct Program {

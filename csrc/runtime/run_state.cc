@@ -13,6 +13,12 @@ using Clock = std::chrono::steady_clock;
 // than keeping track of that.
 constexpr int64_t kOwnBytes = 16384;
 
+// Rows that a chain takes through at a time: enough to use packed weights well, few enough that
+// what the ops hand each other stays in a core's cache.
+constexpr int64_t kChainRows = 112;
+// Rows per thread from which on it is better that each thread reads all weights.
+constexpr int64_t kMinChainRows = 48;
+
 [[noreturn]] void rethrow_at(const Step& step, const Error& error) {
   fail(error.kind(), step.op, " (node '", step.name, "'): ", error.what());
 }
@@ -220,26 +226,73 @@ void RunState::execute(std::span<const RequestInputs> requests, ThreadPool& pool
                   .shared = false};
   }
   bind_inputs(requests);
-  for (const Step& step : program_.steps) {
-    auto start = profile ? Clock::now() : Clock::time_point{};
-    try {
-      infer(step);
-      place(step);
-      if (!step.aliases) {
-        if (step.kernel->alias() >= 0) {
-          copy_constant(step);
-        } else {
-          run_step(step, pool, threads);
-        }
-      }
-    } catch (const Error& error) {
-      rethrow_at(step, error);
+  for (std::span<const Step> rest(program_.steps); !rest.empty();) {
+    const Step& step = rest.front();
+    auto steps = static_cast<size_t>(step.chain);
+    // A profile tells the ops apart, so it takes them one by one.
+    if (profile == nullptr && steps > 1 && execute_chain(rest.first(steps), pool, threads)) {
+      rest = rest.subspan(steps);
+      continue;
     }
-    for (ValueId root : step.dead) release(root);
+    auto start = profile ? Clock::now() : Clock::time_point{};
+    execute_step(step, pool, threads);
     if (profile) {
       profile->push_back(describe(step, (Clock::now() - start) / std::chrono::nanoseconds(1)));
     }
+    rest = rest.subspan(1);
   }
+}
+
+void RunState::execute_step(const Step& step, ThreadPool& pool, int threads) {
+  try {
+    infer(step);
+    place(step);
+    if (!step.aliases) {
+      if (step.kernel->alias() >= 0) {
+        copy_constant(step);
+      } else {
+        run_step(step, pool, threads);
+      }
+    }
+  } catch (const Error& error) {
+    rethrow_at(step, error);
+  }
+  for (ValueId root : step.dead) release(root);
+}
+
+// False, and nothing done, where the rows are too few for it.
+bool RunState::execute_chain(std::span<const Step> steps, ThreadPool& pool, int threads) {
+  const int64_t rows = chain_rows(value(steps.front().inputs[0]));
+  if (rows < kMinChainRows * threads) return false;
+  for (const Step& step : steps) {
+    try {
+      infer(step);
+    } catch (const Error& error) {
+      rethrow_at(step, error);
+    }
+    ValueId output = step.outputs[0];
+    if (!program_.values[static_cast<size_t>(output)].inner) place(step);
+  }
+  while (static_cast<int>(workspaces_.size()) < threads) {
+    workspaces_.push_back(std::make_unique<RowWorkspace>(program_));
+  }
+  int64_t blocks = (rows + kChainRows - 1) / kChainRows;
+  blocks = (blocks + threads - 1) / threads * threads;
+  auto run_block = [&](int64_t block, int thread) {
+    workspaces_[static_cast<size_t>(thread)]->run(steps, values_, rows * block / blocks,
+                                                  rows * (block + 1) / blocks, pool);
+  };
+  pool.run(blocks, run_block, threads);
+  for (const Step& step : steps) {
+    for (ValueId root : step.dead) release(root);
+  }
+  return true;
+}
+
+int64_t RunState::arena_bytes() const {
+  int64_t bytes = arena_.capacity_bytes();
+  for (const auto& workspace : workspaces_) bytes += workspace->arena_bytes();
+  return bytes;
 }
 
 ConstTensorView RunState::output(size_t request, size_t output) const {
@@ -254,6 +307,7 @@ void RunState::reset() {
   for (Block& result : results_) result = Block();
   for (size_t v = 0; v < blocks_.size(); ++v) release(static_cast<ValueId>(v));
   arena_.trim();
+  for (const auto& workspace : workspaces_) workspace->trim();
 }
 
 }  // namespace headrace

@@ -7,6 +7,7 @@
 #include "core/arena.h"
 #include "core/memory.h"
 #include "runtime/plan.h"
+#include "runtime/row_chain.h"
 
 namespace headrace {
 
@@ -22,7 +23,7 @@ class RunState {
   Block take_output(size_t output);
   // Ends the Batch: every block goes back to the arena.
   void reset();
-  int64_t arena_bytes() const { return arena_.capacity_bytes(); }
+  int64_t arena_bytes() const;
 
  private:
   Segments& value(ValueId id) { return values_[static_cast<size_t>(id)]; }
@@ -33,7 +34,9 @@ class RunState {
   void infer(const Step& step);
   void place(const Step& step);
   bool overwrite(const Step& step);
+  void execute_step(const Step& step, ThreadPool& pool, int threads);
   void run_step(const Step& step, ThreadPool& pool, int threads);
+  bool execute_chain(std::span<const Step> steps, ThreadPool& pool, int threads);
   void copy_constant(const Step& step);
   void release(ValueId root);
   StepTime describe(const Step& step, int64_t ns);
@@ -53,7 +56,8 @@ class RunState {
   std::vector<Segments> step_inputs_;
   std::vector<Segments> step_outputs_;
   std::vector<Shape> constant_shapes_;
-  std::vector<int64_t> constant_offsets_;  // two per constant
+  std::vector<int64_t> constant_offsets_;                  // two per constant
+  std::vector<std::unique_ptr<RowWorkspace>> workspaces_;  // per thread, once there was a chain
 };
 
 }  // namespace headrace

@@ -26,6 +26,7 @@ class PackedLinear : public Op {
   bool can_overwrite(size_t input) const override {
     return static_cast<int>(input) == parts_.residual;
   }
+  bool row_wise() const override { return true; }
   bool consumes(size_t input) const override { return input < 32 && parts_.consumed >> input & 1; }
 
  private:

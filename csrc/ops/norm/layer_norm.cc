@@ -29,6 +29,7 @@ class RowNorm : public Op {
     }
   }
   bool can_overwrite(size_t input) const override { return input == 0; }
+  bool row_wise() const override { return axis_ == -1; }
 
   void run(const OpRun& run) const override {
     int64_t elements = run.output(0).elements();

@@ -1,0 +1,58 @@
+// Chains of ops that work row by row, run block by block instead of op by op.
+//
+// In a transformer everything between two attentions is one chain. A thread takes some rows through
+// all of it before it takes the next: what the ops hand each other stays in its cache and is never
+// a tensor of the whole Batch, and the threads meet once per chain instead of once per op.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/arena.h"
+#include "core/thread_pool.h"
+#include "runtime/program.h"
+
+namespace headrace {
+
+// What one thread works in.
+class RowWorkspace {
+ public:
+  explicit RowWorkspace(const Program& program);
+
+  // Takes rows [begin, end) of the chain's values through `steps`. `values` are those of the whole
+  // Batch; one without data is the chain's own.
+  void run(std::span<const Step> steps, std::span<const Segments> values, int64_t begin,
+           int64_t end, ThreadPool& pool);
+  // Call when nothing runs.
+  void trim() { arena_.trim(); }
+  int64_t arena_bytes() const { return arena_.capacity_bytes(); }
+
+ private:
+  // The rows as one segment.
+  struct Slice {
+    Shape shape;
+    int64_t offsets[2];
+    Segments segments;
+  };
+  const Segments& slice(const Segments& whole, std::byte* own, int64_t begin, int64_t end,
+                        Slice& to) const;
+  void run_step(const Step& step, std::span<const Segments> values, int64_t begin, int64_t end,
+                ThreadPool& pool);
+
+  const Program& program_;
+  Arena arena_;
+  std::vector<std::byte*> own_;  // per value: the memory of one that lives within the chain
+  std::vector<Slice> slices_;
+  std::vector<Segments> inputs_;
+  std::vector<Segments> outputs_;
+};
+
+// Sets Step::chain throughout.
+void plan_chains(Program& program);
+
+// The rows of a value: elements of all but the last dim, over all Requests.
+int64_t chain_rows(const Segments& segments);
+
+}  // namespace headrace
