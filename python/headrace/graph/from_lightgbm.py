@@ -6,7 +6,7 @@ doubles; a float32 input is compared here with the threshold rounded down to flo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def convert(source: Any, hints: Hints) -> ir.Model:
     trees = [_tree(block, number % per_iteration) for number, block in enumerate(blocks)]
     if "average_output" in header and trees:
         count = len(trees) // per_iteration
-        trees = [Tree(tree.splits, [leaf / count for leaf in tree.leaves], tree.target) for tree in trees]
+        trees = [Tree(tree.splits, [cast(float, leaf) / count for leaf in tree.leaves], tree.target) for tree in trees]
     features = int(header["max_feature_idx"]) + 1
     categorical = sorted({split.feature for tree in trees for split in tree.splits if split.mode == MEMBER})
     before = (lambda graph, x: _truncated(graph, x, features, categorical)) if categorical else None
