@@ -38,6 +38,9 @@ constexpr int64_t kBlockBytes = 256 * 1024;
 // Multiply-adds worth a task of their own; some 10 us.
 constexpr int64_t kTaskWork = 1 << 19;
 
+// Fewer rows than these take as long as these: they wait for B to come from memory.
+constexpr int64_t kWaitingRows = 3;
+
 // Tasks per thread: enough that a thread which loses its core for a while does not hold up the op.
 constexpr int64_t kTasksPerThread = 6;
 
@@ -102,6 +105,13 @@ void* at(void* base, bool bf16, int64_t element) {
   return static_cast<std::byte*>(base) + element * (bf16 ? 2 : 4);
 }
 
+// Tasks for so much work: the same number for every thread, or one where that would be too little.
+int64_t tasks_worth(int64_t work, int64_t threads) {
+  int64_t wanted = work / kTaskWork;
+  if (threads == 1 || wanted < 2) return 1;
+  return std::min(ceil_div(wanted, threads), kTasksPerThread) * threads;
+}
+
 void pack_rows(const GemmKernels& kernels, const GemmTask& task, int64_t row, int64_t rows,
                int64_t k, Word* packed) {
   int64_t first = row * task.a_stride;
@@ -121,10 +131,9 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
   if (rows == 0 || b.cols() == 0) return;
   // Row blocks x column ranges. Every task packs its rows itself: that costs a percent and saves
   // the threads from waiting for each other.
-  int64_t work = rows * b.cols() * std::max<int64_t>(b.k(), 1) / kernels.k_per_word;
-  int64_t wanted = run.threads() == 1
-                       ? 1
-                       : std::clamp<int64_t>(work / kTaskWork, 1, kTasksPerThread * run.threads());
+  int64_t work =
+      std::max(rows, kWaitingRows) * b.cols() * std::max<int64_t>(b.k(), 1) / kernels.k_per_word;
+  int64_t wanted = tasks_worth(work, run.threads());
   int64_t row_blocks =
       std::max(ceil_div(rows, gemm_block_rows(kernels, b.k())), ceil_div(wanted, b.panels()));
   row_blocks = std::min(row_blocks, ceil_div(rows, kernels.tile_rows));
