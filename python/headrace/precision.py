@@ -49,10 +49,13 @@ def compile_lowered(
     named = options.precision != "auto"
     if named and (options.precision == "fp32" or (samples is None and tolerance is None)):
         return backend.compile(model, options)
+    candidates = [options.precision] if named else [p for p in backend.capabilities().precisions if p != "fp32"]
+    if not candidates:
+        only = backend.compile(model, replace(options, precision="fp32"))
+        return _with_reasons(only, [f"precision auto chose fp32: backend {backend.name!r} has no other"])
     limit = DEFAULT_TOLERANCE if tolerance is None else tolerance
     origin = f"{len(samples)} given samples" if samples else "generated samples"
     requests: list[Request] = list(samples or [])
-    candidates = [options.precision] if named else [p for p in backend.capabilities().precisions if p != "fp32"]
     best = backend.compile(model, replace(options, precision="fp32"))
     if not requests:
         requests = _generated(model, best)

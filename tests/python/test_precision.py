@@ -146,6 +146,15 @@ def test_auto_needs_samples_where_none_can_be_made():
     assert model.compile(backend="native", precision="auto", samples=[request]).plan.precision == "fp32"
 
 
+def test_auto_measures_nothing_where_the_backend_has_one_precision(model, monkeypatch):
+    from headrace import precision
+
+    monkeypatch.setattr(precision, "_generated", lambda *_: [])
+    plan = model.compile(backend="reference", precision="auto").plan
+    assert plan.precision == "fp32"
+    assert "precision auto chose fp32: backend 'reference' has no other" in plan.reasons
+
+
 def test_parity_is_the_worst_outputs_error():
     expected = [{"a": np.array([3.0, 4.0], np.float32), "label": np.array([1, 2])}]
     assert parity.compare(expected, expected).error == 0
