@@ -39,18 +39,18 @@ void finish_rows(const GemmBlock& block, Act act, const float* out, int64_t out_
     const float* x = out + r * out_stride;
     T* c = static_cast<T*>(block.c) + (row + r) * block.c_stride + col;
     const float* residual = e.residual ? e.residual + (row + r) * e.residual_stride + col : nullptr;
-    const float* bias = e.bias && !e.bias_per_row ? e.bias + col : nullptr;
-    Vf row_bias = splat(e.bias && e.bias_per_row ? e.bias[row + r] : 0.0f);
+    const float* bias = e.bias ? e.bias + col : nullptr;
+    const Vf none = splat(0.0f);
     int64_t i = 0;
     for (; i + kLanes <= cols; i += kLanes) {
-      Vf b = bias ? load(bias + i) : row_bias;
-      Vf y = residual ? load(residual + i) : row_bias;
+      Vf b = bias ? load(bias + i) : none;
+      Vf y = residual ? load(residual + i) : none;
       put(c + i, finish_vector(e, act, load(x + i), b, y));
     }
     if (i < cols) {
       int64_t n = cols - i;
-      Vf b = bias ? load(bias + i, n) : row_bias;
-      Vf y = residual ? load(residual + i, n) : row_bias;
+      Vf b = bias ? load(bias + i, n) : none;
+      Vf y = residual ? load(residual + i, n) : none;
       put(c + i, finish_vector(e, act, load(x + i, n), b, y), n);
     }
   }
@@ -85,8 +85,7 @@ void finish_tile(const GemmBlock& block, Act act, const float* out, int64_t out_
                  int64_t rows, int64_t col, int64_t cols) {
   const Epilogue& e = block.epilogue;
   constexpr int64_t kPanel = 2 * Vf::kLanes;
-  if (cols != kPanel || out_stride != kPanel || e.bias_per_row ||
-      (e.residual != nullptr && !e.residual_first)) {
+  if (cols != kPanel || out_stride != kPanel || (e.residual != nullptr && !e.residual_first)) {
     return finish_rows<T>(block, act, out, out_stride, row, rows, col, cols);
   }
   if (e.residual != nullptr) return finish_panel<true, T>(block, act, out, row, rows, col);

@@ -152,7 +152,7 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
     pack_rows(kernels, task, row, row_end - row, b.k(), a);
     int64_t col = panel * kernels.panel_cols;
     Epilogue epilogue = task.epilogue;
-    if (epilogue.bias) epilogue.bias += epilogue.bias_per_row ? row : col;
+    if (epilogue.bias) epilogue.bias += col;
     if (epilogue.residual) epilogue.residual += row * epilogue.residual_stride + col;
     kernels.multiply({.a = a,
                       .b = b.panel(panel),

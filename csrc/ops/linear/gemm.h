@@ -52,8 +52,7 @@ enum class Activation : uint8_t {
 
 // What happens to an element of A * B on its way to C.
 struct Epilogue {
-  const float* bias = nullptr;  // one per column of C, or one per row
-  bool bias_per_row = false;
+  const float* bias = nullptr;  // one per column of C
   // Same shape as C; may be C itself: each element is read before it is written.
   const float* residual = nullptr;
   int64_t residual_stride = 0;
