@@ -56,7 +56,7 @@ test-asan: $(STAMPS)/deps
 
 # Only what has threads of its own: ops run inside the pool and share nothing but their outputs.
 test-tsan: $(STAMPS)/deps
-	$(call sanitized_tests,thread,main|heap|core_test|runtime_test|row_chain_test|batcher_test)
+	$(call sanitized_tests,thread,main|heap|core_test|runtime_test|row_chain_test|batcher.*)
 
 test-python: setup
 	$(BIN)/python -m pytest

@@ -1,5 +1,6 @@
 // What the Batcher expects of the future: whom it admits, and what it could sustain.
 #include <algorithm>
+#include <cmath>
 
 #include "batcher/batcher.h"
 
@@ -14,13 +15,17 @@ constexpr double kBacklogShare = 0.75;
 // Job is let in as a probe.
 constexpr int kProbeRefusals = 16;
 constexpr double kProbeEstimates = 20;
+// While callers compete, none may have more waiting than so many times what is still free: dynamic
+// queue-length thresholds (Choudhury and Hahne, 1998). One greedy caller gets 8/9 of the room, two
+// get 8/17 each, n get 8/(1 + 8n), and what is left is there for whoever asks for little.
+constexpr double kShareOfFree = 8;
 // Where nothing is known about how long Batches take.
 constexpr double kRetryUnknown_s = 0.1;
 constexpr double kRetryMin_s = 1e-3;
 
 }  // namespace
 
-void Batcher::admit(Job& job, Clock::time_point now) {
+void Batcher::admit(Job& job, Clock::time_point now, bool contended) {
   if (closing_) fail(ErrorKind::kBackendUnavailable, "got a Request for a closed Batcher");
   if (queue_.size() >= static_cast<size_t>(options_.max_queue)) {
     double retry_s = cost_.known() ? running_s(now) + cost_.fixed_s() : kRetryUnknown_s;
@@ -29,6 +34,14 @@ void Batcher::admit(Job& job, Clock::time_point now) {
             "than max_queue=", options_.max_queue),
         std::max(retry_s, kRetryMin_s));
   }
+  size_t own = queue_.backlog_of(job.caller).jobs;
+  size_t room = static_cast<size_t>(options_.max_queue) - queue_.size();
+  if (contended && static_cast<double>(own + 1) > kShareOfFree * static_cast<double>(room)) {
+    throw OverloadedError(
+        str("fair share: got ", own, " waiting Requests of this caller, expected at most ",
+            kShareOfFree, " times the ", room, " places left while other callers wait"),
+        std::max(cost_.known() ? running_s(now) + cost_.fixed_s() : kRetryUnknown_s, kRetryMin_s));
+  }
   if (job.deadline == kNoDeadline) return;
   double left_s = seconds_between(now, job.deadline);
   if (left_s <= 0) {
@@ -36,13 +49,14 @@ void Batcher::admit(Job& job, Clock::time_point now) {
          " ms before the Request came, expected one in the future");
   }
   if (!cost_.known()) return;
-  JobQueue::Ahead ahead = queue_.ahead_of(job.priority, job.due);
+  JobQueue::Ahead ahead = queue_.ahead_of(job);
   bool idle = ledger_.running == 0 && ahead.jobs == 0;
   double own_s = cost_.seconds(static_cast<double>(job.work));
   double finish_s = running_s(now) + seconds_of(ahead.jobs + 1, ahead.work + job.work);
   double needed_s = own_s + (finish_s - own_s) / kBacklogShare;
   if (needed_s <= left_s) {
     refused_idle_ = 0;
+    if (contended) check_share(ahead, (left_s - own_s) * kBacklogShare - running_s(now));
     return;
   }
   if (idle && ++refused_idle_ > kProbeRefusals &&
@@ -55,6 +69,27 @@ void Batcher::admit(Job& job, Clock::time_point now) {
       str("got a deadline in ", left_s * 1e3, " ms, expected at least ", needed_s * 1e3,
           " ms: ", ahead.jobs, " Requests wait ahead, ", ledger_.running, " run"),
       std::max(needed_s - left_s, kRetryMin_s));
+}
+
+// Throws if more of the work ahead is the caller's own than its share, where `backlog_s` seconds of
+// backlog would leave the Job in time.
+void Batcher::check_share(const JobQueue::Ahead& ahead, double backlog_s) const {
+  auto own = static_cast<double>(ahead.own.work);
+  double room = std::max(work_within(backlog_s) - static_cast<double>(ahead.work), 0.0);
+  if (own <= kShareOfFree * room) return;
+  throw OverloadedError(
+      str("fair share: got ", ahead.own.jobs, " Requests of this caller among the ", ahead.jobs,
+          " that wait ahead, expected fewer while other callers wait"),
+      std::max(seconds_of(ahead.own.jobs, ahead.own.work), kRetryMin_s));
+}
+
+// The work that Batches as large as allowed do in so many seconds.
+double Batcher::work_within(double seconds) const {
+  double full = options_.max_batch * work_per_job_;
+  double batches = std::floor(seconds / (cost_.fixed_s() + cost_.per_work_s() * full));
+  double rest_s = seconds - batches * (cost_.fixed_s() + cost_.per_work_s() * full);
+  double rest = (rest_s - cost_.fixed_s()) / std::max(cost_.per_work_s(), 1e-12);
+  return batches * full + std::clamp(rest, 0.0, full);
 }
 
 // How long `jobs` Jobs take in Batches as large as allowed.

@@ -16,6 +16,11 @@ constexpr int kSpinCredit = 4;
 // A Job without a deadline takes its turn among equal priorities as if it had this long, so that
 // Jobs with deadlines cannot hold it back for ever.
 constexpr auto kPatience = std::chrono::seconds(10);
+// How often expired Jobs are swept out while a Batch takes long, and for how long the sweeper goes
+// on after the last Job left, so that no Job pays for waking it.
+constexpr auto kSweep = std::chrono::milliseconds(10);
+constexpr int kIdleSweeps = 100;
+
 Clock::duration to_duration(double seconds) {
   std::chrono::duration<double> bounded(std::min(seconds, 1e9));  // 30 years; the clock overflows
   return std::chrono::duration_cast<Clock::duration>(bounded);
@@ -37,7 +42,9 @@ Batcher::Batcher(BatchRunner& runner, CompletionSink& sink, BatcherOptions optio
   batch_sizes_.resize(static_cast<size_t>(positive(options.max_batch, "max_batch")) + 1);
   batch_.reserve(static_cast<size_t>(options.max_batch));
   late_.reserve(static_cast<size_t>(options.max_queue));
+  swept_.reserve(static_cast<size_t>(options.max_queue));
   scheduler_ = std::thread([this] { schedule(); });
+  sweeper_ = std::thread([this] { sweep(); });
 }
 
 Batcher::~Batcher() {
@@ -52,6 +59,7 @@ void Batcher::fit(std::span<const CostModel::Sample> samples) {
 void Batcher::submit(Job& job) {
   auto now = Clock::now();
   bool wake;
+  bool wake_sweeper;
   {
     std::lock_guard lock(mutex_);
     if (job.deadline == kNoDeadline && options_.slo_s > 0) {
@@ -62,7 +70,7 @@ void Batcher::submit(Job& job) {
     offered_.add(now, 1);
     offered_work_.add(now, static_cast<double>(job.work));
     try {
-      admit(job, now);
+      admit(job, now, contention_.came(job.caller, now));
     } catch (...) {
       ++ledger_.refused;
       throw;
@@ -77,8 +85,10 @@ void Batcher::submit(Job& job) {
     ++ledger_.waiting;
     update_ready();
     wake = parked_ && !busy_;
+    wake_sweeper = sweeper_parked_ && job.deadline != kNoDeadline;
   }
   if (wake) work_came_.notify_one();
+  if (wake_sweeper) sweep_.notify_one();
 }
 
 bool Batcher::cancel(Job& job) {
@@ -102,7 +112,8 @@ void Batcher::close(bool drain) {
   std::vector<Job*> dropped;
   {
     std::lock_guard lock(mutex_);
-    if (busy_ && running_ == std::this_thread::get_id()) {
+    auto self = std::this_thread::get_id();
+    if ((busy_ && running_ == self) || sweeper_.get_id() == self) {
       fail(ErrorKind::kExecution, "got close() from inside a Batch, expected it from outside");
     }
     closing_ = true;
@@ -123,6 +134,12 @@ void Batcher::close(bool drain) {
   {
     std::lock_guard lock(join_mutex_);
     if (scheduler_.joinable()) scheduler_.join();
+    {
+      std::lock_guard stop(mutex_);
+      sweeper_stops_ = true;
+    }
+    sweep_.notify_one();
+    if (sweeper_.joinable()) sweeper_.join();
   }
   std::unique_lock lock(mutex_);
   quiet_.wait(lock, [this] { return cancelling_ == 0; });
@@ -166,14 +183,7 @@ bool Batcher::help(Job& job) {
 
 // Runs what pack() took, and gives the Engine back.
 void Batcher::run_taken() {
-  auto now = Clock::now();
-  for (Job* job : late_) {
-    job->error = ErrorKind::kDeadlineExceeded;
-    job->message = str("not computed: waited ", seconds_between(job->arrival, now) * 1e3,
-                       " ms, too long for a deadline of ",
-                       seconds_between(job->arrival, job->deadline) * 1e3, " ms");
-  }
-  if (!late_.empty()) sink_.completed(late_);
+  tell_expired(late_, Clock::now());
   if (!batch_.empty()) run_batch();
   bool wake;
   {
@@ -216,10 +226,52 @@ void Batcher::pack() {
     work += job->work;
     batch_estimate_s_ = batch_s;
   }
-  for (Job* job : late_) job->status = JobStatus::kExpired;
-  ledger_.waiting -= static_cast<int64_t>(late_.size());
-  ledger_.expired += static_cast<int64_t>(late_.size());
+  count_expired(late_);
   if (!batch_.empty()) dispatch(now);
+}
+
+// Enters Jobs that were taken from the queue in the books as expired.
+void Batcher::count_expired(std::span<Job* const> jobs) {
+  for (Job* job : jobs) job->status = JobStatus::kExpired;
+  ledger_.waiting -= static_cast<int64_t>(jobs.size());
+  ledger_.expired += static_cast<int64_t>(jobs.size());
+}
+
+void Batcher::tell_expired(std::span<Job* const> jobs, Clock::time_point now) {
+  for (Job* job : jobs) {
+    job->error = ErrorKind::kDeadlineExceeded;
+    job->message = str("not computed: waited ", seconds_between(job->arrival, now) * 1e3,
+                       " ms, too long for a deadline of ",
+                       seconds_between(job->arrival, job->deadline) * 1e3, " ms");
+  }
+  if (!jobs.empty()) sink_.completed(jobs);
+}
+
+// The sweeper's thread. Between Batches pack() looks for expired Jobs itself.
+void Batcher::sweep() {
+  std::unique_lock lock(mutex_);
+  int idle = 0;
+  while (!sweeper_stops_) {
+    if (idle < kIdleSweeps) {
+      sweep_.wait_for(lock, kSweep);
+    } else {
+      sweeper_parked_ = true;
+      sweep_.wait(lock, [this] { return sweeper_stops_ || !queue_.empty(); });
+      sweeper_parked_ = false;
+      idle = 0;
+      continue;
+    }
+    idle = queue_.empty() ? idle + 1 : 0;
+    swept_.clear();
+    auto now = Clock::now();
+    queue_.take_expired(now, [this](Job* job) { swept_.push_back(job); });
+    if (swept_.empty()) continue;
+    count_expired(swept_);
+    update_ready();
+    lock.unlock();
+    tell_expired(swept_, now);
+    lock.lock();
+  }
 }
 
 // Enters batch_ in the books as running.
@@ -324,6 +376,7 @@ BatcherStats Batcher::stats() const {
   stats.offered_work_per_s = offered_work_.per_second(now);
   stats.utilisation = std::min(1.0, busy_time_.per_second(now));
   stats.queue_delay_s = std::max(delay_.value(now), queue_.oldest_wait_s(now));
+  if (ledger_.running > 0) stats.running_s = seconds_between(batch_start_, now);
   stats.queue_delay = queue_delay_;
   stats.compute = compute_;
   stats.cost_fixed_s = cost_.fixed_s();

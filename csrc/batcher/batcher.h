@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "batcher/contention.h"
 #include "batcher/cost_model.h"
 #include "batcher/job.h"
 #include "batcher/meters.h"
@@ -45,6 +46,7 @@ struct BatcherStats {
   double capacity_work_per_s = 0;
   double utilisation = 0;    // share of recent time in which the Engine ran
   double queue_delay_s = 0;  // of recent Jobs, or of the longest waiting one if that is more
+  double running_s = 0;      // how long the Batch that runs has been running; 0 if none does
   DurationHistogram queue_delay;
   DurationHistogram compute;  // per Batch
   double cost_fixed_s = 0;    // the cost model: fixed + per_work * work
@@ -53,7 +55,11 @@ struct BatcherStats {
 
 // Work-conserving: an idle Engine takes whatever waits, at once; while it is busy, Jobs gather by
 // themselves. One scheduler thread forms and runs the Batches, one at a time; a thread that waits
-// for its Job may lend a hand. All methods are thread-safe.
+// for its Job may lend a hand. A second thread sweeps out Jobs whose deadline passes while a Batch
+// takes long. All methods are thread-safe.
+//
+// Callers share fairly: while more than one wants the Engine, none is admitted beyond its share of
+// the backlog, so that whoever asks for little gets all of it however much another asks for.
 class Batcher {
  public:
   // Runner and sink are borrowed and must outlive the Batcher.
@@ -66,9 +72,9 @@ class Batcher {
   // Teaches the cost model from warm-up runs.
   void fit(std::span<const CostModel::Sample> samples);
 
-  // Takes the Job, or throws and leaves it with the caller: OverloadedError if there is no room or
-  // the Job could not be done by its deadline, Error(kDeadlineExceeded) if that has passed already,
-  // Error(kBackendUnavailable) once closed.
+  // Takes the Job, or throws and leaves it with the caller: OverloadedError if there is no room,
+  // its caller has had its share or the Job could not be done by its deadline,
+  // Error(kDeadlineExceeded) if that has passed already, Error(kBackendUnavailable) once closed.
   void submit(Job& job);
 
   // For a thread that is about to wait for its Job: if the Engine is idle and the Job is the next
@@ -82,7 +88,7 @@ class Batcher {
 
   // Refuses new Jobs, runs those that wait (drain) or cancels them, and returns when the Engine is
   // idle and the sink has been told of every Job. Not to be called from inside a runner, or a sink
-  // that was told of a Batch: throws Error(kExecution) there.
+  // that was told of a Batch or of expired Jobs: throws Error(kExecution) there.
   void close(bool drain);
 
   BatcherStats stats() const;
@@ -97,14 +103,19 @@ class Batcher {
   bool try_run(std::span<Job*> jobs);
   void split(std::span<Job*> jobs);
   void end(std::span<Job* const> jobs, JobStatus status);
+  void sweep();
+  void tell_expired(std::span<Job* const> jobs, Clock::time_point now);
 
   // Under the mutex.
   void pack();
   void dispatch(Clock::time_point now);
   bool too_late(const Job& job, Clock::time_point now) const;
   void update_ready();
-  void admit(Job& job, Clock::time_point now);
+  void admit(Job& job, Clock::time_point now, bool contended);
+  void check_share(const JobQueue::Ahead& ahead, double backlog_s) const;
+  void count_expired(std::span<Job* const> jobs);
   double seconds_of(size_t jobs, int64_t work) const;
+  double work_within(double seconds) const;
   double running_s(Clock::time_point now) const;
   void measure_capacity(BatcherStats& stats) const;
 
@@ -128,6 +139,7 @@ class Batcher {
   Clock::time_point batch_start_{};  // of the running Batch, else of the last one
   double batch_estimate_s_ = 0;
   int refused_idle_ = 0;  // Jobs in a row that an idle Engine was estimated to be too slow for
+  Contention contention_;
   RateMeter offered_;
   RateMeter offered_work_;
   RateMeter busy_time_;
@@ -144,10 +156,15 @@ class Batcher {
   // Sized once.
   std::vector<Job*> batch_;
   std::vector<Job*> late_;
+  std::vector<Job*> swept_;  // the sweeper's own
 
   int spin_credit_ = 0;  // the scheduler thread's own
+  std::condition_variable sweep_;
+  bool sweeper_parked_ = false;  // under the mutex, as is the next
+  bool sweeper_stops_ = false;
   std::mutex join_mutex_;
   std::thread scheduler_;
+  std::thread sweeper_;
 };
 
 }  // namespace headrace

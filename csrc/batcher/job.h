@@ -27,8 +27,9 @@ enum class JobStatus : uint8_t { kNew, kQueued, kRunning, kOk, kFailed, kExpired
 // it; in between, only the Batcher and (while it is kRunning) the runner touch it.
 struct Job {
   // Set by the submitter.
-  int64_t work = 1;  // its size for the cost model: rows, tokens, ...
-  int priority = 0;  // larger goes first
+  int64_t work = 1;     // its size for the cost model: rows, tokens, ...
+  int priority = 0;     // larger goes first
+  uint64_t caller = 0;  // whose it is, for fair shares; any hash, 0 for those without a name
   Clock::time_point deadline = kNoDeadline;
 
   // Set by the Batcher.
@@ -51,9 +52,10 @@ class BatchRunner {
 };
 
 // Told once per Batch of all Jobs that ended in it, whatever their status, and, before the Batch
-// runs, of those that expired while they waited. Calls come from the thread that ran the Batch, or
-// from one inside cancel() (its one Job) or close() (the Jobs it cancels), never with a lock held.
-// The Jobs are the submitter's again from the call on.
+// runs, of those that expired while they waited. Calls come from the thread that ran the Batch,
+// from one inside cancel() (its one Job) or close() (the Jobs it cancels), or from the sweeper
+// (Jobs that expired while a Batch took long), never with a lock held. The Jobs are the submitter's
+// again from the call on.
 class CompletionSink {
  public:
   virtual ~CompletionSink() = default;

@@ -7,20 +7,39 @@
 namespace headrace {
 
 JobQueue::Entry JobQueue::entry_of(Job* job) {
-  return {job->priority, job->due, job->id, job->work, job->deadline, job};
+  return {job->priority, job->due, job->id, job->work, job->deadline, job->caller % kCallers, job};
 }
 
 bool JobQueue::before(const Entry& a, const Entry& b) {
   return std::tie(b.priority, a.due, a.id) < std::tie(a.priority, b.due, b.id);
 }
 
-JobQueue::Ahead JobQueue::ahead_of(int priority, Clock::time_point due) const {
-  Entry newest{priority, due, std::numeric_limits<uint64_t>::max(), 0, {}, nullptr};
-  Ahead ahead{entries_.size(), work_};
+void JobQueue::count_in(const Entry& entry) {
+  work_ += entry.work;
+  Backlog& own = callers_[entry.caller];
+  ++own.jobs;
+  own.work += entry.work;
+}
+
+void JobQueue::count_out(const Entry& entry) {
+  work_ -= entry.work;
+  Backlog& own = callers_[entry.caller];
+  --own.jobs;
+  own.work -= entry.work;
+}
+
+JobQueue::Ahead JobQueue::ahead_of(const Job& job) const {
+  uint64_t caller = job.caller % kCallers;
+  Entry newest{job.priority, job.due, std::numeric_limits<uint64_t>::max(), 0, {}, caller, nullptr};
+  Ahead ahead{entries_.size(), work_, callers_[caller]};
   // From the back: a new Job nearly always goes last.
   for (auto it = entries_.rbegin(); it != entries_.rend() && before(newest, *it); ++it) {
     --ahead.jobs;
     ahead.work -= it->work;
+    if (it->caller == caller) {
+      --ahead.own.jobs;
+      ahead.own.work -= it->work;
+    }
   }
   return ahead;
 }
@@ -32,13 +51,13 @@ void JobQueue::push(Job* job) {
   } else {
     entries_.insert(std::upper_bound(entries_.begin(), entries_.end(), entry, before), entry);
   }
-  work_ += job->work;
+  count_in(entry);
   earliest_ = std::min(earliest_, job->deadline);
 }
 
 Job* JobQueue::pop() {
   Job* job = entries_.front().job;
-  work_ -= entries_.front().work;
+  count_out(entries_.front());
   entries_.pop_front();
   if (entries_.empty()) earliest_ = kNoDeadline;
   return job;
@@ -46,7 +65,7 @@ Job* JobQueue::pop() {
 
 void JobQueue::remove(Job* job) {
   auto place = std::lower_bound(entries_.begin(), entries_.end(), entry_of(job), before);
-  work_ -= place->work;
+  count_out(*place);
   entries_.erase(place);
 }
 
@@ -56,7 +75,7 @@ void JobQueue::take_expired(Clock::time_point now, FunctionRef<void(Job*)> expir
   auto kept = entries_.begin();
   for (const Entry& entry : entries_) {
     if (entry.deadline <= now) {
-      work_ -= entry.work;
+      count_out(entry);
       expired(entry.job);
     } else {
       earliest_ = std::min(earliest_, entry.deadline);

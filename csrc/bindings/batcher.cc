@@ -111,8 +111,9 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
   Batcher& batcher() { return batcher_; }
   BatchRunner& runner() { return *runner_; }
 
-  void submit(Ticket& ticket, std::optional<double> deadline_ms, int priority) {
+  void submit(Ticket& ticket, std::optional<double> deadline_ms, int priority, uint64_t caller) {
     ticket.priority = priority;
+    ticket.caller = caller;
     if (deadline_ms && std::isnan(*deadline_ms)) {
       fail(ErrorKind::kDeadlineExceeded, "deadline_ms: got nan, expected milliseconds from now");
     }
@@ -144,39 +145,41 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
 namespace {
 
 std::shared_ptr<Ticket> submit(Scheduler& scheduler, std::shared_ptr<Ticket> ticket,
-                               std::optional<double> deadline_ms, int priority,
+                               std::optional<double> deadline_ms, int priority, uint64_t caller,
                                std::shared_ptr<Mailbox> mailbox, py::object target) {
   PythonSide::sweep();
   if (mailbox) {
     ticket->python().target = std::move(target);
     ticket->attach(std::move(mailbox));
   }
-  scheduler.submit(*ticket, deadline_ms, priority);
+  scheduler.submit(*ticket, deadline_ms, priority, caller);
   return ticket;
 }
 
 std::shared_ptr<Ticket> submit_native(Scheduler& scheduler, const py::dict& request,
                                       std::optional<double> deadline_ms, int priority,
+                                      uint64_t caller,
                                       std::optional<std::shared_ptr<Mailbox>> mailbox,
                                       py::object target) {
   const Signature& signature = static_cast<NativeRunner&>(scheduler.runner()).signature();
   auto ticket = std::make_shared<Ticket>(
       &signature, std::make_unique<PythonSide>(HeldRequest(signature, request)));
   ticket->work = signature.work(ticket->inputs());
-  return submit(scheduler, std::move(ticket), deadline_ms, priority, mailbox.value_or(nullptr),
-                std::move(target));
+  return submit(scheduler, std::move(ticket), deadline_ms, priority, caller,
+                mailbox.value_or(nullptr), std::move(target));
 }
 
 std::shared_ptr<Ticket> submit_checked(Scheduler& scheduler, py::dict arrays, int64_t work,
                                        std::optional<double> deadline_ms, int priority,
+                                       uint64_t caller,
                                        std::optional<std::shared_ptr<Mailbox>> mailbox,
                                        py::object target) {
   auto side = std::make_unique<PythonSide>();
   side->arrays = std::move(arrays);
   auto ticket = std::make_shared<Ticket>(nullptr, std::move(side));
   ticket->work = work;
-  return submit(scheduler, std::move(ticket), deadline_ms, priority, mailbox.value_or(nullptr),
-                std::move(target));
+  return submit(scheduler, std::move(ticket), deadline_ms, priority, caller,
+                mailbox.value_or(nullptr), std::move(target));
 }
 
 // False if the Ticket runs or has ended.
@@ -271,6 +274,7 @@ py::dict stats(Scheduler& scheduler) {
   dict["capacity_work_per_s"] = stats.capacity_work_per_s;
   dict["utilisation"] = stats.utilisation;
   dict["queue_delay_s"] = stats.queue_delay_s;
+  dict["running_s"] = stats.running_s;
   dict["queue_delay"] = to_dict(stats.queue_delay);
   dict["compute"] = to_dict(stats.compute);
   dict["cost_fixed_s"] = stats.cost_fixed_s;
@@ -337,11 +341,11 @@ void bind_batcher(py::module_& module) {
           py::arg("run_batch"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
           "Runs Batches with run_batch(list of dicts) -> list of dicts. slo_s = 0 for none.")
       .def("submit", &submit_native, py::arg("request"), py::arg("deadline_ms"),
-           py::arg("priority"), py::arg("mailbox"), py::arg("target"),
+           py::arg("priority"), py::arg("caller"), py::arg("mailbox"), py::arg("target"),
            "Checks a Request against the plan's signature and queues it.")
       .def("submit_checked", &submit_checked, py::arg("arrays"), py::arg("work"),
-           py::arg("deadline_ms"), py::arg("priority"), py::arg("mailbox"), py::arg("target"),
-           "Queues a Request that was checked and measured.")
+           py::arg("deadline_ms"), py::arg("priority"), py::arg("caller"), py::arg("mailbox"),
+           py::arg("target"), "Queues a Request that was checked and measured.")
       .def("fit", &fit, py::arg("samples"), "Teaches the cost model (work, seconds) pairs.")
       .def(
           "close",

@@ -309,6 +309,7 @@ class Scheduler:
         request: dict,
         deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None,
         priority: typing.SupportsInt | typing.SupportsIndex,
+        caller: typing.SupportsInt | typing.SupportsIndex,
         mailbox: Mailbox | None,
         target: typing.Any,
     ) -> Ticket:
@@ -321,6 +322,7 @@ class Scheduler:
         work: typing.SupportsInt | typing.SupportsIndex,
         deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None,
         priority: typing.SupportsInt | typing.SupportsIndex,
+        caller: typing.SupportsInt | typing.SupportsIndex,
         mailbox: Mailbox | None,
         target: typing.Any,
     ) -> Ticket:

@@ -27,7 +27,7 @@ from headrace.backend import Request, Result
 from headrace.errors import ConfigError, HeadraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from headrace.engine import Engine
     from headrace.signature import Signature
@@ -75,7 +75,7 @@ class Batcher:
         _live.add(self)
 
     def submit(
-        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0
+        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
     ) -> concurrent.futures.Future[Result]:
         """Queues a Request.
 
@@ -84,20 +84,25 @@ class Batcher:
             deadline_ms: Milliseconds from now in which the Result is of use; None for the Batcher's `slo_ms`. A Request
                 whose deadline passes while it waits is not computed.
             priority: Larger goes first; among equals, the earlier deadline.
+            caller: Whose Request it is: a name, a key, anything hashable. While several callers compete, none is
+                admitted beyond its fair share of the backlog. Those that give none are one caller together.
 
         Returns:
             A future of the Result. Its ``cancel()`` works until the Request runs.
 
         Raises:
             RequestError: The Request does not fit the signature; nothing else is disturbed.
-            Overloaded: The queue is full, or the deadline cannot be met; ``retry_after_s`` says when to come back.
+            Overloaded: The queue is full, the caller has its fair share of it, or the deadline cannot be met;
+                ``retry_after_s`` says when to come back.
             DeadlineExceeded: The deadline has already passed.
             BackendUnavailable: The Batcher is closed.
         """
         request = req if type(req) is dict else dict(req)
-        return _TicketFuture(self._enqueue(request, deadline_ms, priority, None, None), self._notifier)
+        return _TicketFuture(self._enqueue(request, deadline_ms, priority, _hash(caller), None, None), self._notifier)
 
-    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result:
+    async def infer(
+        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
+    ) -> Result:
         """Runs a Request and returns its Result.
 
         Cancelling the awaiting task takes the Request out of the queue. The event loop is woken once for all
@@ -107,6 +112,7 @@ class Batcher:
             req: As for `submit`.
             deadline_ms: As for `submit`.
             priority: As for `submit`.
+            caller: As for `submit`.
 
         Raises:
             HeadraceError: As `submit`, and what the Request ended with: `DeadlineExceeded`, `ExecutionError`, or
@@ -118,7 +124,7 @@ class Batcher:
             mailbox = self._open_mailbox(loop)
         future: asyncio.Future[Result] = loop.create_future()
         request = req if type(req) is dict else dict(req)
-        ticket = self._enqueue(request, deadline_ms, priority, mailbox, future)
+        ticket = self._enqueue(request, deadline_ms, priority, _hash(caller), mailbox, future)
         try:
             return await future
         except asyncio.CancelledError:
@@ -136,7 +142,7 @@ class Batcher:
         Requests per second that full Batches would sustain within the SLO, by the cost model (0 until a Batch ran);
         both also as ``..._work_per_s``, in the unit of `Engine.work`; ``utilisation``, the share of the last seconds
         in which the Engine ran; ``queue_delay_s``, how long recent Requests waited, or the longest waiting one if
-        that is more; ``queue_delay`` and ``compute``, histograms (``count``, ``total_s``, ``p50_s``, ``p99_s``,
+        that is more; ``running_s``, how long the Batch that runs has been running, 0 if none does; ``queue_delay`` and ``compute``, histograms (``count``, ``total_s``, ``p50_s``, ``p99_s``,
         cumulative ``buckets``) of the wait of each Request and the run of each Batch; ``cost_fixed_s`` and
         ``cost_per_work_s``, the cost model.
         """
@@ -168,12 +174,13 @@ class Batcher:
         request: Request,
         deadline_ms: float | None,
         priority: int,
+        caller: int,
         mailbox: _core.Mailbox | None,
         target: object,
     ) -> _core.Ticket:
         arrays = self._engine.check(request)
         work = self._engine.work(arrays)
-        return self._scheduler.submit_checked(arrays, work, deadline_ms, priority, mailbox, target)
+        return self._scheduler.submit_checked(arrays, work, deadline_ms, priority, caller, mailbox, target)
 
     def _open_mailbox(self, loop: asyncio.AbstractEventLoop) -> _core.Mailbox:
         with self._loops_lock:
@@ -191,6 +198,11 @@ def _check_options(slo_ms: float | None, max_queue: int, max_batch: int) -> None
     for name, value in (("max_queue", max_queue), ("max_batch", max_batch)):
         if not 0 < value <= 1 << 24:
             raise ConfigError(f"Batcher: got {name}={value!r}, expected 1 to {1 << 24}")
+
+
+def _hash(caller: Hashable) -> int:
+    """What the scheduler knows a caller by: 64 bits, 0 for none."""
+    return 0 if caller is None else hash(caller) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _deliver(mailbox: _core.Mailbox) -> None:
