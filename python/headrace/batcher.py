@@ -142,9 +142,9 @@ class Batcher:
         Requests per second that full Batches would sustain within the SLO, by the cost model (0 until a Batch ran);
         both also as ``..._work_per_s``, in the unit of `Engine.work`; ``utilisation``, the share of the last seconds
         in which the Engine ran; ``queue_delay_s``, how long recent Requests waited, or the longest waiting one if
-        that is more; ``running_s``, how long the Batch that runs has been running, 0 if none does; ``queue_delay`` and ``compute``, histograms (``count``, ``total_s``, ``p50_s``, ``p99_s``,
-        cumulative ``buckets``) of the wait of each Request and the run of each Batch; ``cost_fixed_s`` and
-        ``cost_per_work_s``, the cost model.
+        that is more; ``running_s``, how long the Batch that runs has been running, 0 if none does; ``queue_delay``
+        and ``compute``, histograms (``count``, ``total_s``, ``p50_s``, ``p99_s``, cumulative ``buckets``) of the wait
+        of each Request and the run of each Batch; ``cost_fixed_s`` and ``cost_per_work_s``, the cost model.
         """
         return self._scheduler.stats()
 

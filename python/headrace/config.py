@@ -54,6 +54,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         max_queue: Requests that may wait; one more is refused with `Overloaded`.
         max_batch: Requests that may run together.
         versions: ``"latest"``, ``"all"`` or the list of versions to load.
+        stall_s: Seconds after which a Batch that still runs counts as stuck, and the process as dead.
         nonfinite: What happens to a Result with NaN or Inf in it: ``"count"`` it, ``"allow"`` it
             unchecked, or answer with an ``"error"``.
     """
@@ -65,6 +66,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_queue: Positive = 1024
     max_batch: Positive = 64
     versions: Literal["latest", "all"] | list[Positive] = "latest"
+    stall_s: PositiveFloat = 30.0
     nonfinite: NonFinitePolicy = "count"
 
 
@@ -101,6 +103,7 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    caller_header: str = "x-headrace-caller"
 
 
 class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):

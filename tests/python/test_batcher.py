@@ -302,6 +302,30 @@ def test_a_deadline_that_cannot_be_met_is_refused_and_not_computed(gated: Gated)
     assert gated.executable.batches == [[2]]
 
 
+def test_a_greedy_caller_leaves_room_for_the_others(make_gated: Callable[..., Gated]) -> None:
+    gated = make_gated(max_queue=20)
+    gated.occupy()
+    for _ in range(18):  # a 19th is more than 8 times the 2 places left of 20
+        gated.batcher.submit(vector(1), caller="greedy")
+    with pytest.raises(Overloaded, match="fair share: got 18 waiting Requests of this caller"):
+        gated.batcher.submit(vector(1), caller="greedy")
+    modest = gated.batcher.submit(vector(2), caller="modest")
+    gated.release()
+    assert modest.result(WAIT_S)["y"][0] == 4
+    gated.batcher.close()
+    check_balance(gated.batcher.stats())
+
+
+def test_the_expired_are_answered_while_the_engine_hangs(gated: Gated) -> None:
+    gated.occupy()
+    expired = gated.batcher.submit(vector(1), deadline_ms=20)
+    with pytest.raises(DeadlineExceeded, match="waited"):
+        expired.result(WAIT_S)
+    assert gated.batcher.stats()["running_s"] >= 0.02
+    assert gated.batcher.stats()["running"] == 1
+    check_balance(gated.batcher.stats())
+
+
 @pytest.mark.parametrize("deadline_ms", [0, -5.0, -1e300, float("nan")])
 def test_a_deadline_in_the_past_is_refused(gated: Gated, deadline_ms: float) -> None:
     with pytest.raises(DeadlineExceeded):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from pathlib import Path
 
 import click
@@ -16,14 +18,29 @@ import click
 @click.option(
     "--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Longest request body, in MiB."
 )
+@click.option(
+    "--caller-header",
+    default="x-headrace-caller",
+    show_default=True,
+    help="Request header that names the caller; callers who compete share a model fairly.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object per line.")
 @click.option("--verbose", is_flag=True, help="Log what is loaded and how it is planned.")
-def command(repository: Path, address: str, port: int, max_body_mib: int, as_json: bool, verbose: bool) -> None:
+def command(
+    repository: Path,
+    address: str,
+    port: int,
+    max_body_mib: int,
+    caller_header: str,
+    as_json: bool,
+    verbose: bool,
+) -> None:
     """Serve every model in REPOSITORY (NAME/VERSION/model.onnx or plan.headrace) until SIGTERM or Ctrl+C.
 
     Prints "ready: URL" once every model is loaded and warmed. On SIGTERM it answers what it has accepted and exits.
     """
     from headrace.config import load_repository
+    from headrace.errors import ExecutionError
     from headrace.serving.host import ModelHost
     from headrace.serving.server import run
 
@@ -36,11 +53,18 @@ def command(repository: Path, address: str, port: int, max_body_mib: int, as_jso
         click.echo(line)  # click flushes, so whoever waits for the line on a pipe gets it at once
 
     host = ModelHost(load_repository(repository))
-    run(
-        host,
-        address=address,
-        port=port,
-        body_bytes_max=max_body_mib * 1024 * 1024,
-        on_ready=lambda url: say("ready", url),
-        progress=lambda what: say("loading", what),
-    )
+    try:
+        run(
+            host,
+            address=address,
+            port=port,
+            body_bytes_max=max_body_mib * 1024 * 1024,
+            caller_header=caller_header,
+            on_ready=lambda url: say("ready", url),
+            progress=lambda what: say("loading", what),
+        )
+    except ExecutionError as error:
+        # An Engine may be stuck, and the interpreter's own way out would wait for its thread.
+        click.echo(f"headrace: {type(error).__name__}: {error}", err=True)
+        sys.stdout.flush()
+        os._exit(1)

@@ -18,6 +18,7 @@ from headrace.backend import Result
 from headrace.errors import Cancelled, NotFound
 from headrace.serving.body import (
     BODY_BYTES_MAX,
+    CALLER_HEADER,
     IN_FLIGHT_BYTES_MAX,
     BodyHeaders,
     InFlight,
@@ -42,7 +43,11 @@ EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
 
 
 def build_asgi(
-    host: ModelHost, *, body_bytes_max: int = BODY_BYTES_MAX, in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX
+    host: ModelHost,
+    *,
+    body_bytes_max: int = BODY_BYTES_MAX,
+    in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX,
+    caller_header: str = CALLER_HEADER,
 ) -> OipApp:
     """Makes the ASGI application that serves `host`'s models.
 
@@ -50,16 +55,18 @@ def build_asgi(
         host: The models. The caller loads and closes it.
         body_bytes_max: Longest request body accepted, in bytes; longer ones get 413.
         in_flight_bytes_max: Bytes of all bodies held at one time; a request beyond gets 429.
+        caller_header: The request header that names the caller; callers who compete share a model fairly.
     """
-    return OipApp(host, body_bytes_max, max(in_flight_bytes_max, body_bytes_max))
+    return OipApp(host, body_bytes_max, max(in_flight_bytes_max, body_bytes_max), caller_header)
 
 
 class OipApp:
     """An ASGI application; see `build_asgi`."""
 
-    def __init__(self, host: ModelHost, body_bytes_max: int, in_flight_bytes_max: int) -> None:
+    def __init__(self, host: ModelHost, body_bytes_max: int, in_flight_bytes_max: int, caller_header: str) -> None:
         self.host = host
         self.body_bytes_max = body_bytes_max
+        self._caller_header = caller_header.lower().encode("latin-1")
         # HTTP status -> answers, of every route.
         self.responses: dict[int, int] = {}
         self._in_flight = InFlight(in_flight_bytes_max)
@@ -84,7 +91,7 @@ class OipApp:
         started = perf_counter()
         held = 0
         try:
-            headers = body_headers(scope["headers"])
+            headers = body_headers(scope["headers"], self._caller_header)
             body = await read_body(receive, headers, self.body_bytes_max, self._in_flight)
             held = len(body)
             received = perf_counter()
@@ -113,7 +120,7 @@ class OipApp:
         """Runs `call`; where the client goes away meanwhile, takes it out of the queue and raises `Cancelled`."""
         watched = self._watch.enter(receive)
         try:
-            return await served.infer(call, headers.deadline_ms)
+            return await served.infer(call, headers.deadline_ms, headers.caller)
         except asyncio.CancelledError:
             if not watched.gone:
                 raise
@@ -151,7 +158,7 @@ class OipApp:
             case ["v2"]:
                 return _server_metadata, read
             case ["v2", "health", "live"]:
-                return lambda: (200, b'{"live":true}', JSON), read
+                return self._live, read
             case ["v2", "health", "ready"]:
                 return self._ready, read
             case ["v2", "models", name]:
@@ -169,6 +176,10 @@ class OipApp:
         raise NotFound(
             f"path: got {path[:128]!r}, expected /metrics or a path of the Open Inference Protocol under /v2"
         )
+
+    def _live(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+        stalled = self.host.stalled()
+        return (503, _json({"live": False, "stalled": stalled}), JSON) if stalled else (200, b'{"live":true}', JSON)
 
     def _ready(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
         ready = self.host.ready

@@ -16,6 +16,8 @@ Send = Callable[[Message], Awaitable[None]]
 BODY_BYTES_MAX = 64 * 1024 * 1024
 # Of all requests being received or answered: bounds memory where a bound on the number of requests does not.
 IN_FLIGHT_BYTES_MAX = 8 * BODY_BYTES_MAX
+# Whose value names the caller, unless told otherwise.
+CALLER_HEADER = "x-headrace-caller"
 
 
 class InFlight:
@@ -46,20 +48,26 @@ class InFlight:
 
 @dataclass(slots=True)
 class BodyHeaders:
-    """What the request's headers say about its body and its deadline.
+    """What the request's headers say about its body, its deadline and its caller.
 
     `deadline_ms` comes from ``x-envoy-expected-rq-timeout-ms``, which Envoy (and so Istio and KServe's gateways) sets
-    to the time the caller still waits. HTTP itself has no header for it.
+    to the time the caller still waits. HTTP itself has no header for it. `caller` is whom the request counts for where
+    callers share the Engine; None for those without a name.
     """
 
     content_length: int | None = None
     json_length: int | None = None
     encoding: bytes = b""
     deadline_ms: float | None = None
+    caller: bytes | None = None
 
 
-def body_headers(headers: Iterable[tuple[bytes, bytes]]) -> BodyHeaders:
+def body_headers(headers: Iterable[tuple[bytes, bytes]], caller_header: bytes) -> BodyHeaders:
     """Picks out the headers that matter to an inference request.
+
+    Args:
+        headers: ASGI's: names in lower case.
+        caller_header: The one that names the caller, in lower case.
 
     Raises:
         MalformedRequest: One of them is not the number it should be.
@@ -75,6 +83,8 @@ def body_headers(headers: Iterable[tuple[bytes, bytes]]) -> BodyHeaders:
         elif name == b"x-envoy-expected-rq-timeout-ms":
             # Envoy writes 0 where the route has no timeout.
             found.deadline_ms = float(_number(name, value)) or None
+        elif name == caller_header:
+            found.caller = value
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -50,7 +50,9 @@ class EngineLike(Protocol):
 class BatcherLike(Protocol):
     """What the host needs of `headrace.batcher.Batcher`."""
 
-    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result:
+    async def infer(
+        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
+    ) -> Result:
         """Queues one Request and waits for its Result; cancelling the wait takes it out of the queue."""
 
     def stats(self) -> dict[str, Any]:
@@ -127,12 +129,13 @@ class ServedModel:
             if config.settings.nonfinite != "allow" and "float" in spec.dtype
         )
 
-    async def infer(self, call: InferCall, deadline_ms: float | None = None) -> Result:
+    async def infer(self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None) -> Result:
         """Runs one decoded request through the Batcher and the guards.
 
         Args:
             call: The decoded request.
             deadline_ms: Milliseconds the answer is worth waiting for, beside what `call` says; the smaller counts.
+            caller: Whose request it is, for fair shares; None for those without a name.
 
         Raises:
             HeadraceError: Whatever the Batcher answers with, or `ExecutionError` where a guard refuses the Result.
@@ -141,7 +144,7 @@ class ServedModel:
             own_ms = call.timeout_us / 1000
             deadline_ms = own_ms if deadline_ms is None else min(deadline_ms, own_ms)
         priority = scheduler_priority(call.priority)
-        result = await self.batcher.infer(call.inputs, deadline_ms=deadline_ms, priority=priority)
+        result = await self.batcher.infer(call.inputs, deadline_ms=deadline_ms, priority=priority, caller=caller)
         for name in self._guarded:
             if not np.isfinite(result[name]).all():
                 self._found_nonfinite(name, result[name])
@@ -209,6 +212,7 @@ class ModelHost:
         self._engine_opener = engine_opener
         self._batcher_opener = batcher_opener
         self._draining = False
+        self._closing: tuple[ServedModel, ...] = ()
         self.infer_routes: dict[str, ServedModel] = {}
 
     def load(self, progress: Callable[[str], None] | None = None) -> None:
@@ -307,6 +311,17 @@ class ModelHost:
             for served in self
         }
 
+    def stalled(self) -> list[str]:
+        """Versions whose running Batch has taken longer than their `stall_s`, as ``NAME/VERSION``.
+
+        An Engine that hangs answers nobody and cannot be interrupted: only a new process helps.
+        """
+        return [
+            f"{served.name}/{served.version}"
+            for served in (*self, *self._closing)
+            if served.batcher.stats().get("running_s", 0.0) > served.settings.stall_s
+        ]
+
     def drain(self) -> None:
         """Makes readiness false, so that whoever routes traffic here stops. Requests are still answered."""
         self._draining = True
@@ -323,8 +338,10 @@ class ModelHost:
         self._models = {other: config for other, config in self._models.items() if other != name}
         self._served = {other: loaded for other, loaded in self._served.items() if other != name}
         self._publish()
-        for served in versions.values():
+        self._closing = tuple(versions.values())
+        for served in self._closing:
             served.close()
+        self._closing = ()
 
     def close(self) -> None:
         """Unloads everything. Every error is logged, the first one is raised after all were tried."""

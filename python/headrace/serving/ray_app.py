@@ -24,6 +24,7 @@ from headrace.config import DeployConfig, DeployedModel
 from headrace.errors import ConfigError, ExecutionError
 from headrace.serving.app import build_asgi
 from headrace.serving.autoscaling import SloPolicy
+from headrace.serving.body import CALLER_HEADER
 from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, ReplicaLedger
 from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.load import LoadMeter, sample
@@ -49,6 +50,7 @@ class ModelReplica:
         deployed: The model and how it scales.
         engine_opener: Makes the Engine; tests put their own here.
         batcher_opener: Makes the Batcher; tests put their own here.
+        caller_header: The request header that names the caller.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ModelReplica:
         deployed: DeployedModel,
         engine_opener: OpenEngine = open_engine,
         batcher_opener: OpenBatcher = open_batcher,
+        caller_header: str = CALLER_HEADER,
     ) -> None:
         settings = deployed.model.settings
         if settings.threads is None:
@@ -66,6 +69,7 @@ class ModelReplica:
         self._host = ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener)
         self._host.load()
         self._name = model.name
+        self._caller_header = caller_header
         self._meter = LoadMeter()
         # Whoever runs the application without `deploy` has no front, and calls to it would wait forever.
         has_front = FRONT in serve.status().applications
@@ -74,7 +78,7 @@ class ModelReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once, after the constructor."""
-        return build_asgi(self._host)
+        return build_asgi(self._host, caller_header=self._caller_header)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve on the event loop's thread, every `METRICS_INTERVAL_S` or more often."""
@@ -96,6 +100,8 @@ class ModelReplica:
         """Called by Serve every few seconds; raising restarts the replica."""
         if not self._host.ready:
             raise ExecutionError("replica: got state draining, expected ready")
+        if stalled := self._host.stalled():
+            raise ExecutionError(f"replica: got a Batch that does not end in {', '.join(stalled)}, expected it to")
 
     async def __del__(self) -> None:
         # Serve calls this once no request is left, or its patience is at an end: answer what was accepted, then go.
@@ -111,6 +117,7 @@ def build_app(
     *,
     engine_opener: OpenEngine = open_engine,
     batcher_opener: OpenBatcher = open_batcher,
+    caller_header: str = CALLER_HEADER,
 ) -> serve.Application:
     """Builds the Ray Serve application of one model, to be run at the prefix ``/v2/models/NAME``.
 
@@ -118,6 +125,7 @@ def build_app(
         config: The model and how it scales, or a deployment with that one model in it.
         engine_opener: Makes the Engine of a replica; tests put their own here.
         batcher_opener: Makes the Batcher of a replica; tests put their own here.
+        caller_header: The request header that names the caller; callers who compete share a replica fairly.
 
     Raises:
         ConfigError: The deployment has several models. Each scales alone, so each is an application of its own.
@@ -150,7 +158,7 @@ def build_app(
         autoscaling_config=_autoscaling(deployed),
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    return deployment(serve.ingress()(ModelReplica)).bind(deployed, engine_opener, batcher_opener)
+    return deployment(serve.ingress()(ModelReplica)).bind(deployed, engine_opener, batcher_opener, caller_header)
 
 
 def _autoscaling(deployed: DeployedModel) -> AutoscalingConfig:

@@ -132,7 +132,12 @@ def deploy(
         tell(f"loading {', '.join(names)}")
         targets = [
             serve.RunTarget(
-                build_app(deployed, engine_opener=engine_opener, batcher_opener=batcher_opener),
+                build_app(
+                    deployed,
+                    engine_opener=engine_opener,
+                    batcher_opener=batcher_opener,
+                    caller_header=config.http.caller_header,
+                ),
                 name=deployed.model.name,
                 route_prefix=f"/v2/models/{deployed.model.name}",
             )

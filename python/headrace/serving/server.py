@@ -6,17 +6,19 @@ import asyncio
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from headrace.errors import ConfigError
-from headrace.serving.app import build_asgi
-from headrace.serving.body import BODY_BYTES_MAX
+from headrace.errors import ConfigError, ExecutionError
+from headrace.serving.app import OipApp, build_asgi
+from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.host import ModelHost
 
 # A client that never finishes sending its body must not keep the process alive.
 DRAIN_S_MAX = 60
+CLOSE_POLL_S = 0.5
 
 
 def run(
@@ -25,6 +27,7 @@ def run(
     address: str = "127.0.0.1",
     port: int = 8000,
     body_bytes_max: int = BODY_BYTES_MAX,
+    caller_header: str = CALLER_HEADER,
     on_ready: Callable[[str], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> None:
@@ -37,18 +40,46 @@ def run(
         address: Address to listen on.
         port: TCP port; 0 takes a free one.
         body_bytes_max: Longest request body accepted, in bytes.
+        caller_header: The request header that names the caller, for fair shares.
         on_ready: Called once with the server's URL, when every model is ready.
         progress: Told the name of each model before it loads.
 
     Raises:
         ConfigError: The address and port cannot be listened on.
+        ExecutionError: A model is stuck in a Batch and could not be closed; its thread still runs.
         HeadraceError: A model could not be loaded.
     """
+    app = build_asgi(host, body_bytes_max=body_bytes_max, caller_header=caller_header)
     with contextlib.closing(_listen(address, port)) as listener:
         try:
-            _loop_runner(_serve(host, listener, body_bytes_max, on_ready, progress))
+            _loop_runner(_serve(app, listener, on_ready, progress))
         finally:
+            close_host(host)
+
+
+def close_host(host: ModelHost) -> None:
+    """Closes the host, unless a Batch that never ends would make that take for ever.
+
+    Raises:
+        ExecutionError: A model is stuck in a Batch and could not be closed; its thread still runs.
+        HeadraceError: What closing raised.
+    """
+    failures: list[Exception] = []
+
+    def close() -> None:
+        try:
             host.close()
+        except Exception as error:
+            failures.append(error)
+
+    closing = threading.Thread(target=close, name="headrace-close", daemon=True)
+    closing.start()
+    while closing.is_alive():
+        closing.join(CLOSE_POLL_S)
+        if closing.is_alive() and (stalled := host.stalled()):
+            raise ExecutionError(f"close: got a Batch that does not end in {', '.join(stalled)}, expected it to")
+    if failures:
+        raise failures[0]
 
 
 def _loop_runner(main: object) -> None:
@@ -62,14 +93,13 @@ def _loop_runner(main: object) -> None:
 
 
 async def _serve(
-    host: ModelHost,
+    app: OipApp,
     listener: socket.socket,
-    body_bytes_max: int,
     on_ready: Callable[[str], None] | None,
     progress: Callable[[str], None] | None,
 ) -> None:
     config = uvicorn.Config(
-        build_asgi(host, body_bytes_max=body_bytes_max),
+        app,
         lifespan="off",
         access_log=False,
         log_level="warning",
@@ -81,6 +111,7 @@ async def _serve(
         ws="none",
         timeout_graceful_shutdown=DRAIN_S_MAX,
     )
+    host = app.host
     server = _Server(config)
     loop = asyncio.get_running_loop()
 

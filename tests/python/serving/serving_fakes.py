@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,9 +70,14 @@ class FakeBatcher:
         self._busy: asyncio.Lock | None = None
         self.ledger = dict.fromkeys(("accepted", "ok", "failed", "expired", "cancelled", "refused", "queued"), 0)
         self.seen: list[tuple[float | None, int]] = []
+        self.callers: list[Hashable] = []
+        self.running_s = 0.0
 
-    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result:
+    async def infer(
+        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
+    ) -> Result:
         self.seen.append((deadline_ms, priority))
+        self.callers.append(caller)
         self._busy = self._busy or asyncio.Lock()
         if self.ledger["queued"] >= self._settings.max_queue:
             self.ledger["refused"] += 1
@@ -109,6 +114,7 @@ class FakeBatcher:
             "queue_delay": took,
             "compute": took,
             "queue_delay_s": 0.0,
+            "running_s": self.running_s,
             "capacity_rps": 0.0,
             "offered_rps": 0.0,
         }

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,9 @@ class FakeBatcher:
         self.lock: asyncio.Lock | None = None
         self.count: Counter[str] = Counter()
 
-    async def infer(self, req: Request, *, deadline_ms: float | None = None, priority: int = 0) -> Result:
+    async def infer(
+        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
+    ) -> Result:
         self.lock = self.lock or asyncio.Lock()
         self.count["accepted"] += 1
         async with self.lock:

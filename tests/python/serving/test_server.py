@@ -17,8 +17,8 @@ from urllib.parse import urlparse
 import pytest
 from serving_fakes import make_served, rows
 
-from headrace.errors import ConfigError
-from headrace.serving.server import run
+from headrace.errors import ConfigError, ExecutionError
+from headrace.serving.server import close_host, run
 
 HERE = Path(__file__).parent
 INFER = "/v2/models/doubler/infer"
@@ -152,3 +152,26 @@ def test_a_port_in_use_is_an_error_that_names_it() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"address: got 127\.0\.0\.1:{port}, expected a free one"):
             run(make_served(load=False).host, port=port)
+
+
+def test_a_stuck_batch_does_not_keep_the_server_from_ending() -> None:
+    served = make_served()
+    ended = threading.Event()
+    served.batchers[0].close = ended.wait  # type: ignore[method-assign]
+    served.batchers[0].running_s = 60.0
+    try:
+        with pytest.raises(ExecutionError, match="got a Batch that does not end in doubler/1"):
+            close_host(served.host)
+    finally:
+        ended.set()
+
+
+def test_an_error_of_closing_is_not_lost() -> None:
+    served = make_served()
+
+    def fail() -> None:
+        raise ExecutionError("engine: got no answer")
+
+    served.engines[0].close = fail  # type: ignore[method-assign]
+    with pytest.raises(ExecutionError, match="got no answer"):
+        close_host(served.host)
