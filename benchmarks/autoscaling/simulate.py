@@ -130,8 +130,8 @@ class Ours:
                 ReplicaReport(world.offered_rps / count, CAPACITY_RPS, delay_s, len(world.queue) / count),
             ) * count
         obs = Observation(now, count, world.target, reports, 0, float(len(world.queue)))
-        target, self.state = decide(self.config, self.state, obs)
-        return target
+        decision, self.state = decide(self.config, self.state, obs)
+        return decision.replicas
 
 
 class RayDefault:

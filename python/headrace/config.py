@@ -85,7 +85,7 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         min_replicas: Replicas kept with no traffic; 0 lets the model scale to zero.
         max_replicas: Most replicas at any load.
         cpus_per_replica: CPUs Ray reserves for each replica; may be a fraction.
-        target_utilisation: Share of the measured capacity that a replica is planned to carry.
+        target_utilisation: Share of the measured capacity that a replica is never planned beyond.
         down_hold_s: Seconds for which fewer replicas must have been enough before any is taken away.
         idle_s: Seconds without a Request after which a model with ``min_replicas = 0`` has none.
     """
@@ -93,7 +93,7 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     min_replicas: Annotated[int, msgspec.Meta(ge=0)] = 1
     max_replicas: Positive = 1
     cpus_per_replica: PositiveFloat = 1.0
-    target_utilisation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.7
+    target_utilisation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.85
     down_hold_s: PositiveFloat = 10.0
     idle_s: PositiveFloat = 60.0
 

@@ -16,12 +16,13 @@ from collections import Counter
 from typing import Any
 
 import msgspec
-from ray import serve
+from ray import cloudpickle, serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from headrace.config import DeployConfig, DeployedModel
 from headrace.errors import ConfigError, ExecutionError
+from headrace.serving import autoscaling
 from headrace.serving.app import build_asgi
 from headrace.serving.autoscaling import SloPolicy
 from headrace.serving.body import CALLER_HEADER
@@ -164,6 +165,8 @@ def build_app(
 def _autoscaling(deployed: DeployedModel) -> AutoscalingConfig:
     """Serve's own delays are zero because the policy has its own hysteresis."""
     scaling, slo_ms = deployed.autoscaling, deployed.model.settings.slo_ms
+    # Serve pickles the policy's own module by value, but not those it imports: its controller may have no Headrace.
+    cloudpickle.register_pickle_by_value(autoscaling)
     policy = AutoscalingPolicy(
         policy_function=SloPolicy,
         policy_kwargs={
@@ -175,6 +178,7 @@ def _autoscaling(deployed: DeployedModel) -> AutoscalingConfig:
             "fallback_ongoing": float(deployed.model.settings.max_batch),
         },
     )
+    cloudpickle.unregister_pickle_by_value(autoscaling)
     with warnings.catch_warnings():
         # Serve calls metrics_interval_s deprecated, but 2.60 reads nothing else.
         warnings.simplefilter("ignore", DeprecationWarning)
