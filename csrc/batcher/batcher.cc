@@ -37,7 +37,11 @@ int positive(int value, const char* name) {
 }  // namespace
 
 Batcher::Batcher(BatchRunner& runner, CompletionSink& sink, BatcherOptions options)
-    : runner_(runner), sink_(sink), options_(options), spin_(usable_cores() > 1) {
+    : runner_(runner),
+      sink_(sink),
+      options_(options),
+      spin_(usable_cores() > 1),
+      ledger_(options.ledger ? *options.ledger : own_ledger_) {
   positive(options.max_queue, "max_queue");
   batch_sizes_.resize(static_cast<size_t>(positive(options.max_batch, "max_batch")) + 1);
   batch_.reserve(static_cast<size_t>(options.max_batch));

@@ -12,28 +12,17 @@
 #include "batcher/contention.h"
 #include "batcher/cost_model.h"
 #include "batcher/job.h"
+#include "batcher/ledger.h"
 #include "batcher/meters.h"
 #include "batcher/queue.h"
 
 namespace headrace {
 
 struct BatcherOptions {
-  int max_queue = 1024;  // Jobs waiting; one more is refused
-  int max_batch = 64;    // Jobs per Batch
-  double slo_s = 0;      // the deadline of Jobs that bring none; 0 for no deadline
-};
-
-// Every submitted Job is either refused or accepted, and every accepted one ends once:
-// accepted = ok + failed + expired + cancelled + waiting + running, in every snapshot.
-struct Ledger {
-  int64_t accepted = 0;
-  int64_t refused = 0;
-  int64_t ok = 0;
-  int64_t failed = 0;
-  int64_t expired = 0;
-  int64_t cancelled = 0;
-  int64_t waiting = 0;
-  int64_t running = 0;
+  int max_queue = 1024;      // Jobs waiting; one more is refused
+  int max_batch = 64;        // Jobs per Batch
+  double slo_s = 0;          // the deadline of Jobs that bring none; 0 for no deadline
+  Ledger* ledger = nullptr;  // where to keep the books, borrowed; null for inside
 };
 
 struct BatcherStats {
@@ -128,7 +117,8 @@ class Batcher {
   std::condition_variable work_came_;
   JobQueue queue_;
   CostModel cost_;
-  Ledger ledger_;
+  Ledger own_ledger_;
+  Ledger& ledger_;
   uint64_t next_id_ = 1;
   bool parked_ = false;
   bool busy_ = false;        // a thread has the Engine: batch_ and late_ are its own

@@ -98,11 +98,24 @@ class Sink : public CompletionSink {
 
 }  // namespace
 
-// A Batcher with its runner and sink.
+struct SchedulerOptions {
+  int max_queue = 1024;
+  int max_batch = 64;
+  double slo_s = 0;    // 0 for none
+  int ledger_fd = -1;  // of the file that keeps the books, taken over; -1 for none
+};
+
+// A Batcher with its runner, its sink and the file of its books.
 class Scheduler : public std::enable_shared_from_this<Scheduler> {
  public:
-  Scheduler(std::unique_ptr<BatchRunner> runner, BatcherOptions options)
-      : runner_(std::move(runner)), batcher_(*runner_, sink_, options) {}
+  Scheduler(std::unique_ptr<BatchRunner> runner, const SchedulerOptions& options)
+      : runner_(std::move(runner)),
+        ledger_(options.ledger_fd < 0 ? nullptr : std::make_unique<LedgerFile>(options.ledger_fd)),
+        batcher_(*runner_, sink_,
+                 {.max_queue = options.max_queue,
+                  .max_batch = options.max_batch,
+                  .slo_s = options.slo_s,
+                  .ledger = ledger_ ? &ledger_->ledger() : nullptr}) {}
   ~Scheduler() {
     py::gil_scoped_release release;  // the runner may need it to finish
     batcher_.close(false);
@@ -138,6 +151,7 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
  private:
   const bool spins_ = usable_cores() > 1;
   std::unique_ptr<BatchRunner> runner_;
+  std::unique_ptr<LedgerFile> ledger_;
   Sink sink_;
   Batcher batcher_;
 };
@@ -326,20 +340,26 @@ void bind_batcher(py::module_& module) {
       module, "Scheduler", "The Batcher's C++ side: one thread that forms and runs Batches.")
       .def_static(
           "of_plan",
-          [](std::shared_ptr<Plan> plan, int max_queue, int max_batch, double slo_s) {
-            return std::make_shared<Scheduler>(std::make_unique<NativeRunner>(std::move(plan)),
-                                               BatcherOptions{max_queue, max_batch, slo_s});
+          [](std::shared_ptr<Plan> plan, int max_queue, int max_batch, double slo_s,
+             int ledger_fd) {
+            return std::make_shared<Scheduler>(
+                std::make_unique<NativeRunner>(std::move(plan)),
+                SchedulerOptions{max_queue, max_batch, slo_s, ledger_fd});
           },
           py::arg("plan"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
-          "Runs Batches on a NativePlan, without Python. slo_s = 0 for none.")
+          py::arg("ledger_fd"),
+          "Runs Batches on a NativePlan, without Python. slo_s = 0 and ledger_fd = -1 for none.")
       .def_static(
           "of_function",
-          [](py::object run_batch, int max_queue, int max_batch, double slo_s) {
-            return std::make_shared<Scheduler>(std::make_unique<PythonRunner>(std::move(run_batch)),
-                                               BatcherOptions{max_queue, max_batch, slo_s});
+          [](py::object run_batch, int max_queue, int max_batch, double slo_s, int ledger_fd) {
+            return std::make_shared<Scheduler>(
+                std::make_unique<PythonRunner>(std::move(run_batch)),
+                SchedulerOptions{max_queue, max_batch, slo_s, ledger_fd});
           },
           py::arg("run_batch"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
-          "Runs Batches with run_batch(list of dicts) -> list of dicts. slo_s = 0 for none.")
+          py::arg("ledger_fd"),
+          "Runs Batches with run_batch(list of dicts) -> list of dicts. slo_s = 0 and "
+          "ledger_fd = -1 for none.")
       .def("submit", &submit_native, py::arg("request"), py::arg("deadline_ms"),
            py::arg("priority"), py::arg("caller"), py::arg("mailbox"), py::arg("target"),
            "Checks a Request against the plan's signature and queues it.")

@@ -273,9 +273,10 @@ class Scheduler:
         max_queue: typing.SupportsInt | typing.SupportsIndex,
         max_batch: typing.SupportsInt | typing.SupportsIndex,
         slo_s: typing.SupportsFloat | typing.SupportsIndex,
+        ledger_fd: typing.SupportsInt | typing.SupportsIndex,
     ) -> Scheduler:
         """
-        Runs Batches with run_batch(list of dicts) -> list of dicts. slo_s = 0 for none.
+        Runs Batches with run_batch(list of dicts) -> list of dicts. slo_s = 0 and ledger_fd = -1 for none.
         """
     @staticmethod
     def of_plan(
@@ -283,9 +284,10 @@ class Scheduler:
         max_queue: typing.SupportsInt | typing.SupportsIndex,
         max_batch: typing.SupportsInt | typing.SupportsIndex,
         slo_s: typing.SupportsFloat | typing.SupportsIndex,
+        ledger_fd: typing.SupportsInt | typing.SupportsIndex,
     ) -> Scheduler:
         """
-        Runs Batches on a NativePlan, without Python. slo_s = 0 for none.
+        Runs Batches on a NativePlan, without Python. slo_s = 0 and ledger_fd = -1 for none.
         """
     def close(self, drain: bool) -> None:
         """

@@ -51,21 +51,31 @@ class Batcher:
         slo_ms: The deadline of Requests that bring none, in milliseconds after their arrival; None for no deadline.
         max_queue: Requests that may wait; one more is refused.
         max_batch: Requests per Batch at most.
+        ledger_fd: The file that keeps the books, from `headrace.observe.ledger.create`, taken over; -1 for none.
 
     Raises:
         ConfigError: An argument is out of range.
     """
 
-    def __init__(self, engine: Engine, slo_ms: float | None = None, max_queue: int = 1024, max_batch: int = 64) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        slo_ms: float | None = None,
+        max_queue: int = 1024,
+        max_batch: int = 64,
+        *,
+        ledger_fd: int = -1,
+    ) -> None:
         _check_options(slo_ms, max_queue, max_batch)
         slo_s = 0.0 if slo_ms is None else slo_ms / 1e3
         plan = getattr(engine.executable, "core", None)
         self._enqueue: Callable[..., _core.Ticket]
         if isinstance(plan, _core.NativePlan):
-            self._scheduler = _core.Scheduler.of_plan(plan, max_queue, max_batch, slo_s)
+            self._scheduler = _core.Scheduler.of_plan(plan, max_queue, max_batch, slo_s, ledger_fd)
             self._enqueue = self._scheduler.submit
         else:
-            self._scheduler = _core.Scheduler.of_function(engine.executable.run_batch, max_queue, max_batch, slo_s)
+            run_batch = engine.executable.run_batch
+            self._scheduler = _core.Scheduler.of_function(run_batch, max_queue, max_batch, slo_s, ledger_fd)
             self._enqueue = self._check_and_submit
         self._engine = engine
         self._scheduler.fit(_warmup_runs(engine, max_batch))

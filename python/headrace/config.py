@@ -11,6 +11,7 @@ A model repository is a folder of models, laid out as Triton Inference Server la
 A deploy file names models and says how each scales::
 
     http: {host: 127.0.0.1, port: 8000}
+    ledger: ledger                      # optional: a folder for the request ledger, exact even after kill -9
     models:
       - name: tickets
         path: models/tickets            # a model folder as above, or one .onnx file
@@ -118,6 +119,7 @@ class DeployConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     http: HttpConfig
     models: list[DeployedModel]
+    ledger: Path | None = None
 
 
 class _DeployEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -130,6 +132,7 @@ class _DeployEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class _DeployFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     models: Annotated[list[_DeployEntry], msgspec.Meta(min_length=1)]
     http: HttpConfig = HttpConfig()
+    ledger: str | None = None
 
 
 T = TypeVar("T")
@@ -215,7 +218,8 @@ def load_deploy(path: str | Path) -> DeployConfig:
         model = load_model_path(path.parent / entry.path, entry.name)
         settings = _override(model.settings, entry.settings, path, f"{where}.settings")
         models.append(DeployedModel(model=msgspec.structs.replace(model, settings=settings), autoscaling=scaling))
-    return DeployConfig(http=file.http, models=models)
+    ledger = None if file.ledger is None else (path.parent / file.ledger).resolve()
+    return DeployConfig(http=file.http, models=models, ledger=ledger)
 
 
 def _override(base: ModelSettings, changes: dict[str, Any], path: Path, where: str) -> ModelSettings:

@@ -22,6 +22,7 @@ COMMANDS = {
     "deploy": "Deploy models on Ray Serve as a YAML file says.",
     "doctor": "Show what this process may use of the machine, and which backends work.",
     "inspect": "Show a model's signature, ops and sizes.",
+    "ledger": "Show what became of every request of a server or deployment.",
     "plan": "Show how a model would run here, and why.",
     "serve": "Serve a model repository over HTTP (Open Inference Protocol).",
 }

@@ -24,6 +24,9 @@ import click
     show_default=True,
     help="Request header that names the caller; callers who compete share a model fairly.",
 )
+@click.option(
+    "--ledger", type=click.Path(path_type=Path), help="Folder to keep the request ledger in, exact even after kill -9."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object per line.")
 @click.option("--verbose", is_flag=True, help="Log what is loaded and how it is planned.")
 def command(
@@ -32,6 +35,7 @@ def command(
     port: int,
     max_body_mib: int,
     caller_header: str,
+    ledger: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -52,7 +56,7 @@ def command(
         line = json.dumps({"event": event, "value": value}) if as_json else f"{event}: {value}"
         click.echo(line)  # click flushes, so whoever waits for the line on a pipe gets it at once
 
-    host = ModelHost(load_repository(repository))
+    host = ModelHost(load_repository(repository), ledger=ledger)
     try:
         run(
             host,

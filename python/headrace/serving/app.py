@@ -157,6 +157,8 @@ class OipApp:
                 return self._metrics, read
             case ["v2"]:
                 return _server_metadata, read
+            case ["v2", "ledger"]:
+                return self._ledger, read
             case ["v2", "health", "live"]:
                 return self._live, read
             case ["v2", "health", "ready"]:
@@ -176,6 +178,9 @@ class OipApp:
         raise NotFound(
             f"path: got {path[:128]!r}, expected /metrics or a path of the Open Inference Protocol under /v2"
         )
+
+    def _ledger(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+        return 200, _json(self.host.ledger()), JSON
 
     def _live(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
         stalled = self.host.stalled()

@@ -9,14 +9,17 @@ and once more when it has drained, so that the counts of a deployment balance ac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from ray import serve
 
 from headrace.errors import NotFound
+from headrace.observe.ledger import Books, totals
+from headrace.observe.ledger import read as read_ledger
 from headrace.serving.app import JSON, Scope, build_asgi
 from headrace.serving.body import Receive, Send
 from headrace.serving.errors import error_text, http_status
@@ -57,13 +60,16 @@ class FrontApp:
         names: The models that are deployed beside it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, books: Callable[[], dict[str, Books]]) -> None:
         self.names: tuple[str, ...] = ()
+        self._books = books
         self._server = build_asgi(ModelHost([]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request (ASGI 3)."""
-        if scope["type"] == "http" and (name := _model_of(scope["path"])) is not None:
+        if scope["type"] == "http" and scope["path"] == "/v2/ledger" and scope["method"] in ("GET", "HEAD"):
+            await send_json(200, msgspec.json.encode(self._books()), send)
+        elif scope["type"] == "http" and (name := _model_of(scope["path"])) is not None:
             await _send_not_found(f"model: got {name[:128]!r}, expected one of {', '.join(self.names)}", send)
         else:
             await self._server(scope, receive, send)
@@ -74,12 +80,14 @@ class Front:
 
     Args:
         names: The models that are deployed beside it.
+        ledger: Folder of the request ledger on disk; None to go by what the replicas report.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._app = FrontApp()
-        self._app.names = tuple(names)
+    def __init__(self, names: Sequence[str], ledger: Path | None = None) -> None:
         self._ledgers: dict[str, dict[str, ReplicaLedger]] = {}
+        self._ledger = ledger
+        self._app = FrontApp(self.books)
+        self._app.names = tuple(names)
 
     def __serve_build_asgi_app__(self) -> FrontApp:
         """Called by Serve once, after the constructor."""
@@ -96,6 +104,15 @@ class Front:
         if known is None or not known.final:
             replicas[ledger.replica] = ledger
 
+    def books(self) -> dict[str, Books]:
+        """The books of each model: exact where there is a ledger on disk, else of what the replicas last reported."""
+        if self._ledger is not None:
+            return totals(read_ledger(self._ledger))
+        return {
+            model: sum((Books.of_stats(replica.stats) for replica in replicas.values()), Books())
+            for model, replicas in self._ledgers.items()
+        }
+
     def ledgers(self) -> dict[str, list[ReplicaLedger]]:
         """Every replica's latest report by model, oldest replica first."""
         return {model: list(replicas.values()) for model, replicas in self._ledgers.items()}
@@ -103,9 +120,13 @@ class Front:
 
 async def _send_not_found(message: str, send: Send) -> None:
     error = NotFound(message)
-    body = msgspec.json.encode({"error": error_text(error)})
+    await send_json(http_status(error), msgspec.json.encode({"error": error_text(error)}), send)
+
+
+async def send_json(status: int, body: bytes, send: Send) -> None:
+    """Sends one answer."""
     headers = [JSON, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": http_status(error), "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -117,8 +138,8 @@ def _model_of(path: str) -> str | None:
     return None
 
 
-def build_front(names: Sequence[str]) -> Any:
-    """Builds the front application, to be run at the prefix ``/``."""
+def build_front(names: Sequence[str], ledger: Path | None = None) -> Any:
+    """Builds the front application, to be run at the prefix ``/``; the arguments are `Front`'s."""
     deployment = serve.deployment(
         name=FRONT_DEPLOYMENT,
         max_ongoing_requests=1000,
@@ -126,4 +147,4 @@ def build_front(names: Sequence[str]) -> Any:
         max_queued_requests=100,
         ray_actor_options={"num_cpus": 0},
     )
-    return deployment(serve.ingress()(Front)).bind(names)
+    return deployment(serve.ingress()(Front)).bind(names, ledger)

@@ -14,6 +14,9 @@ from headrace.backend import Plan, Request, Result
 from headrace.config import ModelConfig, ModelSettings
 from headrace.errors import BackendUnavailable, ExecutionError, HeadraceError, NotFound, PlanError
 from headrace.observe.histogram import Histogram
+from headrace.observe.ledger import Books, totals
+from headrace.observe.ledger import create as create_ledger
+from headrace.observe.ledger import read as read_ledger
 from headrace.plan_file import PLAN_FILE
 from headrace.serving.decode import Decoder, InferCall
 from headrace.serving.warmup import warmup_request
@@ -63,7 +66,8 @@ class BatcherLike(Protocol):
 
 
 OpenEngine = Callable[[Path, ModelSettings], EngineLike]
-OpenBatcher = Callable[[EngineLike, ModelSettings], BatcherLike]
+# (engine, settings), and ledger_fd=... where there is a ledger on disk.
+OpenBatcher = Callable[..., BatcherLike]
 
 
 def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
@@ -87,12 +91,16 @@ def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
     return model.compile(backend=settings.backend, precision=settings.precision, threads=settings.threads)
 
 
-def open_batcher(engine: EngineLike, settings: ModelSettings) -> BatcherLike:
-    """Puts the C++ scheduler in front of an Engine."""
+def open_batcher(engine: EngineLike, settings: ModelSettings, *, ledger_fd: int = -1) -> BatcherLike:
+    """Puts the C++ scheduler in front of an Engine; `ledger_fd` as for `headrace.Batcher`."""
     from headrace.batcher import Batcher
 
     return Batcher(
-        cast("Engine", engine), slo_ms=settings.slo_ms, max_queue=settings.max_queue, max_batch=settings.max_batch
+        cast("Engine", engine),
+        slo_ms=settings.slo_ms,
+        max_queue=settings.max_queue,
+        max_batch=settings.max_batch,
+        ledger_fd=ledger_fd,
     )
 
 
@@ -198,6 +206,7 @@ class ModelHost:
         models: What to serve.
         engine_opener: Makes an Engine of a model file; tests put their own here.
         batcher_opener: Makes a Batcher of an Engine; tests put their own here.
+        ledger: Folder of the request ledger on disk; None for books that end with the process.
     """
 
     def __init__(
@@ -206,11 +215,13 @@ class ModelHost:
         *,
         engine_opener: OpenEngine = open_engine,
         batcher_opener: OpenBatcher = open_batcher,
+        ledger: Path | None = None,
     ) -> None:
         self._models = {config.name: config for config in models}
         self._served: dict[str, dict[int, ServedModel]] = {config.name: {} for config in models}
         self._engine_opener = engine_opener
         self._batcher_opener = batcher_opener
+        self._ledger = ledger
         self._draining = False
         self._closing: tuple[ServedModel, ...] = ()
         self.infer_routes: dict[str, ServedModel] = {}
@@ -239,7 +250,11 @@ class ModelHost:
         engine = self._engine_opener(path, config.settings)
         try:
             engine.run_batch([warmup_request(engine.signature, path.parent.parent)])
-            batcher = self._batcher_opener(engine, config.settings)
+            if self._ledger is None:
+                batcher = self._batcher_opener(engine, config.settings)
+            else:
+                fd = create_ledger(self._ledger, config.name, str(version))
+                batcher = self._batcher_opener(engine, config.settings, ledger_fd=fd)
         except BaseException:
             engine.close()
             raise
@@ -310,6 +325,15 @@ class ModelHost:
             f"{served.name}/{served.version}": {**served.batcher.stats(), "rejected": served.rejected}
             for served in self
         }
+
+    def ledger(self) -> dict[str, Books]:
+        """The books of each model: of every process that kept them in the same folder, or else of this one alone."""
+        if self._ledger is not None:
+            return totals(read_ledger(self._ledger))
+        books: dict[str, Books] = {}
+        for served in self:
+            books[served.name] = books.get(served.name, Books()) + Books.of_stats(served.batcher.stats())
+        return books
 
     def stalled(self) -> list[str]:
         """Versions whose running Batch has taken longer than their `stall_s`, as ``NAME/VERSION``.

@@ -13,6 +13,7 @@ import contextlib
 import os
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -52,6 +53,7 @@ class ModelReplica:
         engine_opener: Makes the Engine; tests put their own here.
         batcher_opener: Makes the Batcher; tests put their own here.
         caller_header: The request header that names the caller.
+        ledger: Folder of the request ledger on disk, on this machine or shared by all; None for none.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class ModelReplica:
         engine_opener: OpenEngine = open_engine,
         batcher_opener: OpenBatcher = open_batcher,
         caller_header: str = CALLER_HEADER,
+        ledger: Path | None = None,
     ) -> None:
         settings = deployed.model.settings
         if settings.threads is None:
@@ -67,7 +70,7 @@ class ModelReplica:
             threads = max(1, int(deployed.autoscaling.cpus_per_replica))
             settings = msgspec.structs.replace(settings, threads=threads)
         model = msgspec.structs.replace(deployed.model, settings=settings)
-        self._host = ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener)
+        self._host = ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener, ledger=ledger)
         self._host.load()
         self._name = model.name
         self._caller_header = caller_header
@@ -119,6 +122,7 @@ def build_app(
     engine_opener: OpenEngine = open_engine,
     batcher_opener: OpenBatcher = open_batcher,
     caller_header: str = CALLER_HEADER,
+    ledger: Path | None = None,
 ) -> serve.Application:
     """Builds the Ray Serve application of one model, to be run at the prefix ``/v2/models/NAME``.
 
@@ -127,6 +131,7 @@ def build_app(
         engine_opener: Makes the Engine of a replica; tests put their own here.
         batcher_opener: Makes the Batcher of a replica; tests put their own here.
         caller_header: The request header that names the caller; callers who compete share a replica fairly.
+        ledger: Folder of the request ledger on disk, on the replicas' machine or shared by all; None for none.
 
     Raises:
         ConfigError: The deployment has several models. Each scales alone, so each is an application of its own.
@@ -159,7 +164,9 @@ def build_app(
         autoscaling_config=_autoscaling(deployed),
         logging_config=LoggingConfig(enable_access_log=False),
     )
-    return deployment(serve.ingress()(ModelReplica)).bind(deployed, engine_opener, batcher_opener, caller_header)
+    return deployment(serve.ingress()(ModelReplica)).bind(
+        deployed, engine_opener, batcher_opener, caller_header, ledger
+    )
 
 
 def _autoscaling(deployed: DeployedModel) -> AutoscalingConfig:

@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -137,13 +138,14 @@ def deploy(
                     engine_opener=engine_opener,
                     batcher_opener=batcher_opener,
                     caller_header=config.http.caller_header,
+                    ledger=config.ledger,
                 ),
                 name=deployed.model.name,
                 route_prefix=f"/v2/models/{deployed.model.name}",
             )
             for deployed in config.models
         ]
-        _run_front(sorted({*names, *_deployed_models()}))
+        _run_front(sorted({*names, *_deployed_models()}), config.ledger)
         serve.run_many(targets, wait_for_applications_running=False)
         _wait_running((FRONT, *names), timeout_s, tell)
     except BaseException:
@@ -169,13 +171,13 @@ def _deployed_models() -> list[str]:
     return sorted(name for name, app in applications.items() if name != FRONT and DEPLOYMENT in app.deployments)
 
 
-def _run_front(names: Sequence[str]) -> None:
+def _run_front(names: Sequence[str], ledger: Path | None = None) -> None:
     """Runs the front application, or tells the one that runs which models there are now."""
     if FRONT in serve.status().applications:
         handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
         handle.set_names.remote(list(names)).result(timeout_s=30)
         return
-    target = serve.RunTarget(build_front(names), name=FRONT, route_prefix="/")
+    target = serve.RunTarget(build_front(names, ledger), name=FRONT, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
 
 

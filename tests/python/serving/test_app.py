@@ -372,6 +372,14 @@ def test_the_header_that_names_the_caller() -> None:
     assert served.batchers[0].callers == [b"ann", None, b"bob"]
 
 
+def test_the_ledger_of_a_process() -> None:
+    served = make_served()
+    call(served.app, "POST", INFER, rows(1, 2, 3))
+    call(served.app, "POST", INFER, rows(666, 2, 3))
+    books = call(served.app, "GET", "/v2/ledger").json["doubler"]
+    assert (books["accepted"], books["ok"], books["failed"], books["lost"]) == (2, 1, 1, 0)
+
+
 def test_a_stuck_batch_ends_liveness() -> None:
     served = make_served(make_config("doubler"), make_config("mirror", stall_s=90.0))
     for batcher in served.batchers:
