@@ -9,7 +9,7 @@ CMAKE := env PATH="$(abspath $(BIN)):$$PATH" cmake
 EXT_BUILD = build/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
 CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt setup.py
 
-.PHONY: setup ext demo test test-cpp test-neon test-asan test-tsan test-python lint format stubs bench bench-ops clean
+.PHONY: setup ext demo test test-cpp test-neon test-asan test-tsan test-python lint format stubs protos bench bench-ops clean
 
 setup: $(STAMPS)/built
 
@@ -76,6 +76,10 @@ format: $(STAMPS)/deps
 stubs: setup
 	$(BIN)/pybind11-stubgen headrace._core -o python --exit-code
 	$(BIN)/ruff format -q python/headrace/_core.pyi
+
+# The descriptors of the gRPC messages; tests fail where they are out of date.
+protos: $(STAMPS)/deps
+	$(BIN)/python -m grpc_tools.protoc -I python/headrace/serving --descriptor_set_out=python/headrace/serving/oip.desc oip.proto
 
 # Everything docs/performance.md quotes, and its tables; an hour or less on two quiet cores. BENCH="--only minilm --quick"
 # passes options on. Peers that nothing else needs are installed here and nowhere else.

@@ -17,6 +17,7 @@
     |   `-- RequestTooLarge        the body is longer than the server accepts
     |-- ConfigError                a configuration file or folder cannot be used
     |-- NotFound                   no such model or version
+    |-- NotOffered                 the protocol has it, this server does not
     |-- Overloaded                 refused at admission; carries retry_after_s
     |-- DeadlineExceeded           it expired before it was computed
     |-- Cancelled                  its caller gave it up
@@ -108,6 +109,10 @@ class ConfigError(HeadraceError):
 
 class NotFound(HeadraceError):
     """No model, version or route of that name."""
+
+
+class NotOffered(HeadraceError):
+    """A part of the protocol that this server does not offer."""
 
 
 class Overloaded(HeadraceError):

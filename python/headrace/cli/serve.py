@@ -16,6 +16,12 @@ import click
 @click.option("--host", "address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free port.")
 @click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    help="Port of gRPC; 0 takes a free one.  [default: one above --port, or a free one where that is 0]",
+)
+@click.option("--no-grpc", is_flag=True, help="Serve REST only.")
+@click.option(
     "--max-body-mib", default=64, show_default=True, type=click.IntRange(1), help="Longest request body, in MiB."
 )
 @click.option(
@@ -33,6 +39,8 @@ def command(
     repository: Path,
     address: str,
     port: int,
+    grpc_port: int | None,
+    no_grpc: bool,
     max_body_mib: int,
     caller_header: str,
     ledger: Path | None,
@@ -41,8 +49,13 @@ def command(
 ) -> None:
     """Serve every model in REPOSITORY (NAME/VERSION/model.onnx or plan.headrace) until SIGTERM or Ctrl+C.
 
-    Prints "ready: URL" once every model is loaded and warmed. On SIGTERM it answers what it has accepted and exits.
+    Prints "grpc: HOST:PORT" and "ready: URL" once every model is loaded and warmed. On SIGTERM it answers what it has
+    accepted and exits.
     """
+    if no_grpc and grpc_port is not None:
+        raise click.UsageError(f"got --no-grpc and --grpc-port {grpc_port}, expected one of them")
+    if not no_grpc and grpc_port is None:
+        grpc_port = port + 1 if port else 0
     from headrace.config import load_repository
     from headrace.errors import ExecutionError
     from headrace.serving.host import ModelHost
@@ -56,15 +69,21 @@ def command(
         line = json.dumps({"event": event, "value": value}) if as_json else f"{event}: {value}"
         click.echo(line)  # click flushes, so whoever waits for the line on a pipe gets it at once
 
+    def on_ready(url: str, grpc: str | None) -> None:
+        if grpc is not None:
+            say("grpc", grpc)
+        say("ready", url)
+
     host = ModelHost(load_repository(repository), ledger=ledger)
     try:
         run(
             host,
             address=address,
             port=port,
+            grpc_port=grpc_port,
             body_bytes_max=max_body_mib * 1024 * 1024,
             caller_header=caller_header,
-            on_ready=lambda url: say("ready", url),
+            on_ready=on_ready,
             progress=lambda what: say("loading", what),
         )
     except ExecutionError as error:

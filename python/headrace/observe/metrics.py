@@ -1,4 +1,4 @@
-"""The Prometheus exposition of a `ModelHost`.
+"""The Prometheus exposition of an `OipService`.
 
 Nothing here runs on the request path. The request path bumps plain counters and `Histogram`s; a scrape reads them, and
 reads the Batchers' own ledgers, so the numbers on ``/metrics`` are the ones the scheduler goes by.
@@ -16,6 +16,7 @@ reads the Batchers' own ledgers, so the numbers on ``/metrics`` are the ones the
 | headrace_offered_requests_per_second | model, version | measured arrival rate |
 | headrace_nonfinite_results_total | model, version | Results with NaN or Inf in an output |
 | headrace_http_responses_total | code | HTTP answers of every route |
+| headrace_grpc_responses_total | code | gRPC answers of every call |
 | headrace_ready | | 1 where readiness is true |
 
 Outcomes: ok, failed, expired and cancelled were accepted and add up, with those queued, to accepted; refused (no room,
@@ -24,7 +25,7 @@ or no hope of meeting the deadline) and rejected (a wrong request) never were.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
@@ -34,7 +35,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from headrace.serving.host import ModelHost, ServedModel
+    from headrace.serving.host import ServedModel
+    from headrace.serving.service import OipService
 
 __all__ = ["CONTENT_TYPE", "exposition"]
 
@@ -42,33 +44,31 @@ _MODEL = ["model", "version"]
 _OUTCOMES = ("ok", "failed", "expired", "cancelled", "refused", "rejected")
 
 
-def exposition(host: ModelHost, responses: Mapping[int, int]) -> bytes:
-    """All metrics in Prometheus's text format.
-
-    Args:
-        host: The models.
-        responses: HTTP status -> answers sent.
-    """
-    text: bytes = generate_latest(_HostCollector(host, responses))
+def exposition(service: OipService) -> bytes:
+    """All metrics of a server in Prometheus's text format."""
+    text: bytes = generate_latest(_ServiceCollector(service))
     return text
 
 
-class _HostCollector:
+class _ServiceCollector:
     """Looks like a registry to `generate_latest`: everything is gathered at the scrape."""
 
-    def __init__(self, host: ModelHost, responses: Mapping[int, int]) -> None:
-        self._host = host
-        self._responses = responses
+    def __init__(self, service: OipService) -> None:
+        self._service = service
 
     def collect(self) -> Iterator[Metric]:
         ready = GaugeMetricFamily("headrace_ready", "1 where every model is loaded and warmed.")
-        ready.add_metric([], float(self._host.ready))
+        ready.add_metric([], float(self._service.ready))
         yield ready
         http = CounterMetricFamily("headrace_http_responses", "HTTP answers.", labels=["code"])
-        for status, count in sorted(self._responses.items()):
+        for status, count in sorted(self._service.http_responses.items()):
             http.add_metric([str(status)], float(count))
         yield http
-        served = [(model, model.batcher.stats()) for model in self._host]
+        grpc = CounterMetricFamily("headrace_grpc_responses", "gRPC answers.", labels=["code"])
+        for code, count in sorted(self._service.grpc_responses.items()):
+            grpc.add_metric([code], float(count))
+        yield grpc
+        served = [(model, model.batcher.stats()) for model in self._service.host]
         yield from _ledger(served)
         yield from _scheduler(served)
         yield _batch_sizes(served)

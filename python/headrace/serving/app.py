@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from importlib import metadata
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +20,6 @@ from headrace.serving.body import (
     CALLER_HEADER,
     IN_FLIGHT_BYTES_MAX,
     BodyHeaders,
-    InFlight,
     Message,
     Receive,
     Send,
@@ -32,6 +30,7 @@ from headrace.serving.decode import InferCall
 from headrace.serving.encode import encode
 from headrace.serving.errors import error_text, http_status, outcome, retry_after
 from headrace.serving.host import ModelHost, ServedModel
+from headrace.serving.service import OipService
 from headrace.serving.watch import DisconnectWatch
 
 Scope = dict[str, Any]
@@ -39,7 +38,6 @@ Headers = list[tuple[bytes, bytes]]
 
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 BINARY: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
-EXTENSIONS = ["binary_tensor_data", "schedule_policy"]
 
 
 def build_asgi(
@@ -57,19 +55,28 @@ def build_asgi(
         in_flight_bytes_max: Bytes of all bodies held at one time; a request beyond gets 429.
         caller_header: The request header that names the caller; callers who compete share a model fairly.
     """
-    return OipApp(host, body_bytes_max, max(in_flight_bytes_max, body_bytes_max), caller_header)
+    service = OipService(
+        host,
+        body_bytes_max=body_bytes_max,
+        in_flight_bytes_max=in_flight_bytes_max,
+        caller_header=caller_header,
+    )
+    return OipApp(service)
 
 
 class OipApp:
-    """An ASGI application; see `build_asgi`."""
+    """An ASGI application.
 
-    def __init__(self, host: ModelHost, body_bytes_max: int, in_flight_bytes_max: int, caller_header: str) -> None:
-        self.host = host
-        self.body_bytes_max = body_bytes_max
-        self._caller_header = caller_header.lower().encode("latin-1")
-        # HTTP status -> answers, of every route.
-        self.responses: dict[int, int] = {}
-        self._in_flight = InFlight(in_flight_bytes_max)
+    Args:
+        service: What the requests are answered from. `build_asgi` makes one for REST alone.
+    """
+
+    def __init__(self, service: OipService) -> None:
+        self.service = service
+        self.host = service.host
+        self.body_bytes_max = service.body_bytes_max
+        self._caller_header = service.caller_header.encode("latin-1")
+        self._in_flight = service.in_flight
         self._watch = DisconnectWatch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,7 +163,7 @@ class OipApp:
             case ["metrics"]:
                 return self._metrics, read
             case ["v2"]:
-                return _server_metadata, read
+                return lambda: (200, _json(self.service.server_metadata()), JSON), read
             case ["v2", "ledger"]:
                 return self._ledger, read
             case ["v2", "health", "live"]:
@@ -187,12 +194,11 @@ class OipApp:
         return (503, _json({"live": False, "stalled": stalled}), JSON) if stalled else (200, b'{"live":true}', JSON)
 
     def _ready(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
-        ready = self.host.ready
+        ready = self.service.ready
         return (200 if ready else 503), _json({"ready": ready}), JSON
 
     def _model_metadata(self, name: str, version: str | None) -> tuple[int, bytes, tuple[bytes, bytes]]:
-        served = self.host.find(name, version)
-        return 200, _json(served.metadata(self.host.versions(name))), JSON
+        return 200, _json(self.service.model_metadata(name, version)), JSON
 
     def _model_ready(self, name: str, version: str | None) -> tuple[int, bytes, tuple[bytes, bytes]]:
         self.host.find(name, version)
@@ -211,7 +217,7 @@ class OipApp:
     def _metrics(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
         from headrace.observe.metrics import CONTENT_TYPE, exposition
 
-        return 200, exposition(self.host, self.responses), (b"content-type", CONTENT_TYPE.encode())
+        return 200, exposition(self.service), (b"content-type", CONTENT_TYPE.encode())
 
     async def _send_error(self, error: Exception, send: Send) -> None:
         status = http_status(error)
@@ -224,7 +230,8 @@ class OipApp:
         await self._send(send, status, _json({"error": error_text(error)}), JSON, *extra)
 
     async def _send(self, send: Send, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
-        self.responses[status] = self.responses.get(status, 0) + 1
+        responses = self.service.http_responses
+        responses[status] = responses.get(status, 0) + 1
         length = (b"content-length", str(len(body)).encode())
         await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
         await send({"type": "http.response.body", "body": body})
@@ -246,14 +253,6 @@ def _without_root(scope: Scope) -> str:
     if root and path.startswith(root + "/") and not path.startswith("/v2"):
         return path.removeprefix(root)
     return path
-
-
-def _server_metadata() -> tuple[int, bytes, tuple[bytes, bytes]]:
-    try:
-        version = metadata.version("headrace")
-    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
-        version = "unknown"
-    return 200, _json({"name": "headrace", "version": version, "extensions": EXTENSIONS}), JSON
 
 
 def _json(value: object) -> bytes:

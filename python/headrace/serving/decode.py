@@ -1,4 +1,4 @@
-"""From an inference request's bytes to a Request, by a model's signature.
+"""From an inference request to a Request, by a model's signature: REST bodies here, gRPC messages in `grpc_codec`.
 
 Everything a client declares (names, dtypes, shapes, sizes) is checked against the signature and against the bytes
 that really came before a single array is made, so memory used is bounded by the body, which the server bounds.
@@ -7,6 +7,7 @@ that really came before a single array is made, so memory used is bounded by the
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -19,6 +20,8 @@ from headrace.signature import DTYPE_FROM_OIP, Signature, TensorSpec
 
 _BODY = msgspec.json.Decoder(InferBody)
 _FLOATS = {"float16", "float32", "float64", "bfloat16"}
+# Protobuf has no integers of less than 32 bits.
+_WIRE_DTYPES = {"INT8": np.int32, "INT16": np.int32, "UINT8": np.uint32, "UINT16": np.uint32}
 
 
 @dataclass(slots=True)
@@ -44,7 +47,7 @@ class Decoder:
     """Decodes the inference requests of one model. Stateless after construction; any thread may call it."""
 
     def __init__(self, signature: Signature) -> None:
-        self._inputs = {spec.name: _InputDecoder(spec) for spec in signature.inputs}
+        self._inputs = {spec.name: InputDecoder(spec) for spec in signature.inputs}
         self._outputs = {spec.name: spec for spec in signature.outputs}
         self._all_json = tuple((spec, False) for spec in signature.outputs)
         self._all_binary = tuple((spec, True) for spec in signature.outputs)
@@ -76,8 +79,8 @@ class Decoder:
         binary = False
         if (parameters := message.parameters) is not None:
             priority, timeout_us, binary = parameters.priority, parameters.timeout or 0, parameters.binary_data_output
-            _check_parameters(priority, timeout_us, parameters.sequence_id)
-        outputs = self._wanted(message.outputs, binary)
+            check_parameters(priority, timeout_us, parameters.sequence_id)
+        outputs = self.wanted(message.outputs, binary)
         return InferCall(inputs, outputs, message.id, priority, timeout_us)
 
     def _decode_inputs(self, tensors: list[InputTensor], tail: memoryview) -> dict[str, np.ndarray]:
@@ -85,12 +88,7 @@ class Decoder:
         offset = 0
         for tensor in tensors:
             name = tensor.name
-            decoder = self._inputs.get(name)
-            if decoder is None:
-                raise UnknownInput(f"inputs: got {_shown(name)}, expected one of {', '.join(self._inputs)}")
-            if name in inputs:
-                raise MalformedRequest(f"inputs: got {name!r} twice, expected each input once")
-            decoder.check_declared(tensor)
+            decoder = self.declared(tensor, inputs)
             parameters = tensor.parameters
             size = parameters.binary_data_size if parameters is not None else None
             if size is None:
@@ -101,18 +99,51 @@ class Decoder:
                     f"input {name!r}: got binary_data_size {size}, expected 0 to {len(tail) - offset}, "
                     "the bytes left in the body"
                 )
-            inputs[name] = decoder.from_binary(tensor, tail[offset : offset + size])
+            if tensor.data != NO_DATA:
+                raise MalformedRequest(f"input {name!r}: got both data and binary_data_size, expected one of them")
+            inputs[name] = decoder.from_binary(tensor.shape, tail[offset : offset + size], "binary_data_size")
             offset += size
-        if len(inputs) != len(self._inputs):
-            missing = ", ".join(repr(name) for name in self._inputs if name not in inputs)
-            raise MissingInput(f"inputs: got {len(inputs)} of {len(self._inputs)} inputs, expected also {missing}")
+        self.check_complete(inputs)
         if offset != len(tail):
             raise MalformedRequest(
                 f"body: got {len(tail)} bytes of binary data, expected the {offset} that the inputs declare"
             )
         return inputs
 
-    def _wanted(self, outputs: list[RequestedOutput] | None, binary: bool) -> tuple[tuple[TensorSpec, bool], ...]:
+    def declared(self, tensor: InputTensor, inputs: Mapping[str, object]) -> InputDecoder:
+        """The decoder of a declared input, once name, datatype, shape and parameters are found right.
+
+        Args:
+            tensor: What the request declares; its data is not looked at.
+            inputs: The inputs before it in the request, by name.
+
+        Raises:
+            RequestError: It does not fit the signature, or comes a second time.
+        """
+        decoder = self._inputs.get(tensor.name)
+        if decoder is None:
+            raise UnknownInput(f"inputs: got {_shown(tensor.name)}, expected one of {', '.join(self._inputs)}")
+        if tensor.name in inputs:
+            raise MalformedRequest(f"inputs: got {tensor.name!r} twice, expected each input once")
+        decoder.check_declared(tensor)
+        return decoder
+
+    def check_complete(self, inputs: Mapping[str, object]) -> None:
+        """Raises `MissingInput` where one of the signature's inputs is not in `inputs`."""
+        if len(inputs) != len(self._inputs):
+            missing = ", ".join(repr(name) for name in self._inputs if name not in inputs)
+            raise MissingInput(f"inputs: got {len(inputs)} of {len(self._inputs)} inputs, expected also {missing}")
+
+    def wanted(self, outputs: list[RequestedOutput] | None, binary: bool) -> tuple[tuple[TensorSpec, bool], ...]:
+        """The outputs to send, each with whether it goes out in binary form.
+
+        Args:
+            outputs: Those the request names; all where it names none.
+            binary: For the outputs that do not say.
+
+        Raises:
+            RequestError: One is unknown or named twice, or asks for what is not offered.
+        """
         if not outputs:
             return self._all_binary if binary else self._all_json
         wanted: dict[str, tuple[TensorSpec, bool]] = {}
@@ -133,7 +164,7 @@ class Decoder:
         return tuple(wanted.values())
 
 
-class _InputDecoder:
+class InputDecoder:
     """Decodes one named input."""
 
     def __init__(self, spec: TensorSpec) -> None:
@@ -218,27 +249,60 @@ class _InputDecoder:
             )
         return array if nested else array.reshape(shape)
 
-    def from_binary(self, tensor: InputTensor, data: memoryview) -> np.ndarray:
-        """The array of an input in binary form: row-major little-endian values, or length-prefixed strings."""
-        if tensor.data != NO_DATA:
-            self._refuse("got both data and binary_data_size, expected one of them")
-        count = _count(tensor.shape)
+    def from_values(self, shape: list[int], values: Sequence[Any]) -> np.ndarray:
+        """The array of an input whose values gRPC carries one by one, with the types of its datatype."""
+        count = _count(shape)
+        if len(values) != count:
+            raise ShapeMismatch(
+                f"input {self._spec.name!r}: got {len(values)} values in contents, "
+                f"expected {_shown(count)} for shape {_shown(shape)}"
+            )
         if self._spec.dtype == "string":
-            return self._strings(data, count).reshape(tensor.shape)
+            return self._texts(values).reshape(shape)
+        array = np.array(values, dtype=_WIRE_DTYPES.get(self._datatype, self._dtype))
+        if array.dtype != self._dtype:
+            bounds = np.iinfo(self._dtype)
+            if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+                self._refuse(
+                    f"got values from {array.min()} to {array.max()} in contents, expected them to fit {self._datatype}"
+                )
+            array = array.astype(self._dtype)
+        return array.reshape(shape)
+
+    def _texts(self, values: Sequence[bytes]) -> np.ndarray:
+        array = np.empty(len(values), dtype=object)
+        index = 0
+        try:
+            for index, value in enumerate(values):
+                array[index] = value.decode()
+        except UnicodeDecodeError as error:
+            self._refuse(f"got element {index} that is not UTF-8 ({error.reason}), expected UTF-8 text")
+        return array
+
+    def from_binary(self, shape: list[int], data: memoryview, what: str) -> np.ndarray:
+        """The array of an input in binary form: row-major little-endian values, or length-prefixed strings.
+
+        Args:
+            shape: Its shape, found right by `check_declared`.
+            data: The bytes.
+            what: What the length of `data` is called on the wire, for messages.
+        """
+        count = _count(shape)
+        if self._spec.dtype == "string":
+            return self._strings(data, count, what).reshape(shape)
         expected = count * self._dtype.itemsize
         if len(data) != expected:
             self._refuse(
-                f"got binary_data_size {len(data)}, expected {_shown(expected)} for "
-                f"{self._datatype} of shape {_shown(tensor.shape)}"
+                f"got {what} {len(data)}, expected {_shown(expected)} for {self._datatype} of shape {_shown(shape)}"
             )
         if self._dtype == np.bool_:
             raw = np.frombuffer(data, dtype=np.uint8)
             if raw.size and raw.max() > 1:
                 self._refuse(f"got byte {raw.max()} in binary BOOL data, expected 0 or 1")
         # A copy, because the bytes sit at any offset of the body and Backends want aligned memory.
-        return np.frombuffer(data, dtype=self._dtype).reshape(tensor.shape).copy()
+        return np.frombuffer(data, dtype=self._dtype).reshape(shape).copy()
 
-    def _strings(self, data: memoryview, count: int) -> np.ndarray:
+    def _strings(self, data: memoryview, count: int, what: str) -> np.ndarray:
         """BYTES in binary form: each element is 4 bytes of little-endian length, then the bytes."""
         if len(data) < 4 * count:
             self._refuse(f"got {len(data)} bytes of BYTES data, expected at least {_shown(4 * count)}")
@@ -254,7 +318,7 @@ class _InputDecoder:
         except UnicodeDecodeError as error:
             self._refuse(f"got element {len(strings)} that is not UTF-8 ({error.reason}), expected UTF-8 text")
         except struct.error:
-            self._refuse(f"got {len(strings)} strings in binary_data_size {len(data)}, expected {count}")
+            self._refuse(f"got {len(strings)} strings in {what} {len(data)}, expected {count}")
         if offset != len(data):
             self._refuse(f"got {len(data) - offset} bytes after the last string, expected none")
         array = np.empty(count, dtype=object)
@@ -280,7 +344,8 @@ def _json_error(error: Exception) -> str:
     return str(error)[:500]
 
 
-def _check_parameters(priority: int, timeout_us: int, sequence_id: int | str | None) -> None:
+def check_parameters(priority: int, timeout_us: int, sequence_id: int | str | None) -> None:
+    """Raises `MalformedRequest` for parameters of a request that are out of range or not offered."""
     if priority < 0:
         raise MalformedRequest(f"parameters.priority: got {_shown(priority)}, expected 0 or more")
     if timeout_us < 0:

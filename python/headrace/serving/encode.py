@@ -1,4 +1,4 @@
-"""From a Result to an inference answer's bytes."""
+"""From a Result to the bytes of a REST answer; gRPC's are made in `grpc_codec`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def encode(
     """
     tensors: list[OutputTensor] = []
     blobs: list[bytes] = []
-    for spec, binary in outputs:
+    for spec, is_binary in outputs:
         array = result[spec.name]
         tensor = OutputTensor(name=spec.name, datatype=spec.oip_datatype, shape=list(array.shape))
-        if binary:
-            blob = _strings(array) if spec.dtype == "string" else array.tobytes()
+        if is_binary:
+            blob = binary(spec, array)
             tensor.parameters = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
@@ -53,6 +53,11 @@ def encode(
     if not blobs:
         return head, None
     return b"".join([head, *blobs]), len(head)
+
+
+def binary(spec: TensorSpec, array: np.ndarray) -> bytes:
+    """An output in binary form: row-major little-endian values, or length-prefixed strings."""
+    return _strings(array) if spec.dtype == "string" else array.tobytes()
 
 
 def _strings(array: np.ndarray) -> bytes:

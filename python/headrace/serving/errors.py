@@ -1,47 +1,64 @@
-"""The one table from Headrace's errors to HTTP statuses."""
+"""The one table from Headrace's errors to what each protocol says, and to the ledger's words."""
 
 from __future__ import annotations
 
 import logging
 import math
+from typing import NamedTuple
 
 from headrace import errors
 
 log = logging.getLogger("headrace.serving")
 
+
+class Answered(NamedTuple):
+    """How an error is answered.
+
+    Attributes:
+        kind: The error, its subclasses included.
+        http: The HTTP status.
+        grpc: The name of the gRPC status code.
+        outcome: The ledger's word, for requests that never reached a Batcher too.
+    """
+
+    kind: type[BaseException]
+    http: int
+    grpc: str
+    outcome: str
+
+
 # Checked in order: a subclass stands before its base.
-HTTP_STATUS: tuple[tuple[type[BaseException], int], ...] = (
-    (errors.RequestTooLarge, 413),
-    (errors.RequestError, 400),
-    (errors.NotFound, 404),
-    (errors.Overloaded, 429),
-    (errors.DeadlineExceeded, 504),
-    (
-        errors.Cancelled,
-        499,
-    ),  # nginx's code for a client that closed the connection: nobody reads it but logs and metrics
-    (errors.BackendUnavailable, 503),
-    (errors.ExecutionError, 500),
+TABLE: tuple[Answered, ...] = (
+    Answered(errors.RequestTooLarge, 413, "RESOURCE_EXHAUSTED", "rejected"),
+    Answered(errors.RequestError, 400, "INVALID_ARGUMENT", "rejected"),
+    Answered(errors.NotFound, 404, "NOT_FOUND", "rejected"),
+    Answered(errors.NotOffered, 501, "UNIMPLEMENTED", "rejected"),
+    Answered(errors.Overloaded, 429, "RESOURCE_EXHAUSTED", "refused"),
+    Answered(errors.DeadlineExceeded, 504, "DEADLINE_EXCEEDED", "expired"),
+    # 499 is nginx's code for a client that closed the connection: nobody reads it but logs and metrics.
+    Answered(errors.Cancelled, 499, "CANCELLED", "cancelled"),
+    Answered(errors.BackendUnavailable, 503, "UNAVAILABLE", "failed"),
+    Answered(BaseException, 500, "INTERNAL", "failed"),
 )
 
-# The words of the request ledger, for requests that never reached a Batcher too.
-OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
-    (errors.RequestError, "rejected"),
-    (errors.NotFound, "rejected"),
-    (errors.Overloaded, "refused"),
-    (errors.DeadlineExceeded, "expired"),
-    (errors.Cancelled, "cancelled"),
-)
+
+def _row(error: BaseException) -> Answered:
+    return next(row for row in TABLE if isinstance(error, row.kind))
 
 
 def http_status(error: BaseException) -> int:
     """The HTTP status that answers `error`; 500 for whatever is not in the table."""
-    return next((status for kind, status in HTTP_STATUS if isinstance(error, kind)), 500)
+    return _row(error).http
+
+
+def grpc_status(error: BaseException) -> str:
+    """The name of the gRPC status code that answers `error`; ``INTERNAL`` for whatever is not in the table."""
+    return _row(error).grpc
 
 
 def outcome(error: BaseException) -> str:
     """The ledger's word for a request that ended with `error`."""
-    return next((word for kind, word in OUTCOMES if isinstance(error, kind)), "failed")
+    return _row(error).outcome
 
 
 def error_text(error: BaseException) -> str:

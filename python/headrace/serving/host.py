@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import msgspec
 import numpy as np
 
 from headrace.backend import Plan, Request, Result
@@ -20,7 +19,7 @@ from headrace.observe.ledger import read as read_ledger
 from headrace.plan_file import PLAN_FILE
 from headrace.serving.decode import Decoder, InferCall
 from headrace.serving.warmup import warmup_request
-from headrace.signature import Signature
+from headrace.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from headrace.engine import Engine
@@ -381,12 +380,7 @@ class ModelHost:
             raise failure
 
 
-class _TensorMetadata(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-def _tensor_metadata(spec: Any) -> _TensorMetadata:
+def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     """The protocol says -1 for a dim that may vary."""
-    return _TensorMetadata(spec.name, spec.oip_datatype, [-1 if isinstance(d, str) else d for d in spec.dims])
+    dims = [-1 if isinstance(dim, str) else dim for dim in spec.dims]
+    return {"name": spec.name, "datatype": spec.oip_datatype, "shape": dims}

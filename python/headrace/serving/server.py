@@ -1,4 +1,4 @@
-"""`headrace serve`: one process, one event loop, uvicorn in front of the ASGI application."""
+"""`headrace serve`: one process, one event loop; uvicorn in front of the ASGI application, and gRPC beside it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from headrace.errors import ConfigError, ExecutionError
-from headrace.serving.app import OipApp, build_asgi
+from headrace.errors import BackendUnavailable, ConfigError, ExecutionError
+from headrace.serving.app import OipApp
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.host import ModelHost
+from headrace.serving.service import OipService
+
+if TYPE_CHECKING:
+    from headrace.serving.grpc_server import GrpcListener
 
 # A client that never finishes sending its body must not keep the process alive.
 DRAIN_S_MAX = 60
@@ -26,9 +31,10 @@ def run(
     *,
     address: str = "127.0.0.1",
     port: int = 8000,
+    grpc_port: int | None = None,
     body_bytes_max: int = BODY_BYTES_MAX,
     caller_header: str = CALLER_HEADER,
-    on_ready: Callable[[str], None] | None = None,
+    on_ready: Callable[[str, str | None], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then answers everything accepted and closes `host`.
@@ -38,21 +44,23 @@ def run(
     Args:
         host: The models; loaded here.
         address: Address to listen on.
-        port: TCP port; 0 takes a free one.
+        port: TCP port of REST; 0 takes a free one.
+        grpc_port: TCP port of gRPC; 0 takes a free one, None serves none.
         body_bytes_max: Longest request body accepted, in bytes.
         caller_header: The request header that names the caller, for fair shares.
-        on_ready: Called once with the server's URL, when every model is ready.
+        on_ready: Called once, when every model is ready, with the server's URL and the ``HOST:PORT`` of gRPC (or None).
         progress: Told the name of each model before it loads.
 
     Raises:
-        ConfigError: The address and port cannot be listened on.
+        ConfigError: The address and a port cannot be listened on.
+        BackendUnavailable: gRPC is asked for, and not installed.
         ExecutionError: A model is stuck in a Batch and could not be closed; its thread still runs.
         HeadraceError: A model could not be loaded.
     """
-    app = build_asgi(host, body_bytes_max=body_bytes_max, caller_header=caller_header)
+    service = OipService(host, body_bytes_max=body_bytes_max, caller_header=caller_header)
     with contextlib.closing(_listen(address, port)) as listener:
         try:
-            _loop_runner(_serve(app, listener, on_ready, progress))
+            _loop_runner(_serve(service, listener, grpc_port, on_ready, progress))
         finally:
             close_host(host)
 
@@ -93,12 +101,46 @@ def _loop_runner(main: object) -> None:
 
 
 async def _serve(
-    app: OipApp,
+    service: OipService,
     listener: socket.socket,
-    on_ready: Callable[[str], None] | None,
+    grpc_port: int | None,
+    on_ready: Callable[[str, str | None], None] | None,
     progress: Callable[[str], None] | None,
 ) -> None:
-    config = uvicorn.Config(
+    host = service.host
+    server = _Server(_uvicorn_config(OipApp(service)))
+    calls = None if grpc_port is None else await _start_grpc(service, listener.getsockname()[0], grpc_port)
+    loop = asyncio.get_running_loop()
+    stops: list[asyncio.Task[None]] = []  # the loop alone would not keep them
+
+    def stop() -> None:
+        # The second signal means it: what is still running is cut off.
+        server.force_exit = server.should_exit
+        server.should_exit = True
+        host.drain()
+        if calls is not None:
+            stops.append(loop.create_task(calls.server.stop(0 if server.force_exit else DRAIN_S_MAX)))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = asyncio.create_task(asyncio.to_thread(host.load, progress))
+    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and loading.exception() is not None:
+        server.should_exit = True
+    while loading.done() and not (server.started or serving.done()):
+        await asyncio.sleep(0.005)
+    if on_ready is not None and not server.should_exit and not serving.done():
+        on_ready(_url(listener), calls.address if calls else None)
+    # uvicorn stops listening, then waits for every request it has taken in; gRPC does the same meanwhile.
+    await serving
+    if calls is not None:
+        await calls.server.stop(DRAIN_S_MAX)
+    await loading
+
+
+def _uvicorn_config(app: OipApp) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         lifespan="off",
         access_log=False,
@@ -111,30 +153,17 @@ async def _serve(
         ws="none",
         timeout_graceful_shutdown=DRAIN_S_MAX,
     )
-    host = app.host
-    server = _Server(config)
-    loop = asyncio.get_running_loop()
 
-    def stop() -> None:
-        # The second signal means it: what is still running is cut off.
-        server.force_exit = server.should_exit
-        server.should_exit = True
-        host.drain()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(asyncio.to_thread(host.load, progress))
-    await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
-    if loading.done() and loading.exception() is not None:
-        server.should_exit = True
-    while loading.done() and not (server.started or serving.done()):
-        await asyncio.sleep(0.005)
-    if on_ready is not None and not server.should_exit and not serving.done():
-        on_ready(_url(listener))
-    # uvicorn stops listening, then waits for every request it has taken in.
-    await serving
-    await loading
+async def _start_grpc(service: OipService, address: str, port: int) -> GrpcListener:
+    """Imports gRPC only where it is wanted: it is an extra, and takes a quarter of a second."""
+    try:
+        from headrace.serving import grpc_app, grpc_server
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(
+            f"gRPC: got {error}, expected it installed (pip install 'headrace[serve]') or not asked for (--no-grpc)"
+        ) from error
+    return await grpc_server.start(grpc_app.GrpcApp(service), address, port, service.body_bytes_max)
 
 
 class _Server(uvicorn.Server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import socket
@@ -19,6 +20,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+import tritonclient.http
+import tritonclient.http.aio
 from oip_client import binary_request, read_answer
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -107,8 +112,8 @@ def get(url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, ReferenceEvaluator]]]:
-    """The URL of a server with two versions of one model, and what each should answer."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, dict[str, ReferenceEvaluator]]]:
+    """The URL and the gRPC address of a server with two versions of one model, and what each should answer."""
     root = tmp_path_factory.mktemp("repository")
     models = {"1": save_model(root / "credit/1/model.onnx"), "2": save_model(root / "credit/2/model.onnx", 2.0)}
     save_words_model(root / "words/1/model.onnx")
@@ -116,15 +121,23 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict
     process = start(root)
     try:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(4)]
+        lines = [process.stdout.readline() for _ in range(5)]
         assert lines[:3] == [f"loading: {it}\n" for it in ("credit version 1", "credit version 2", "words version 1")]
-        assert lines[3].startswith("ready: http://127.0.0.1:"), lines
+        assert lines[3].startswith("grpc: 127.0.0.1:"), lines
+        assert lines[4].startswith("ready: http://127.0.0.1:"), lines
         yield (
-            lines[3].removeprefix("ready: ").strip() + "/v2/models/credit",
+            lines[4].removeprefix("ready: ").strip(),
+            lines[3].removeprefix("grpc: ").strip(),
             {version: ReferenceEvaluator(model) for version, model in models.items()},
         )
     finally:
         stop(process)
+
+
+@pytest.fixture(scope="module")
+def served(server: tuple[str, str, dict[str, ReferenceEvaluator]]) -> tuple[str, dict[str, ReferenceEvaluator]]:
+    """The URL of its model of two versions, and what each should answer."""
+    return server[0] + "/v2/models/credit", server[2]
 
 
 def test_answers_are_those_of_the_reference_evaluator(served: tuple[str, dict[str, ReferenceEvaluator]]) -> None:
@@ -150,6 +163,55 @@ def test_strings_go_in_and_out_in_both_forms(served: tuple[str, dict[str, Refere
         with urllib.request.urlopen(request, timeout=30) as answer:
             got = read_answer(answer.read(), {name.lower(): value for name, value in answer.getheaders()})
         assert got["translated"].tolist() == [["ja"], ["nein"], ["?"]]
+
+
+async def _ask_stock_client(client: Any, module: Any, x: np.ndarray, version: str) -> np.ndarray:
+    """Health, metadata and one inference; a sync client's answers need no awaiting."""
+
+    async def get(answer: Any) -> Any:
+        return await answer if inspect.isawaitable(answer) else answer
+
+    for ready in (client.is_server_live, client.is_server_ready):
+        assert await get(ready())
+    assert await get(client.is_model_ready("credit", version))
+    metadata = await get(client.get_model_metadata("credit", version))
+    names = metadata["inputs"] if isinstance(metadata, dict) else [{"name": one.name} for one in metadata.inputs]
+    assert [one["name"] for one in names] == ["x"]
+    given = module.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    wanted = module.InferRequestedOutput("p")
+    answer = await get(client.infer("credit", [given], version, outputs=[wanted], request_id="7", timeout=9_000_000))
+    with pytest.raises(module.InferenceServerException, match=r"model: got 'nobody', expected one of credit, words"):
+        await get(client.infer("nobody", [given]))
+    array: np.ndarray = answer.as_numpy("p")
+    return array
+
+
+async def test_every_stock_client_gets_the_same_bits(server: tuple[str, str, dict[str, ReferenceEvaluator]]) -> None:
+    url, address, references = server
+    host = url.removeprefix("http://")
+    x = np.random.default_rng(3).standard_normal((4, 30)).astype(np.float32)
+    for version in ("1", "2"):
+        async with tritonclient.http.aio.InferenceServerClient(host) as client:
+            answers = [await _ask_stock_client(client, tritonclient.http.aio, x, version)]
+        async with tritonclient.grpc.aio.InferenceServerClient(address) as client:
+            answers.append(await _ask_stock_client(client, tritonclient.grpc.aio, x, version))
+        for module, where in ((tritonclient.http, host), (tritonclient.grpc, address)):
+            with module.InferenceServerClient(where) as client:
+                answers.append(await _ask_stock_client(client, module, x, version))
+        want = references[version].run(None, {"x": x})[0]
+        np.testing.assert_allclose(answers[0], want, atol=1e-6)
+        assert len({answer.tobytes() for answer in answers}) == 1
+
+
+def test_a_stock_client_sends_and_reads_text(server: tuple[str, str, dict[str, ReferenceEvaluator]]) -> None:
+    words = np.array([["Yes"], ["No"], ["grün"]], dtype=object)
+    for module, where in ((tritonclient.http, server[0].removeprefix("http://")), (tritonclient.grpc, server[1])):
+        given = module.InferInput("word", [3, 1], "BYTES")
+        given.set_data_from_numpy(words)
+        with module.InferenceServerClient(where) as client:
+            answer = client.infer("words", [given])
+        assert answer.as_numpy("translated").ravel().tolist() == [b"ja", b"nein", b"?"]
 
 
 def test_metadata_names_a_real_backend_and_isa(served: tuple[str, dict[str, ReferenceEvaluator]]) -> None:
@@ -211,6 +273,7 @@ def test_a_client_that_leaves_is_never_computed_and_sigterm_answers_the_rest(tmp
     try:
         assert process.stdout is not None
         process.stdout.readline()
+        grpc_address = json.loads(process.stdout.readline())["value"]
         url = urllib.parse.urlparse(json.loads(process.stdout.readline())["value"])
         assert url.hostname
         assert url.port
@@ -226,7 +289,7 @@ def test_a_client_that_leaves_is_never_computed_and_sigterm_answers_the_rest(tmp
                 time.sleep(0.005)
 
         x = np.ones((800, 1), np.float32)
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(3) as pool, tritonclient.grpc.InferenceServerClient(grpc_address) as client:
             first = pool.submit(post, url.geturl() + "/v2/models/slow/infer", x)
             wait_until("headrace_queue_requests{", 1)
             tensor = {"name": "x", "shape": [800, 1], "datatype": "FP32", "data": [1.0] * 800}
@@ -239,8 +302,14 @@ def test_a_client_that_leaves_is_never_computed_and_sigterm_answers_the_rest(tmp
             assert not first.done(), "the model was too fast for a queue to form"
             last = pool.submit(post, url.geturl() + "/v2/models/slow/infer", x)
             wait_until("headrace_requests_accepted_total{", 3)
+            given = tritonclient.grpc.InferInput("x", [800, 1], "FP32")
+            given.set_data_from_numpy(x)
+            over_grpc = pool.submit(client.infer, "slow", [given])
+            wait_until("headrace_requests_accepted_total{", 4)
             process.send_signal(signal.SIGTERM)
             assert first.result(120)[0] == last.result(120)[0] == 200
+            got = over_grpc.result(120).as_numpy("y")
+            assert got.ravel().tolist() == last.result()[1]["outputs"][0]["data"]
         assert process.wait(60) == 0
     finally:
         stop(process)
@@ -252,6 +321,7 @@ def test_sigterm_is_a_clean_exit_and_json_lines_are_json(tmp_path: Path) -> None
     try:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline()) == {"event": "loading", "value": "m version 1"}
+        assert json.loads(process.stdout.readline())["event"] == "grpc"
         ready = json.loads(process.stdout.readline())
         assert ready["event"] == "ready"
         assert json.loads(get(ready["value"] + "/v2/health/ready")) == {"ready": True}

@@ -19,5 +19,5 @@ class SlowEngine(FakeEngine):
 
 
 host = ModelHost([make_config()], engine_opener=lambda p, s: SlowEngine(), batcher_opener=FakeBatcher)  # type: ignore[arg-type]
-run(host, port=0, body_bytes_max=body_bytes_max, on_ready=lambda url: print(f"ready: {url}", flush=True))
+run(host, port=0, body_bytes_max=body_bytes_max, on_ready=lambda url, grpc: print(f"ready: {url}", flush=True))
 print("drained", flush=True)

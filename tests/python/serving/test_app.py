@@ -305,7 +305,7 @@ def test_a_client_that_leaves_takes_its_request_out_of_the_queue() -> None:
 
     assert asyncio.run(main()).status == 200
     assert [request["x"].tolist() for request in served.engines[0].computed] == [[[1, 2, 3]]]
-    assert served.app.responses == {200: 1, 499: 1}
+    assert served.app.service.http_responses == {200: 1, 499: 1}
 
 
 def test_a_server_that_cancels_the_task_is_obeyed() -> None:
