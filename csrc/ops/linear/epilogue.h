@@ -56,9 +56,11 @@ void finish_rows(const GemmBlock& block, Act act, const float* out, int64_t out_
   }
 }
 
-// The same for a whole panel whose residual comes first, or that has none. What bias and residual
-// there are is settled outside the loop; adding -0 changes nothing.
-template <bool kResidual, class T, class Act>
+enum class ResidualAt { kNowhere, kBefore, kAfter };  // the activation
+
+// The same for a whole panel. What bias and residual there are is settled outside the loop; adding
+// -0 changes nothing.
+template <ResidualAt kResidual, class T, class Act>
 void finish_panel(const GemmBlock& block, Act act, const float* out, int64_t row, int64_t rows,
                   int64_t col) {
   constexpr int64_t kLanes = Vf::kLanes;
@@ -66,17 +68,24 @@ void finish_panel(const GemmBlock& block, Act act, const float* out, int64_t row
   const Vf bias0 = e.bias != nullptr ? load(e.bias + col) : splat(-0.0f);
   const Vf bias1 = e.bias != nullptr ? load(e.bias + col + kLanes) : splat(-0.0f);
   T* c = static_cast<T*>(block.c) + row * block.c_stride + col;
-  const float* residual = kResidual ? e.residual + row * e.residual_stride + col : nullptr;
+  const float* residual =
+      kResidual != ResidualAt::kNowhere ? e.residual + row * e.residual_stride + col : nullptr;
   for (int64_t r = 0; r < rows; ++r, out += 2 * kLanes, c += block.c_stride) {
     Vf x0 = load(out) + bias0;
     Vf x1 = load(out + kLanes) + bias1;
-    if constexpr (kResidual) {
+    if constexpr (kResidual == ResidualAt::kBefore) {
       x0 = x0 + load(residual);
       x1 = x1 + load(residual + kLanes);
-      residual += e.residual_stride;
     }
-    put(c, act(x0));
-    put(c + kLanes, act(x1));
+    x0 = act(x0);
+    x1 = act(x1);
+    if constexpr (kResidual == ResidualAt::kAfter) {
+      x0 = x0 + load(residual);
+      x1 = x1 + load(residual + kLanes);
+    }
+    if constexpr (kResidual != ResidualAt::kNowhere) residual += e.residual_stride;
+    put(c, x0);
+    put(c + kLanes, x1);
   }
 }
 
@@ -85,11 +94,13 @@ void finish_tile(const GemmBlock& block, Act act, const float* out, int64_t out_
                  int64_t rows, int64_t col, int64_t cols) {
   const Epilogue& e = block.epilogue;
   constexpr int64_t kPanel = 2 * Vf::kLanes;
-  if (cols != kPanel || out_stride != kPanel || (e.residual != nullptr && !e.residual_first)) {
+  if (cols != kPanel || out_stride != kPanel) {
     return finish_rows<T>(block, act, out, out_stride, row, rows, col, cols);
   }
-  if (e.residual != nullptr) return finish_panel<true, T>(block, act, out, row, rows, col);
-  finish_panel<false, T>(block, act, out, row, rows, col);
+  using enum ResidualAt;
+  if (e.residual == nullptr) return finish_panel<kNowhere, T>(block, act, out, row, rows, col);
+  if (e.residual_first) return finish_panel<kBefore, T>(block, act, out, row, rows, col);
+  finish_panel<kAfter, T>(block, act, out, row, rows, col);
 }
 
 void finish(const GemmBlock& block, const float* out, int64_t out_stride, int64_t row, int64_t rows,

@@ -50,14 +50,14 @@ constexpr int64_t kTileSize =
     kTileRows * kCols > 3 * kMaxPanels* kCols ? kTileRows * kCols : 3 * kMaxPanels * kCols;
 
 // `a` is at the tile's first row; `blocks_apart` is the distance of A's blocks, `panel` that of B's
-// panels. Writes the tile to `out`, rows kPanels * kCols apart. Fetches `next` into the L2 cache on
-// the way, as far as one panel reaches.
+// panels. Writes the tile to `out`, rows kPanels * kCols apart. On the way fetches `next` into the
+// L2 cache, `fetched` words for every word of k.
 using Tile = void (*)(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
-                      const Word* next, float* out);
+                      const Word* next, int64_t fetched, float* out);
 
 template <class Dot, int kRows, int kPanels>
 void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
-          const Word* next, float* out) {
+          const Word* next, int64_t fetched, float* out) {
   constexpr int kVectors = 2 * kPanels;
   typename Dot::Sum acc[kRows][kVectors];
 #pragma GCC unroll 16
@@ -69,7 +69,7 @@ void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int
     const int64_t count = k - begin < kGemmBlockWords ? k - begin : kGemmBlockWords;
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t line = 0; line < kCols; line += 16) __builtin_prefetch(next + line, 0, 2);
-      next += kCols;
+      next += fetched;
       // The next tile's rows lie right behind this one's; about as many lines as steps.
       if constexpr (kRows >= 6) {
         __builtin_prefetch(a + kRows * kGemmRowStride + i * kRows, 0, 2);
@@ -167,6 +167,7 @@ void multiply(const GemmBlock& block) {
   const int64_t blocks_apart =
       (block.rows_packed > 0 ? block.rows_packed : block.rows) * kGemmRowStride;
   const int64_t tiles = (block.rows + kTileRows - 1) / kTileRows;
+  const int64_t fetched = (kCols + tiles - 1) / tiles;
   const Word* b = block.b;
   int64_t col = 0;
   if (block.rows <= 3) {
@@ -174,7 +175,7 @@ void multiply(const GemmBlock& block) {
     const int64_t wide = panels * kCols;
     for (; block.cols - col >= wide; col += wide, b += panels * panel) {
       kWideTiles<Dot>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, b + panels* panel,
-                                      out);
+                                      kCols, out);
       settle<Dot>(out, block.rows, panels, block.a + kGemmBlockWords, b + block.k * kCols, panel);
       finish(block, out, wide, 0, block.rows, col, wide);
     }
@@ -185,11 +186,12 @@ void multiply(const GemmBlock& block) {
       // Even tiles, not full ones and a rest: 16 rows run as 8 + 8.
       const int64_t row = block.rows * t / tiles;
       const int64_t rows = block.rows * (t + 1) / tiles - row;
-      // The last tile brings in the next panel; the others find their own panel there already.
-      const Word* next = t + 1 == tiles ? b + panel : b;
+      // Each tile brings in its share of the next panel: all of it during one would be more than
+      // memory gives in that time.
+      const Word* next = b + panel + panel * t / tiles;
       fetch_rows(block, row, rows, col);
       kTiles<Dot>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
-                            out);
+                            fetched, out);
       settle<Dot>(out, rows, 1, block.a + row * kGemmRowStride + kGemmBlockWords,
                   b + block.k * kCols, panel);
       finish(block, out, kCols, row, rows, col, cols);

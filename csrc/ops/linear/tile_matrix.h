@@ -64,7 +64,7 @@ HR_INLINE void matrix_step(const Word* a, const Word* b, int64_t panel,
 
 template <class Matrix, int kRows, int kPanels>
 void matrix_tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
-                 const Word* next, float* out) {
+                 const Word* next, int64_t fetched, float* out) {
   constexpr int kPairs = (kRows + 1) / 2;
   typename Matrix::Block acc[kPairs][kGroups * kPanels];
 #pragma GCC unroll 8
@@ -76,7 +76,7 @@ void matrix_tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t pan
     const int64_t count = k - begin < kGemmBlockWords ? k - begin : kGemmBlockWords;
     for (int64_t i = 0; i + 2 <= count; i += 2) {
       __builtin_prefetch(next, 0, 2);
-      next += 2 * kCols;
+      next += 2 * fetched;
       if constexpr (kRows >= 6) {
         __builtin_prefetch(a + kRows * kGemmRowStride + i * kRows, 0, 2);
       }
