@@ -46,8 +46,7 @@ class NativeBackend(Backend):
         core = _core.NativePlan(lower(model.graph, model.signature, isa, options.precision), threads)
         reasons = [f"{isa} is the {'selected' if isa != _core.available_isas()[-1] else 'fastest'} ISA of this CPU"]
         if options.precision != "fp32":
-            lowered = len(assign(model.graph.graph, options.precision).nodes)
-            reasons.append(f"{lowered} of {len(core.ops)} ops run in {options.precision}, the others in fp32")
+            reasons.append(assign(model.graph.graph, options.precision).summary(len(core.ops)))
         plan = Plan(
             backend=self.name,
             device="cpu",

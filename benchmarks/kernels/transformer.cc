@@ -44,40 +44,53 @@ std::vector<float> numbers(int64_t n) {
   return x;
 }
 
-void bench_attention(Isa isa, int64_t tokens, int64_t heads, int64_t dim) {
-  const AttentionKernels& kernels = HEADRACE_KERNELS(isa, attention_kernels);
+void bench_attention(Isa isa, Precision precision, int64_t tokens, int64_t heads, int64_t dim) {
+  const AttentionKernels& kernels = attention_kernels_for(isa, precision);
+  const bool bf16 = precision == Precision::kBf16;
+  const int64_t size = bf16 ? 2 : 4;
   int64_t width = heads * dim;
-  std::vector<float> qkv = numbers(tokens * 3 * width);
+  std::vector<float> floats = numbers(tokens * 3 * width);
+  std::vector<std::byte> qkv(floats.size() * static_cast<size_t>(size));
+  // A bfloat16 is the upper half of a float.
+  for (size_t i = 0; i < floats.size(); ++i) {
+    const auto* from = reinterpret_cast<const std::byte*>(&floats[i]) + (4 - size);
+    std::memcpy(qkv.data() + i * static_cast<size_t>(size), from, static_cast<size_t>(size));
+  }
   std::vector<float> out(static_cast<size_t>(tokens * width));
-  std::vector<float> scratch(static_cast<size_t>(kernels.scratch_floats(dim)) + 16);
+  std::vector<float> scratch(static_cast<size_t>(kernels.scratch_floats(dim, dim)) + 16);
   // A clean cache line's start, as the arena gives it.
   auto misaligned = reinterpret_cast<uintptr_t>(scratch.data()) % 64 / sizeof(float);
   float* aligned = scratch.data() + (16 - misaligned) % 16;
+  auto rows = [&](int64_t first) {
+    return AttentionOperand{qkv.data() + first * size, 3 * width, bf16};
+  };
   double seconds = best_seconds([&] {
     for (int64_t head = 0; head < heads; ++head) {
       for (int64_t query = 0; query < tokens; query += kernels.query_block) {
-        const float* base = qkv.data() + head * dim;
-        kernels.attend({.q = base + query * 3 * width,
-                        .k = base + width,
-                        .v = base + 2 * width,
-                        .o = out.data() + query * width + head * dim,
-                        .q_stride = 3 * width,
-                        .k_stride = 3 * width,
-                        .v_stride = 3 * width,
-                        .o_stride = width,
-                        .queries = std::min(kernels.query_block, tokens - query),
-                        .keys = tokens,
-                        .head_dim = dim,
-                        .value_dim = dim,
-                        .scale = 1.0f / std::sqrt(static_cast<float>(dim)),
-                        .scratch = aligned});
+        int64_t base = head * dim;
+        kernels.attend(
+            {.q = rows(base + query * 3 * width),
+             .k = rows(base + width),
+             .v = rows(base + 2 * width),
+             .o = reinterpret_cast<std::byte*>(out.data()) + (query * width + head * dim) * size,
+             .o_stride = width,
+             .o_bf16 = bf16,
+             .queries = std::min(kernels.query_block, tokens - query),
+             .keys = tokens,
+             .head_dim = dim,
+             .value_dim = dim,
+             .scale = 1.0f / std::sqrt(static_cast<float>(dim)),
+             .scratch = aligned});
       }
     }
   });
   double flops = 4.0 * static_cast<double>(tokens * tokens * width) / seconds;
-  std::printf("attention %3ld tokens, %ld heads x %ld   %9.2f us  %6.1f GFLOP/s  %3.0f%% of peak\n",
-              tokens, heads, dim, seconds * 1e6, flops * 1e-9,
-              100e-9 * flops / peak::fp32_gflops(isa));
+  double peak = bf16 ? peak::bf16_gflops(isa) : 0;
+  if (peak == 0) peak = peak::fp32_gflops(isa);
+  std::printf(
+      "attention %s %3ld tokens, %ld heads x %ld   %9.2f us  %6.1f GFLOP/s  %3.0f%% of peak\n",
+      bf16 ? "bf16" : "fp32", tokens, heads, dim, seconds * 1e6, flops * 1e-9,
+      100e-9 * flops / peak);
 }
 
 // `run(x, y)` over `elements` floats, against memcpy of as many.
@@ -93,8 +106,10 @@ void bench_streaming(const char* name, int64_t elements, F run) {
 
 void bench(Isa isa) {
   std::printf("%s\n", std::string(name_of(isa)).c_str());
-  for (int64_t tokens : {16, 28, 128, 512}) bench_attention(isa, tokens, 12, 32);
-  bench_attention(isa, 128, 12, 64);
+  for (Precision precision : {Precision::kF32, Precision::kBf16}) {
+    for (int64_t tokens : {16, 28, 128, 512}) bench_attention(isa, precision, tokens, 12, 32);
+    bench_attention(isa, precision, 128, 12, 64);
+  }
   const NormKernels& norm = HEADRACE_KERNELS(isa, norm_kernels);
   const SoftmaxKernels& softmax = HEADRACE_KERNELS(isa, softmax_kernels);
   const ActivationKernels& activation = HEADRACE_KERNELS(isa, activation_kernels);

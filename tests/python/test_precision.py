@@ -5,6 +5,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 import headrace as hr
 from headrace import parity
@@ -55,6 +56,69 @@ def test_lowered_nodes_hold_what_is_between_them_as_bfloat16(model):
         assert found.narrow == {first, second}
         assert third not in found.narrow
     assert not assign(model.graph.graph, "fp32").nodes
+
+
+def attention_layer(width: int = 64, heads: int = 4, seed: int = 0) -> onnx.ModelProto:
+    """Projections, ONNX's Attention between them, with a mask to add."""
+    rng = np.random.default_rng(seed)
+
+    def weight(name: str) -> onnx.TensorProto:
+        values = rng.standard_normal((width, width)) / np.sqrt(width)
+        return onnx.numpy_helper.from_array(values.astype(np.float32), name)
+
+    make = onnx.helper.make_node
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            *(make("MatMul", ["x", f"w{part}"], [part]) for part in "qkv"),
+            make("Attention", ["q", "k", "v", "mask"], ["a"], q_num_heads=heads, kv_num_heads=heads),
+            make("MatMul", ["a", "wo"], ["y"]),
+        ],
+        "attention",
+        [
+            info("x", onnx.TensorProto.FLOAT, ["b", "s", width]),
+            info("mask", onnx.TensorProto.FLOAT, ["b", 1, 1, "s"]),
+        ],
+        [info("y", onnx.TensorProto.FLOAT, ["b", "s", width])],
+        [weight(f"w{part}") for part in "qkvo"],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=11)
+
+
+def tokens(batch: int, length: int, seed: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    mask = np.where(rng.random((batch, 1, 1, length)) < 0.2, -np.inf, 0).astype(np.float32)
+    mask[..., 0] = 0
+    return {"x": rng.standard_normal((batch, length, 64)).astype(np.float32), "mask": mask}
+
+
+@pytest.mark.parametrize(("precision", "linears"), [("bf16", "bf16"), ("int8", "int8")])
+def test_attention_is_bf16_from_its_operands_to_its_result(precision, linears):
+    found = assign(hr.load(attention_layer()).graph.graph, precision)
+    assert [(node.op_type, found.nodes[node]) for node in found.nodes] == [
+        ("Linear", linears),
+        ("Attention", "bf16"),
+        ("Linear", linears),
+    ]
+    qkv, attended, _ = (node.outputs[0] for node in found.nodes)
+    assert found.narrow == {qkv, attended}
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.015), ("int8", 0.03)])
+def test_every_isa_attends_in_a_lower_precision_whatever_the_batch(precision, tolerance, monkeypatch):
+    from headrace import _core
+
+    model = hr.load(attention_layer())
+    requests = [tokens(1, 150), tokens(2, 17, 2), tokens(1, 1, 3)]
+    reference = ReferenceEvaluator(attention_layer())
+    expected = [reference.run(None, request)[0] for request in requests]
+    for isa in _core.available_isas():
+        monkeypatch.setenv("HEADRACE_ISA", isa)
+        engine = model.compile(precision=precision, threads=2)
+        for request, result, want in zip(requests, engine.run_batch(requests), expected, strict=True):
+            error = np.linalg.norm(result["y"] - want) / np.linalg.norm(want)
+            assert 0 < error < tolerance, isa
+            assert engine(request)["y"].tobytes() == result["y"].tobytes()
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.01), ("int8", 0.03)])

@@ -13,7 +13,7 @@ enum class Layout {
 class FusedAttention final : public Op {
  public:
   explicit FusedAttention(const NodeSpec& spec)
-      : kernels_(HEADRACE_KERNELS(spec.isa, attention_kernels)),
+      : kernels_(attention_kernels_for(spec.isa, precision_of(spec))),
         layout_(parse_layout(spec)),
         heads_(spec.int_or("num_heads", 0)),
         kv_heads_(spec.int_or("kv_heads", heads_)),
@@ -30,10 +30,10 @@ class FusedAttention final : public Op {
     size_t operands = layout_ == Layout::kQkv ? 1 : 3;
     for (size_t i = 0; i < operands; ++i) {
       if (!spec.has_input(i)) spec.invalid(str("input ", i, " is missing"));
-      if (spec.input_dtypes[i] != DType::kF32) {
-        spec.unsupported(str("no kernel for ", name_of(spec.input_dtypes[i])));
-      }
+      check(spec, spec.input_dtypes[i], str("input ", i));
     }
+    if (precision_of(spec) == Precision::kInt8) spec.unsupported("no kernel for int8");
+    check(spec, spec.output_dtypes[0], "an output");
     if (spec.has_input(kMask) && spec.input_dtypes[kMask] != DType::kF32 &&
         spec.input_dtypes[kMask] != DType::kBool) {
       spec.unsupported(
@@ -56,13 +56,31 @@ class FusedAttention final : public Op {
         if (run.has_input(i)) inputs[i] = run.input(i).view(r);
       }
       problems[r] = resolve(inputs);
-      problems[r].output = run.output(0).view(r).as<float>();
+      problems[r].o.bf16 = run.output(0).dtype == DType::kBF16;
+      problems[r].output = run.output(0).view(r).data;
     }
     run_attention(run, kernels_, problems);
   }
 
  private:
   static constexpr size_t kMask = 3;
+
+  // Between ops of low precision values may be bfloat16.
+  static void check(const NodeSpec& spec, DType dtype, std::string_view what) {
+    bool low = precision_of(spec) == Precision::kBf16;
+    if (dtype == DType::kF32 || (low && dtype == DType::kBF16)) return;
+    spec.unsupported(str("got ", what, " of dtype ", name_of(dtype), ", expected float32",
+                         low ? " or bfloat16" : ""));
+  }
+
+  // An operand's rows, `first` elements on.
+  static AttentionRows rows(const ConstTensorView& x, int64_t first, int64_t batch_stride,
+                            int64_t head_stride, int64_t row_stride) {
+    bool bf16 = x.dtype == DType::kBF16;
+    const auto* data = static_cast<const std::byte*>(x.data);
+    return {data == nullptr ? nullptr : data + first * (bf16 ? 2 : 4), bf16, batch_stride,
+            head_stride, row_stride};
+  }
 
   static Layout parse_layout(const NodeSpec& spec) {
     std::string layout = spec.string_or("layout", "");
@@ -105,14 +123,11 @@ class FusedAttention final : public Op {
     p.batch = x[0];
     p.queries = p.keys = x[1];
     p.head_dim = width / heads_;
-    const float* data = input.as<float>();
-    auto part = [&](int64_t i) -> AttentionRows {
-      return {data == nullptr ? nullptr : data + i * width, x[1] * x[2], p.head_dim, x[2]};
-    };
+    auto part = [&](int64_t i) { return rows(input, i * width, x[1] * x[2], p.head_dim, x[2]); };
     p.q = part(0);
     p.k = part(1);
     p.v = part(2);
-    p.o = {nullptr, x[1] * width, p.head_dim, width};
+    p.o = {nullptr, false, x[1] * width, p.head_dim, width};
     return p;
   }
 
@@ -130,9 +145,9 @@ class FusedAttention final : public Op {
     p.queries = q[1];
     p.keys = k[1];
     p.head_dim = head_dim;
-    p.o = p.q = {inputs[0].as<float>(), q[1] * q[2], head_dim, q[2]};
-    p.k = {inputs[1].as<float>(), k[1] * k[2], head_dim, k[2]};
-    p.v = {inputs[2].as<float>(), k[1] * k[2], head_dim, k[2]};
+    p.o = p.q = rows(inputs[0], 0, q[1] * q[2], head_dim, q[2]);
+    p.k = rows(inputs[1], 0, k[1] * k[2], head_dim, k[2]);
+    p.v = rows(inputs[2], 0, k[1] * k[2], head_dim, k[2]);
     return p;
   }
 
@@ -149,9 +164,9 @@ class FusedAttention final : public Op {
     p.queries = q[2];
     p.keys = k[2];
     p.head_dim = q[3];
-    p.o = p.q = {inputs[0].as<float>(), q[1] * q[2] * q[3], q[2] * q[3], q[3]};
-    p.k = {inputs[1].as<float>(), k[1] * k[2] * k[3], k[2] * k[3], k[3]};
-    p.v = {inputs[2].as<float>(), k[1] * k[2] * k[3], k[2] * k[3], k[3]};
+    p.o = p.q = rows(inputs[0], 0, q[1] * q[2] * q[3], q[2] * q[3], q[3]);
+    p.k = rows(inputs[1], 0, k[1] * k[2] * k[3], k[2] * k[3], k[3]);
+    p.v = rows(inputs[2], 0, k[1] * k[2] * k[3], k[2] * k[3], k[3]);
     return p;
   }
 

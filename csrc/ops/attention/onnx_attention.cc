@@ -21,7 +21,7 @@ struct Sizes {
 class OnnxAttention final : public Op {
  public:
   explicit OnnxAttention(const NodeSpec& spec)
-      : kernels_(HEADRACE_KERNELS(spec.isa, attention_kernels)),
+      : kernels_(attention_kernels_for(spec.isa, Precision::kF32)),
         heads_(spec.int_or("q_num_heads", 0)),
         kv_heads_(spec.int_or("kv_num_heads", 0)),
         scale_(spec.float_or("scale", 0.0f)),
@@ -143,8 +143,8 @@ class OnnxAttention final : public Op {
   }
 
   static AttentionRows rows(const ConstTensorView& x, int64_t heads, int64_t rows, int64_t width) {
-    if (x.shape.rank() == 4) return {x.as<float>(), heads * rows * width, rows * width, width};
-    return {x.as<float>(), rows * heads * width, width, heads * width};
+    if (x.shape.rank() == 4) return {x.data, false, heads * rows * width, rows * width, width};
+    return {x.data, false, rows * heads * width, width, heads * width};
   }
 
   // Everything but the output, with K and V as if there were no cache.
@@ -210,12 +210,12 @@ class OnnxAttention final : public Op {
                       static_cast<size_t>(s.past_keys) * bytes);
         }
         for (int64_t k = 0; k < s.new_keys && width > 0; ++k) {
-          std::memcpy(head + (s.past_keys + k) * width, rows.at(i / s.kv_heads, i % s.kv_heads, k),
-                      bytes);
+          std::memcpy(head + (s.past_keys + k) * width,
+                      rows.at(i / s.kv_heads, i % s.kv_heads, k).rows, bytes);
         }
       }
     });
-    rows = {to, s.kv_heads * s.keys() * width, s.keys() * width, width};
+    rows = {to, false, s.kv_heads * s.keys() * width, s.keys() * width, width};
     return wanted ? scratch : to + s.batch * s.kv_heads * s.keys() * width;
   }
 

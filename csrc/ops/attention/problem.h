@@ -1,6 +1,7 @@
 // What the attention room's ops share: one Request's attention, and how a Batch of them is run.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -10,14 +11,20 @@
 
 namespace headrace {
 
-// Where the rows of an operand are, in elements.
+// Where the rows of an operand are, in elements: floats, or bfloat16.
 struct AttentionRows {
-  const float* data = nullptr;
+  const void* data = nullptr;
+  bool bf16 = false;
   int64_t batch_stride = 0;
   int64_t head_stride = 0;
   int64_t row_stride = 0;
-  const float* at(int64_t batch, int64_t head, int64_t row) const {
-    return data + batch * batch_stride + head * head_stride + row * row_stride;
+
+  // In bytes.
+  int64_t offset(int64_t batch, int64_t head, int64_t row) const {
+    return (batch * batch_stride + head * head_stride + row * row_stride) * (bf16 ? 2 : 4);
+  }
+  AttentionOperand at(int64_t batch, int64_t head, int64_t row) const {
+    return {static_cast<const std::byte*>(data) + offset(batch, head, row), row_stride, bf16};
   }
 };
 
@@ -31,7 +38,7 @@ struct AttentionProblem {
   int64_t head_dim = 0;
   int64_t value_dim = 0;
   AttentionRows q = {}, k = {}, v = {}, o = {};
-  float* output = nullptr;  // what o's strides are for; o.data is not used
+  void* output = nullptr;  // what o's strides are for; o.data is not used
   float scale = 0.0f;
   float softcap = 0.0f;
   const float* mask = nullptr;

@@ -5,10 +5,36 @@
 #include "ops/rooms.h"
 
 namespace headrace {
+
+HEADRACE_DECLARE_KERNELS(AttentionKernels, attention_kernels)
+HEADRACE_DECLARE_KERNELS(AttentionKernels, attention_bf16_kernels)
+#if defined(__x86_64__)
+namespace avx512_bf16 {
+extern const AttentionKernels attention_bf16_kernels;
+}
+#elif defined(__aarch64__)
+namespace neon_bf16 {
+extern const AttentionKernels attention_bf16_kernels;
+}
+#endif
+
+const AttentionKernels& attention_kernels_for(Isa isa, Precision precision) {
+  if (precision != Precision::kBf16) return HEADRACE_KERNELS(isa, attention_kernels);
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512Bf16) return avx512_bf16::attention_bf16_kernels;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeonBf16) return neon_bf16::attention_bf16_kernels;
+#endif
+  return HEADRACE_KERNELS(isa, attention_bf16_kernels);
+}
+
 namespace {
 
 // Multiply-adds below which a second thread costs more than it brings.
 constexpr int64_t kMinWorkPerTask = 1 << 17;
+
+// Blocks of queries per thread that are enough for an even share.
+constexpr int64_t kBlocksPerThread = 4;
 
 int64_t query_blocks(const AttentionProblem& problem, int64_t query_block) {
   return (problem.queries + query_block - 1) / query_block;
@@ -16,16 +42,16 @@ int64_t query_blocks(const AttentionProblem& problem, int64_t query_block) {
 
 // Block `task` of the Batch.
 void attend(const AttentionKernels& kernels, std::span<const AttentionProblem> problems,
-            int64_t task, float* scratch) {
+            int64_t query_block, int64_t task, float* scratch) {
   auto after = std::ranges::upper_bound(problems, task, {}, &AttentionProblem::first_task);
   const AttentionProblem& p = *(after - 1);
-  int64_t blocks = query_blocks(p, kernels.query_block);
+  int64_t blocks = query_blocks(p, query_block);
   task -= p.first_task;
-  int64_t query = task % blocks * kernels.query_block;
+  int64_t query = task % blocks * query_block;
   int64_t head = task / blocks % p.heads;
   int64_t batch = task / blocks / p.heads;
   int64_t kv_head = head / (p.heads / p.kv_heads);
-  int64_t queries = std::min(kernels.query_block, p.queries - query);
+  int64_t queries = std::min(query_block, p.queries - query);
   int64_t keys = p.keys;
   int64_t offset = p.causal_offset;
   if (p.valid_keys != nullptr) {
@@ -36,30 +62,27 @@ void attend(const AttentionKernels& kernels, std::span<const AttentionProblem> p
   if (p.causal) keys = std::clamp<int64_t>(query + queries + offset, 0, keys);
   int64_t mask_at =
       batch * p.mask_strides[0] + head * p.mask_strides[1] + query * p.mask_strides[2];
-  kernels.attend(
-      {.q = p.q.at(batch, head, query),
-       .k = p.k.at(batch, kv_head, 0),
-       .v = p.v.at(batch, kv_head, 0),
-       .o = p.output + batch * p.o.batch_stride + head * p.o.head_stride + query * p.o.row_stride,
-       .q_stride = p.q.row_stride,
-       .k_stride = p.k.row_stride,
-       .v_stride = p.v.row_stride,
-       .o_stride = p.o.row_stride,
-       .queries = queries,
-       .keys = keys,
-       .head_dim = p.head_dim,
-       .value_dim = p.value_dim,
-       .scale = p.scale,
-       .softcap = p.softcap,
-       .mask = p.mask ? p.mask + mask_at : nullptr,
-       .keep = p.keep ? p.keep + mask_at : nullptr,
-       .mask_q_stride = p.mask_strides[2],
-       .mask_k_stride = p.mask_strides[3],
-       .causal = p.causal,
-       .causal_offset = query + offset,
-       .zero_if_empty = p.zero_if_empty,
-       .zero_if_nan = p.zero_if_nan,
-       .scratch = scratch});
+  kernels.attend({.q = p.q.at(batch, head, query),
+                  .k = p.k.at(batch, kv_head, 0),
+                  .v = p.v.at(batch, kv_head, 0),
+                  .o = static_cast<std::byte*>(p.output) + p.o.offset(batch, head, query),
+                  .o_stride = p.o.row_stride,
+                  .o_bf16 = p.o.bf16,
+                  .queries = queries,
+                  .keys = keys,
+                  .head_dim = p.head_dim,
+                  .value_dim = p.value_dim,
+                  .scale = p.scale,
+                  .softcap = p.softcap,
+                  .mask = p.mask ? p.mask + mask_at : nullptr,
+                  .keep = p.keep ? p.keep + mask_at : nullptr,
+                  .mask_q_stride = p.mask_strides[2],
+                  .mask_k_stride = p.mask_strides[3],
+                  .causal = p.causal,
+                  .causal_offset = query + offset,
+                  .zero_if_empty = p.zero_if_empty,
+                  .zero_if_nan = p.zero_if_nan,
+                  .scratch = scratch});
 }
 
 }  // namespace
@@ -84,24 +107,32 @@ void set_mask_strides(const Shape& mask, bool fewer_keys, AttentionProblem& prob
 
 void run_attention(const OpRun& run, const AttentionKernels& kernels,
                    std::span<AttentionProblem> problems) {
-  int64_t tasks = 0;
   int64_t work = 0;
   int64_t head_dim = 0;
-  for (AttentionProblem& p : problems) {
-    int64_t blocks = p.batch * p.heads * query_blocks(p, kernels.query_block);
-    p.first_task = tasks;
-    tasks += p.value_dim > 0 ? blocks : 0;
+  int64_t value_dim = 0;
+  int64_t large_blocks = 0;
+  for (const AttentionProblem& p : problems) {
     work += p.batch * p.heads * p.queries * p.keys * (p.head_dim + p.value_dim);
     head_dim = std::max(head_dim, p.head_dim);
+    value_dim = std::max(value_dim, p.value_dim);
+    large_blocks += p.batch * p.heads * query_blocks(p, kernels.query_block);
+  }
+  // Large blocks share the packing of keys and values, small ones give more threads work.
+  bool large = large_blocks >= kBlocksPerThread * run.threads() || run.threads() == 1;
+  int64_t query_block = large ? kernels.query_block : kernels.query_lanes;
+  int64_t tasks = 0;
+  for (AttentionProblem& p : problems) {
+    p.first_task = tasks;
+    tasks += p.value_dim > 0 ? p.batch * p.heads * query_blocks(p, query_block) : 0;
   }
   if (tasks == 0) return;
   // A multiple of a cache line, so that threads never share one.
-  int64_t scratch_floats = (kernels.scratch_floats(head_dim) + 15) / 16 * 16;
+  int64_t scratch_floats = (kernels.scratch_floats(head_dim, value_dim) + 15) / 16 * 16;
   auto* scratch = run.scratch_of<float>(scratch_floats * run.threads());
   int64_t chunks = std::clamp<int64_t>(work / kMinWorkPerTask, 1, tasks);
   run.parallel(chunks, [&](int64_t chunk, int thread) {
     for (int64_t t = tasks * chunk / chunks; t < tasks * (chunk + 1) / chunks; ++t) {
-      attend(kernels, problems, t, scratch + thread * scratch_floats);
+      attend(kernels, problems, query_block, t, scratch + thread * scratch_floats);
     }
   });
 }

@@ -1,25 +1,37 @@
 """Which nodes of a graph run in a lower precision, and which values between them are held in it.
 
 Only ops that spend their time multiplying matrices are lowered. Norms, softmax, sums of residuals and everything else
-stay float32, and so do a Model's inputs and outputs.
+stay float32, and so do a Model's inputs and outputs. In an int8 Plan attention runs in bf16: both of its operands are
+known only when it runs.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from headrace.graph._onnx_ir import ir
 from headrace.graph.edit import HEADRACE_DOMAIN, attribute, static_dims
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
-# The fused ops that have kernels for a precision, and the inputs they also read as bfloat16. What they read, they may
-# be given by one another: they can write it as well.
-_LOWERED: dict[str, dict[str, tuple[int, ...]]] = {
+
+class _Kernel(NamedTuple):
+    """What a fused op runs in, and the inputs it also reads as bfloat16. It can write its output as bfloat16 too."""
+
+    precision: str
+    reads: tuple[int, ...]
+
+
+_ATTENTION = _Kernel("bf16", (0, 1, 2))
+
+# The fused ops that are lowered in a Plan of each precision.
+_LOWERED: dict[str, dict[str, _Kernel]] = {
     "fp32": {},
-    "bf16": {"Linear": (0,), "FusedConv": (0,)},
-    "int8": {"Linear": (0,), "FusedConv": (0,)},
+    "bf16": {"Linear": _Kernel("bf16", (0,)), "FusedConv": _Kernel("bf16", (0,)), "Attention": _ATTENTION},
+    "int8": {"Linear": _Kernel("int8", (0,)), "FusedConv": _Kernel("int8", (0,)), "Attention": _ATTENTION},
 }
 
 
@@ -28,12 +40,21 @@ class Precisions:
     """What `assign` decided.
 
     Attributes:
+        precision: The Plan's.
         nodes: The precision of every lowered node.
         narrow: The values that are held as bfloat16: one lowered node writes them, and only lowered nodes read them.
     """
 
+    precision: str = "fp32"
     nodes: dict[ir.Node, str] = field(default_factory=dict)
     narrow: frozenset[ir.Value] = frozenset()
+
+    def summary(self, ops: int) -> str:
+        """How many of a Plan's `ops` run in what, for people."""
+        counts = Counter(self.nodes.values())
+        own = counts.pop(self.precision, 0)
+        others = "".join(f", {count} in {precision}" for precision, count in counts.items())
+        return f"{own} of {ops} ops run in {self.precision}{others}, the others in fp32"
 
 
 def assign(graph: ir.Graph, precision: str) -> Precisions:
@@ -43,19 +64,23 @@ def assign(graph: ir.Graph, precision: str) -> Precisions:
         graph: An optimised graph; it is not changed.
         precision: One of `PRECISIONS`.
     """
-    readers = _LOWERED[precision]
-    nodes = {node: precision for node in graph if node.domain == HEADRACE_DOMAIN and _multiplies(node, readers)}
+    kernels = _LOWERED[precision]
+    nodes = {
+        node: kernels[node.op_type].precision
+        for node in graph
+        if node.domain == HEADRACE_DOMAIN and _multiplies(node, kernels)
+    }
     narrow = frozenset(
         node.outputs[0]
         for node in nodes
         if node.outputs[0].uses()
         and not node.outputs[0].is_graph_output()
-        and all(use.node in nodes and use.idx in readers[use.node.op_type] for use in node.outputs[0].uses())
+        and all(use.node in nodes and use.idx in kernels[use.node.op_type].reads for use in node.outputs[0].uses())
     )
-    return Precisions(nodes, narrow)
+    return Precisions(precision, nodes, narrow)
 
 
-def _multiplies(node: ir.Node, readers: Mapping[str, tuple[int, ...]]) -> bool:
+def _multiplies(node: ir.Node, kernels: Mapping[str, _Kernel]) -> bool:
     """Whether `node` is one of those ops and a product of matrices: a convolution of one channel per group is not."""
     if node.op_type == "FusedConv":
         weight = node.inputs[1]
@@ -63,4 +88,4 @@ def _multiplies(node: ir.Node, readers: Mapping[str, tuple[int, ...]]) -> bool:
         groups = attribute(node, "group", 1)
         if not shape or (groups > 1 and shape[1] == 1):
             return False
-    return node.op_type in readers
+    return node.op_type in kernels
