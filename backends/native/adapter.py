@@ -5,6 +5,7 @@ from __future__ import annotations
 from headrace import _core
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan
 from headrace.errors import BackendUnavailable, UnsupportedOp
+from headrace.graph.edit import HEADRACE_DOMAIN
 from headrace.graph.lower import lower
 from headrace.graph.precision import PRECISIONS, assign
 from headrace.model import Model
@@ -42,11 +43,15 @@ class NativeBackend(Backend):
                 f"{', '.join(self.capabilities().precisions)}"
             )
         isa = _core.selected_isa()
+        graph = model.graph.graph
         threads = options.resolved_threads()
         core = _core.NativePlan(lower(model.graph, model.signature, isa, options.precision), threads)
         reasons = [f"{isa} is the {'selected' if isa != _core.available_isas()[-1] else 'fastest'} ISA of this CPU"]
         if options.precision != "fp32":
-            reasons.append(assign(model.graph.graph, options.precision).summary(len(core.ops)))
+            reasons.append(assign(graph, options.precision).summary(len(core.ops)))
+        quantized = sum(node.domain == HEADRACE_DOMAIN and node.op_type.startswith("Quantized") for node in graph)
+        if quantized:
+            reasons.append(f"{quantized} of {len(core.ops)} ops run in int8 (static, from the model)")
         plan = Plan(
             backend=self.name,
             device="cpu",

@@ -5,6 +5,7 @@
 
 #include "ops/conv/conv_transpose.h"
 #include "ops/conv/pool.h"
+#include "ops/conv/static_conv.h"
 #include "ops/rooms.h"
 
 namespace headrace {
@@ -249,6 +250,7 @@ const ConvProblem& problem_of(std::span<const ConvProblem> problems, int64_t tas
 void register_conv_ops(OpRegistry& registry) {
   registry.add("Conv", make_conv);
   registry.add("headrace.FusedConv", make_conv);
+  registry.add("headrace.QuantizedConv", make_quantized_conv);
   registry.add("ConvTranspose", make_conv_transpose);
   register_pools(registry);
   register_global_pools(registry);

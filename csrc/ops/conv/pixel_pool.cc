@@ -1,4 +1,5 @@
-// headrace.MaxPool and headrace.AveragePool: float32, channels last, whole pixels at a time.
+// headrace.MaxPool and headrace.AveragePool: float32, channels last, whole pixels at a time. For
+// the maximum of bytes see byte_pool.cc.
 #include <algorithm>
 
 #include "ops/conv/conv_kernels.h"
@@ -103,9 +104,14 @@ void PixelPool::pool_row(const Row& row, const float** sources) const {
 template <bool kAverages>
 std::unique_ptr<Op> make_pixel_pool(const NodeSpec& spec) {
   if (spec.ints("kernel_shape").empty()) spec.invalid("got no kernel_shape");
-  if (spec.string_or("layout", "") != "nhwc" || spec.input_dtypes[0] != DType::kF32) {
+  DType dtype = spec.input_dtypes[0];
+  bool bytes = !kAverages && (dtype == DType::kU8 || dtype == DType::kI8);
+  if (bytes && spec.string_or("layout", "") == "nhwc" && spec.output_dtypes.size() == 1) {
+    return make_byte_pool(spec);
+  }
+  if (spec.string_or("layout", "") != "nhwc" || dtype != DType::kF32) {
     spec.unsupported(str("got layout '", spec.string_or("layout", ""), "' and dtype ",
-                         name_of(spec.input_dtypes[0]), ", expected nhwc and float32"));
+                         name_of(dtype), ", expected nhwc and float32"));
   }
   if (spec.output_dtypes.size() > 1) spec.unsupported("got more than one output");
   return std::make_unique<PixelPool>(spec, kAverages);

@@ -1,6 +1,6 @@
 // Products of bytes: 64 multiply-adds an instruction. A's bytes are unsigned to it and hold their
 // zero point; the zero point times the column's sum is taken off the result.
-#include "ops/linear/int8.h"
+#include "ops/linear/static_int8_tile.h"
 
 namespace headrace::avx512_vnni {
 namespace {
@@ -9,6 +9,7 @@ struct Bytes {
   using Sum = Vi;
   static constexpr int64_t kPerWord = 4;
   static constexpr int64_t kPanelExtra = 2 * kCols;
+  static constexpr int kRawFlip = 0;  // see static_int8.h
   HR_INLINE Sum zero() { return splat(int32_t{0}); }
   HR_INLINE Vi broadcast(const Word* a) { return splat(static_cast<int32_t>(*a)); }
   HR_INLINE Vi load(const Word* b) {
@@ -45,6 +46,20 @@ const GemmKernels gemm_int8_kernels = {
     .pack_panels = pack_int8_panels<Bytes>,
     .multiply = multiply<Bytes>,
     .finish = finish_products,
+};
+
+extern const StaticKernels static_kernels;
+const StaticKernels static_kernels = {
+    .tile_rows = kTileRows,
+    .panel_cols = static_cast<int>(kCols),
+    .k_per_word = Bytes::kPerWord,
+    .panel_extra = Bytes::kPanelExtra,
+    .raw_flip = Bytes::kRawFlip,
+    .holds_zero = true,
+    .held_shift = 0,
+    .pack_rows = pack_static_rows<Bytes>,
+    .pack_panels = pack_int8_panels<Bytes, true>,
+    .multiply = multiply_static<Bytes>,
 };
 
 }  // namespace headrace::avx512_vnni

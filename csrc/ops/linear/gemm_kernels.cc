@@ -1,7 +1,6 @@
 // Products of floats, once per ISA, and what stands in for bf16 and int8 where the CPU has no
 // instructions for them: floats that hold rounded values, and pairs of 16-bit integers.
-#include "ops/linear/int8.h"
-#include "ops/linear/tile.h"
+#include "ops/linear/static_int8_tile.h"
 
 namespace headrace::HEADRACE_ISA_NS {
 namespace {
@@ -109,6 +108,20 @@ const GemmKernels gemm_int8_kernels = {
     .pack_panels = pack_int8_panels<Pairs>,
     .multiply = multiply<Pairs>,
     .finish = finish_products,
+};
+
+extern const StaticKernels static_kernels;
+const StaticKernels static_kernels = {
+    .tile_rows = kTileRows,
+    .panel_cols = static_cast<int>(kCols),
+    .k_per_word = Pairs::kPerWord,
+    .panel_extra = Pairs::kPanelExtra,
+    .raw_flip = Pairs::kRawFlip,
+    .holds_zero = false,
+    .held_shift = 0,
+    .pack_rows = pack_static_rows<Pairs>,
+    .pack_panels = pack_int8_panels<Pairs, true>,
+    .multiply = multiply_static<Pairs>,
 };
 
 }  // namespace headrace::HEADRACE_ISA_NS

@@ -32,8 +32,9 @@ void pack_bf16_matrices(Matrix b, int64_t k, int64_t cols, float scale, Word* pa
   pair_words<Bf16Matrix>(packed, (k + kBf16PerWord - 1) / kBf16PerWord, cols);
 }
 
+template <bool kExact>
 void pack_byte_matrices(Matrix b, int64_t k, int64_t cols, float scale, Word* packed) {
-  pack_int8_panels<ByteMatrix>(b, k, cols, scale, packed);
+  pack_int8_panels<ByteMatrix, kExact>(b, k, cols, scale, packed);
   pair_words<ByteMatrix>(packed, (k + ByteMatrix::kPerWord - 1) / ByteMatrix::kPerWord, cols);
 }
 
@@ -60,9 +61,23 @@ const GemmKernels gemm_int8_kernels = {
     .panel_extra = ByteMatrix::kPanelExtra,
     .pack_rows = pack_int8_rows<ByteMatrix>,
     .pack_bf16_rows = pack_int8_bf16_rows<ByteMatrix>,
-    .pack_panels = pack_byte_matrices,
+    .pack_panels = pack_byte_matrices<false>,
     .multiply = multiply<ByteMatrix>,
     .finish = finish_products,
+};
+
+extern const StaticKernels static_kernels;
+const StaticKernels static_kernels = {
+    .tile_rows = kTileRows,
+    .panel_cols = static_cast<int>(kCols),
+    .k_per_word = ByteMatrix::kPerWord,
+    .panel_extra = ByteMatrix::kPanelExtra,
+    .raw_flip = ByteMatrix::kRawFlip,
+    .holds_zero = true,
+    .held_shift = ByteMatrix::kOffset,
+    .pack_rows = pack_static_rows<ByteMatrix>,
+    .pack_panels = pack_byte_matrices<true>,
+    .multiply = multiply_static<ByteMatrix>,
 };
 
 }  // namespace headrace::neon_bf16

@@ -26,4 +26,18 @@ const GemmKernels gemm_int8_kernels = {
     .finish = finish_products,
 };
 
+extern const StaticKernels static_kernels;
+const StaticKernels static_kernels = {
+    .tile_rows = kTileRows,
+    .panel_cols = static_cast<int>(kCols),
+    .k_per_word = BytesDot::kPerWord,
+    .panel_extra = BytesDot::kPanelExtra,
+    .raw_flip = BytesDot::kRawFlip,
+    .holds_zero = true,
+    .held_shift = BytesDot::kOffset,
+    .pack_rows = pack_static_rows<BytesDot>,
+    .pack_panels = pack_int8_panels<BytesDot, true>,
+    .multiply = multiply_static<BytesDot>,
+};
+
 }  // namespace headrace::neon_dot

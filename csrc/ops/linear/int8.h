@@ -112,8 +112,9 @@ void pack_int8_bf16_rows(const uint16_t* a, int64_t stride, int64_t rows, int64_
   pack_quantized<Kind>(a, stride, rows, k, packed);
 }
 
-// Behind a panel's words: the columns' steps and, where a kind has room for them, their sums.
-template <class Kind>
+// Behind a panel's words: the columns' steps and, where a kind has room for them, their sums. Where
+// the floats are `kExact`, they are integers already, of step 1.
+template <class Kind, bool kExact>
 void pack_int8_panel(Matrix b, int64_t col, int64_t count, int64_t k, float scale, Word* packed) {
   constexpr int64_t kChunk = 64;  // elements of k that are held as floats at a time
   constexpr int64_t kPerWord = Kind::kPerWord;
@@ -135,7 +136,7 @@ void pack_int8_panel(Matrix b, int64_t col, int64_t count, int64_t k, float scal
   }
   Word* behind = packed + (k + kPerWord - 1) / kPerWord * kCols;
   for (int64_t j = 0; j < kCols; ++j) {
-    Scale s = scale_of(top[j], 127.0f, nan[j]);
+    const Scale s = kExact ? Scale{1.0f, 1.0f} : scale_of(top[j], 127.0f, nan[j]);
     reinterpret_cast<float*>(behind)[j] = s.step;
     inverse[j] = s.inverse;
   }
@@ -164,11 +165,12 @@ void pack_int8_panel(Matrix b, int64_t col, int64_t count, int64_t k, float scal
   }
 }
 
-template <class Kind>
+template <class Kind, bool kExact = false>
 void pack_int8_panels(Matrix b, int64_t k, int64_t cols, float scale, Word* packed) {
   const int64_t size = (k + Kind::kPerWord - 1) / Kind::kPerWord * kCols + Kind::kPanelExtra;
   for (int64_t col = 0; col < cols; col += kCols, packed += size) {
-    pack_int8_panel<Kind>(b, col, cols - col < kCols ? cols - col : kCols, k, scale, packed);
+    pack_int8_panel<Kind, kExact>(b, col, cols - col < kCols ? cols - col : kCols, k, scale,
+                                  packed);
   }
 }
 
@@ -182,6 +184,7 @@ HR_INLINE Vf int8_result(Vi sum, const Word* row, const Word* column) {
 struct Pairs {
   using Sum = Vi;
   static constexpr int64_t kPerWord = 2;
+  static constexpr int kRawFlip = -1;  // see static_int8.h
   static constexpr int64_t kPanelExtra = kCols;
   HR_INLINE Sum zero() { return splat(int32_t{0}); }
 #if defined(__aarch64__)

@@ -105,6 +105,7 @@ std::unique_ptr<Op> make_linear(const NodeSpec& spec) {
 
 void register_linear_ops(OpRegistry& registry) {
   registry.add("headrace.Linear", make_linear);
+  registry.add("headrace.QuantizedLinear", make_quantized_linear);
   registry.add("MatMul", make_matmul);
   registry.add("Gemm", make_gemm);
   registry.add("MatMulInteger", make_matmul_integer);

@@ -2,7 +2,7 @@
 // to those, so A's hold 128 less than they stand for.
 #pragma once
 
-#include "ops/linear/int8.h"
+#include "ops/linear/static_int8_tile.h"
 
 namespace headrace::HEADRACE_ISA_NS {
 namespace {
@@ -12,6 +12,7 @@ struct NeonBytes {
   static constexpr int64_t kPerWord = 4;
   static constexpr int64_t kPanelExtra = 2 * kCols;
   static constexpr int32_t kOffset = 128;
+  static constexpr int kRawFlip = 0x80;  // see static_int8.h
   HR_INLINE Vf to_floats(Vi sum, const Word* row, const Word* column) {
     // (q - zero) b = (q - 128) b + (128 - zero) b
     const int32_t offset = kOffset - reinterpret_cast<const RowScale*>(row)->zero;

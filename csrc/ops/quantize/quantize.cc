@@ -70,14 +70,20 @@ void dequantize(const QuantizeArgs& args, int64_t begin, int64_t end) {
 // Elements [begin, end).
 using QuantizeLoop = void (*)(const QuantizeArgs&, int64_t begin, int64_t end);
 
+// What does the same as a QuantizeLoop, vectorised: for elements that share a scale, and for
+// elements that each have their own. Null where there is none.
+struct VectorLoops {
+  QuantizeKernel shared = nullptr;
+  QuantizeEachKernel each = nullptr;
+};
+
 class QuantizeOp : public Op {
  public:
-  // `kernel`, if not null, does the same as `loop` for elements that share a scale.
-  QuantizeOp(const NodeSpec& spec, QuantizeLoop loop, QuantizeKernel kernel)
+  QuantizeOp(const NodeSpec& spec, QuantizeLoop loop, VectorLoops vectors)
       : axis_(spec.int_or("axis", 1)),
         block_(spec.int_or("block_size", 0)),
         loop_(loop),
-        kernel_(kernel) {}
+        vectors_(vectors) {}
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     map_of(inputs);
@@ -113,22 +119,36 @@ class QuantizeOp : public Op {
   void range(const QuantizeArgs& args, int64_t begin, int64_t end) const {
     const ScaleMap& map = args.map;
     bool runs = map.single || (map.block == 0 && map.inner >= kMinRun);
-    if (kernel_ == nullptr || !runs) return loop_(args, begin, end);
+    bool last_axis = !map.single && map.block == 0 && map.inner == 1;
+    if (vectors_.shared == nullptr || !(runs || last_axis)) return loop_(args, begin, end);
+    while (begin < end) {
+      int64_t stop = end;
+      if (runs && !map.single) stop = std::min(end, (begin / map.inner + 1) * map.inner);
+      if (last_axis) stop = std::min(end, (begin / map.length + 1) * map.length);
+      run_of_scales(args, begin, stop, last_axis);
+      begin = stop;
+    }
+  }
+
+  // Elements that share a scale, or `each` have one, these lying together.
+  void run_of_scales(const QuantizeArgs& args, int64_t begin, int64_t end, bool each) const {
     auto at_of = [](const ConstTensorView& tensor, int64_t i) {
       return static_cast<const std::byte*>(tensor.data) + i * size_of(tensor.dtype);
     };
-    while (begin < end) {
-      int64_t stop = map.single ? end : std::min(end, (begin / map.inner + 1) * map.inner);
-      int64_t at = map.of(begin);
-      int32_t zero = 0;
-      if (args.zero.present()) {
-        zero = args.zero.dtype == DType::kU8 ? args.zero.as<uint8_t>()[at]
-                                             : args.zero.as<int8_t>()[at];
-      }
-      kernel_(at_of(args.x, begin), const_cast<std::byte*>(at_of(args.y, begin)), stop - begin,
-              args.scale.as<float>()[at], zero);
-      begin = stop;
+    int64_t at = args.map.of(begin);
+    const auto* x = at_of(args.x, begin);
+    auto* y = const_cast<std::byte*>(at_of(args.y, begin));
+    const float* scale = args.scale.as<float>() + at;
+    if (each) {
+      const auto* zeros = args.zero.present() ? at_of(args.zero, at) : nullptr;
+      return vectors_.each(x, y, end - begin, scale, zeros);
     }
+    int32_t zero = 0;
+    if (args.zero.present()) {
+      zero =
+          args.zero.dtype == DType::kU8 ? args.zero.as<uint8_t>()[at] : args.zero.as<int8_t>()[at];
+    }
+    vectors_.shared(x, y, end - begin, *scale, zero);
   }
 
   ScaleMap map_of(InputViews inputs) const {
@@ -159,16 +179,20 @@ class QuantizeOp : public Op {
   int64_t axis_;
   int64_t block_;
   QuantizeLoop loop_;
-  QuantizeKernel kernel_;
+  VectorLoops vectors_;
 };
 
-// The kernel between float32 and that dtype of 8 bits, or null.
-QuantizeKernel kernel_of(const NodeSpec& spec, DType wide, DType narrow, bool to_narrow) {
-  if (wide != DType::kF32 || spec.input_dtypes[1] != DType::kF32) return nullptr;
-  const QuantizeKernels& kernels = HEADRACE_KERNELS(spec.isa, quantize_kernels);
-  if (narrow == DType::kU8) return to_narrow ? kernels.to_u8 : kernels.from_u8;
-  if (narrow == DType::kI8) return to_narrow ? kernels.to_i8 : kernels.from_i8;
-  return nullptr;
+// Those between float32 and that dtype of 8 bits.
+VectorLoops vectors_of(const NodeSpec& spec, DType wide, DType narrow, bool to_narrow) {
+  if (wide != DType::kF32 || spec.input_dtypes[1] != DType::kF32) return {};
+  const QuantizeKernels& k = HEADRACE_KERNELS(spec.isa, quantize_kernels);
+  bool is_signed = narrow == DType::kI8;
+  if (!is_signed && narrow != DType::kU8) return {};
+  if (to_narrow) {
+    return is_signed ? VectorLoops{k.to_i8, k.each_to_i8} : VectorLoops{k.to_u8, k.each_to_u8};
+  }
+  return is_signed ? VectorLoops{k.from_i8, k.each_from_i8}
+                   : VectorLoops{k.from_u8, k.each_from_u8};
 }
 
 std::unique_ptr<Op> make_quantize(const NodeSpec& spec) {
@@ -184,8 +208,7 @@ std::unique_ptr<Op> make_quantize(const NodeSpec& spec) {
     });
   });
   if (loop == nullptr) unsupported_dtype(spec, 0);
-  QuantizeKernel kernel = kernel_of(spec, spec.input_dtypes[0], y, true);
-  return std::make_unique<QuantizeOp>(spec, loop, kernel);
+  return std::make_unique<QuantizeOp>(spec, loop, vectors_of(spec, spec.input_dtypes[0], y, true));
 }
 
 std::unique_ptr<Op> make_dequantize(const NodeSpec& spec) {
@@ -199,8 +222,8 @@ std::unique_ptr<Op> make_dequantize(const NodeSpec& spec) {
     });
   });
   if (loop == nullptr) unsupported_dtype(spec, 0);
-  QuantizeKernel kernel = kernel_of(spec, spec.output_dtypes[0], x, false);
-  return std::make_unique<QuantizeOp>(spec, loop, kernel);
+  VectorLoops vectors = vectors_of(spec, spec.output_dtypes[0], x, false);
+  return std::make_unique<QuantizeOp>(spec, loop, vectors);
 }
 
 class DynamicQuantize : public Op {

@@ -50,7 +50,10 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 def _key(node: ir.Node) -> tuple[Any, ...]:
     attributes = tuple(sorted((name, repr(attr.value)) for name, attr in node.attributes.items()))
     ranks = tuple(_rank(value) for value in node.inputs) if node.op_type in _CHANNELS_LAST else ()
-    return node.op_type, attributes, tuple(value is not None for value in node.inputs), ranks
+    # What a quantised op does is also in the dtypes of its bytes and its bias.
+    quantized = [*node.inputs, *node.outputs] if node.op_type.startswith("Quantized") else []
+    dtypes = tuple(value.dtype for value in quantized if value is not None)
+    return node.op_type, attributes, tuple(value is not None for value in node.inputs), ranks, dtypes
 
 
 def _rank(value: ir.Value | None) -> int | None:
@@ -117,6 +120,63 @@ def _function(name: str, node: ir.Node, opset: int) -> onnx.FunctionProto:
     body.nodes.append(onnx.helper.make_node("Identity", [result], ["y"]))
     imports = [onnx.helper.make_opsetid("", opset)]
     return onnx.helper.make_function(HEADRACE_DOMAIN, name, inputs, ["y"], body.nodes, imports)
+
+
+def _dequantized(body: _Body, node: ir.Node, x: str, prefix: str) -> str:
+    return body.op("DequantizeLinear", x, *_quantization(body, node, prefix))
+
+
+def _quantization(body: _Body, node: ir.Node, prefix: str) -> tuple[str, str]:
+    scale, zero = attribute(node, f"{prefix}_scale"), attribute(node, f"{prefix}_zero_point")
+    return body.const(scale), body.const(zero, np.dtype(attribute(node, f"{prefix}_dtype")))
+
+
+def _quantized_product(body: _Body, node: ir.Node, names: list[Any]) -> str:
+    x, weight, scales, bias, residual = [*names, None][:5]
+    given = node.inputs[1]
+    assert given is not None
+    assert given.shape is not None
+    rank = len(given.shape)
+    is_conv = node.op_type == "QuantizedConv"
+    x = _dequantized(body, node, x, "x")
+    steps = body.op("Reshape", scales, body.ints(-1, *[1] * (rank - 1))) if is_conv else scales
+    weight = body.op("Mul", body.op("Cast", weight, to=int(ir.DataType.FLOAT)), steps)
+    if is_conv:
+        first, last = _turns(node, rank)
+        kept = ("group", "dilations", "kernel_shape", "pads", "strides", "auto_pad")
+        attributes = {name: attr.value for name, attr in node.attributes.items() if name in kept}
+        y = body.op("Conv", body.op("Transpose", x, perm=first), weight, **attributes)
+        y = body.op("Transpose", y, perm=last)
+    else:
+        y = body.op("MatMul", x, weight)
+    if bias is not None:
+        in_steps = node.inputs[3]
+        if in_steps is not None and in_steps.dtype == ir.DataType.INT32:
+            step = body.op("Mul", scales, body.const(attribute(node, "x_scale")))
+            bias = body.op("Mul", body.op("Cast", bias, to=int(ir.DataType.FLOAT)), step)
+        if is_conv and attribute(node, "layout", "nchw") == "nchw":  # else channels are last
+            bias = body.op("Reshape", bias, body.ints(-1, *[1] * (rank - 2)))
+        y = body.op("Add", y, bias)
+    if residual is not None:
+        if "product_scale" in node.attributes:
+            rounding = _quantization(body, node, "product")
+            y = body.op("DequantizeLinear", body.op("QuantizeLinear", y, *rounding), *rounding)
+        y = body.op("Add", y, _dequantized(body, node, residual, "residual"))
+    y = body.activation(y, node)
+    return body.op("QuantizeLinear", y, *_quantization(body, node, "y")) if "y_scale" in node.attributes else y
+
+
+def _quantized_add(body: _Body, node: ir.Node, names: list[Any]) -> str:
+    y = body.op("Add", *(_dequantized(body, node, name, prefix) for name, prefix in zip(names[:2], "ab", strict=True)))
+    return body.op("QuantizeLinear", body.activation(y, node), *_quantization(body, node, "y"))
+
+
+def _quantized_map(body: _Body, node: ir.Node, names: list[Any]) -> str:
+    bits = body.op("Cast", names[0], to=int(ir.DataType.UINT8))
+    y = body.op("Gather", names[1], body.op("Cast", bits, to=int(ir.DataType.INT64)))
+    dtype = node.outputs[0].dtype
+    assert dtype is not None
+    return body.op("Cast", y, to=int(dtype))
 
 
 def _linear(body: _Body, node: ir.Node, names: list[Any]) -> str:
@@ -221,12 +281,16 @@ def _gelu(body: _Body, node: ir.Node, names: list[Any]) -> str:
     return body.gelu(names[0], tanh=attribute(node, "approximate", "none") == "tanh")
 
 
-# Ops that may work channels last: their bodies depend on the rank.
-_CHANNELS_LAST = ("FusedConv", "MaxPool", "AveragePool")
+# Ops whose bodies depend on the rank of their inputs: most may work channels last.
+_CHANNELS_LAST = ("FusedConv", "QuantizedConv", "QuantizedLinear", "MaxPool", "AveragePool")
 
 _BODIES = {
     "Linear": _linear,
     "FusedConv": _fused_conv,
+    "QuantizedConv": _quantized_product,
+    "QuantizedLinear": _quantized_product,
+    "QuantizedAdd": _quantized_add,
+    "QuantizedMap": _quantized_map,
     "MaxPool": _pool,
     "AveragePool": _pool,
     "Attention": _attention,

@@ -11,12 +11,14 @@ from headrace.graph.edit import HEADRACE_DOMAIN, remove_dead
 from headrace.graph.passes.activation import fuse_gelu
 from headrace.graph.passes.analysis import analyse
 from headrace.graph.passes.attention import fuse_attention, merge_qkv
+from headrace.graph.passes.bytes import map_bytes, move_bytes
 from headrace.graph.passes.channels_last import to_channels_last
 from headrace.graph.passes.clean import fold_constants, lift_constants, merge_repeats, remove_copies
 from headrace.graph.passes.conv import fuse_conv
 from headrace.graph.passes.layout import settle_layout
 from headrace.graph.passes.linear import fuse_linear, fuse_residual
 from headrace.graph.passes.norm import fuse_norms
+from headrace.graph.passes.quantized import fuse_quantized
 from headrace.graph.passes.shapes import peel_broadcasts, simplify_shapes
 
 __all__ = ["clean", "fuse", "optimise"]
@@ -27,12 +29,27 @@ _ROUNDS_MAX = 5
 
 def optimise(model: ir.Model) -> None:
     """Brings `model`, already checked and inlined, into the form Backends get."""
+    lift_constants(model.graph)
+    remove_copies(model.graph)
+    fuse_bytes(model.graph, dict(model.opset_imports))
     for graph in model.graphs():
         clean(graph, dict(model.opset_imports))
     # Subgraphs of If and Loop see outer values whose facts are not followed into them: only the main graph is fused.
     fuse(model.graph)
     if any(node.domain == HEADRACE_DOMAIN for node in model.graph):
         model.opset_imports[HEADRACE_DOMAIN] = 1
+
+
+def fuse_bytes(graph: ir.Graph, opsets: dict[str, int]) -> None:
+    """Makes ops on bytes of what a quantised Model computes on dequantised ones.
+
+    Before `clean`, which folds constants: it would leave nothing of the integers that they are made of.
+    """
+    changed = move_bytes(graph, opsets.get("", 18))
+    changed |= fuse_quantized(graph)
+    changed |= map_bytes(graph, opsets)
+    if changed:
+        remove_dead(graph)
 
 
 def clean(graph: ir.Graph, opsets: dict[str, int]) -> None:

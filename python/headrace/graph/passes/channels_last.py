@@ -30,7 +30,9 @@ from headrace.graph.edit import (
     static_dims,
     substitute,
 )
+from headrace.graph.passes.bytes import is_per_tensor
 from headrace.graph.passes.conv import batch_norm_vectors
+from headrace.graph.passes.quantization import BYTES
 from headrace.graph.passes.rules import POINTWISE
 
 # The opset from which a reduction takes its axes as an input.
@@ -132,9 +134,21 @@ class _Rewriter:
         self.put(node, fused("FusedConv", inputs, {**node.attributes, "layout": _nhwc()}), rank)
         return True
 
+    def quantized_conv(self, node: ir.Node) -> bool:
+        x, weight, residual = node.inputs[0], node.inputs[1], input_at(node, 4)
+        if x is None or weight is None or weight.const_value is None or attribute(node, "layout", "nchw") != "nchw":
+            return False
+        rank = len(static_dims(weight.const_value))
+        inputs = [self.last(node, x, rank), *node.inputs[1:4]]
+        if residual is not None:
+            inputs += [self.last(node, residual, rank)]
+        self.put(node, fused("QuantizedConv", inputs, {**node.attributes, "layout": _nhwc()}), rank)
+        return True
+
     def pool(self, node: ir.Node) -> bool:
         x = node.inputs[0]
-        if x is None or not self.is_last(x) or x.dtype != ir.DataType.FLOAT or len(node.outputs) > 1:
+        dtypes = (ir.DataType.FLOAT, *BYTES) if node.op_type == "MaxPool" else (ir.DataType.FLOAT,)
+        if x is None or not self.is_last(x) or x.dtype not in dtypes or len(node.outputs) > 1:
             return False
         rank = len(attribute(node, "kernel_shape")) + 2
         new = fused(node.op_type, [self.last(node, x, rank)], {**node.attributes, "layout": _nhwc()})
@@ -178,6 +192,24 @@ class _Rewriter:
             return False
         turned = [value if _is_single(value) else self.last(node, value, rank) for value in inputs]
         self.put(node, ir.node(node.op_type, turned, node.attributes, version=node.version), rank)
+        return True
+
+    def quantize(self, node: ir.Node) -> bool:
+        x, rank = node.inputs[0], _rank(node.inputs[0])
+        if x is None or rank is None or rank < 3 or not self.is_last(x) or not is_per_tensor(node):
+            return False
+        new = ir.node(node.op_type, [self.last(node, x, rank), *node.inputs[1:]], node.attributes, version=node.version)
+        self.put(node, new, rank)
+        return True
+
+    def bytewise(self, node: ir.Node) -> bool:
+        """QuantizedAdd of tensors of one shape, QuantizedMap."""
+        rank = _rank(node.outputs[0])
+        inputs = [value for value in node.inputs if value is not None]
+        if rank is None or rank < 3 or not any(self.is_last(value) for value in inputs):
+            return False
+        turned = [value if is_constant(value) else self.last(node, value, rank) for value in inputs]
+        self.put(node, fused(node.op_type, turned, dict(node.attributes)), rank)
         return True
 
     def clip(self, node: ir.Node) -> bool:
@@ -265,6 +297,11 @@ _Rule = Callable[[_Rewriter, ir.Node], bool]
 
 _RULES: dict[tuple[str, str], _Rule] = {
     (HEADRACE_DOMAIN, "FusedConv"): _Rewriter.conv,
+    (HEADRACE_DOMAIN, "QuantizedConv"): _Rewriter.quantized_conv,
+    (HEADRACE_DOMAIN, "QuantizedAdd"): _Rewriter.bytewise,
+    (HEADRACE_DOMAIN, "QuantizedMap"): _Rewriter.bytewise,
+    ("", "QuantizeLinear"): _Rewriter.quantize,
+    ("", "DequantizeLinear"): _Rewriter.quantize,
     ("", "MaxPool"): _Rewriter.pool,
     ("", "AveragePool"): _Rewriter.pool,
     ("", "GlobalAveragePool"): _Rewriter.global_pool,

@@ -125,13 +125,13 @@ def _evaluate(node: ir.Node, opsets: dict[str, int]) -> Array | None:
     if quick is not None and len(arrays) == 2 and arrays[0] is not None and arrays[1] is not None:
         with np.errstate(all="ignore"):
             return np.asarray(quick(arrays[0], arrays[1]))
-    return _reference(node, arrays, opsets)
+    return evaluate(node, arrays, opsets)
 
 
 _NUMPY: dict[str, Callable[[Array, Array], Array]] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
 
 
-def _reference(node: ir.Node, arrays: list[Array | None], opsets: dict[str, int]) -> Array | None:
+def evaluate(node: ir.Node, arrays: list[Array | None], opsets: dict[str, int]) -> Array | None:
     """Runs one node in the ONNX project's reference evaluator; None where that lacks the op."""
     import onnx
     from onnx.reference import ReferenceEvaluator

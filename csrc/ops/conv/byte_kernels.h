@@ -1,0 +1,60 @@
+// The parts of convolutions and pools of bytes that differ per ISA, besides the matrix product.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/conv/window.h"
+#include "ops/linear/static_int8.h"
+#include "ops/simd/dispatch.h"
+
+namespace headrace {
+
+// Consecutive pixels of Y, counted over all images, whose windows become rows of bytes.
+struct ByteWindows {
+  const uint8_t* x;      // the group's first channel in the first image
+  int64_t channels;      // of the group
+  int64_t pixel_stride;  // channels of X
+  const Windows* windows;
+  int64_t first;
+  int64_t count;
+  uint8_t padding;  // what stands for 0
+};
+
+// Where they go: in blocks of `block` bytes, each row's `block_stride` apart.
+struct ByteRows {
+  uint8_t* first;
+  int64_t row_stride;
+  int64_t block;
+  int64_t block_stride;
+};
+
+// One row of Y's pixels under one kernel per channel.
+struct ByteDepthwiseRow {
+  const uint8_t* x;         // the image
+  const float* weights;     // [taps, channels], integers
+  const uint8_t* paddings;  // as many as there are channels
+  void* y;                  // the row's first pixel, bytes or floats
+  int64_t channels;
+  int64_t padded;  // channels that a row of weights has room for
+  const Windows* windows;
+  int64_t depth, height;    // of the row
+  const uint8_t** sources;  // room for kByteDepthwisePixels pointers per tap
+  uint8_t flip;             // of X
+  StaticFinish finish;      // at the row's first pixel
+};
+inline constexpr int64_t kByteDepthwisePixels = 4;
+// Taps whose sum is exact in a float.
+inline constexpr int64_t kByteDepthwiseTapsMax = 256;
+
+struct ByteKernels {
+  // Element t * channels + c of a row is channel c as tap t sees it.
+  void (*pack_windows)(const ByteWindows& windows, const ByteRows& to);
+  void (*depthwise)(const ByteDepthwiseRow& row);
+  // The largest of `count` pixels of `channels` bytes each, signed if `flip` is 0x80.
+  void (*max_of_pixels)(const uint8_t* const* pixels, int64_t count, int64_t channels, uint8_t flip,
+                        uint8_t* y);
+};
+
+HEADRACE_DECLARE_KERNELS(ByteKernels, byte_kernels)
+
+}  // namespace headrace

@@ -1,0 +1,66 @@
+// The way of 32-bit sums into Y: see static_int8.h.
+#pragma once
+
+#include "ops/linear/static_int8.h"
+#include "ops/simd/narrow.h"
+
+namespace headrace::HEADRACE_ISA_NS {
+namespace {
+
+enum class StaticEnd { kBytes, kResidual, kRoundedResidual, kFloats };
+
+constexpr bool has_residual(StaticEnd end) {
+  return end == StaticEnd::kResidual || end == StaticEnd::kRoundedResidual;
+}
+
+template <StaticEnd kValue>
+struct StaticEndIs {
+  static constexpr StaticEnd kEnd = kValue;
+};
+
+// Calls f with the StaticEndIs that fits.
+template <class F>
+HR_INLINE void with_static_end(const StaticFinish& finish, F f) {
+  if (finish.floats) return f(StaticEndIs<StaticEnd::kFloats>{});
+  if (finish.residual == nullptr) return f(StaticEndIs<StaticEnd::kBytes>{});
+  if (finish.rounds_product) return f(StaticEndIs<StaticEnd::kRoundedResidual>{});
+  f(StaticEndIs<StaticEnd::kResidual>{});
+}
+
+// Vf::kLanes sums, of which `n` are columns of Y.
+template <StaticEnd kEnd>
+HR_INLINE void finish_sums(const StaticFinish& f, Vi sum, Vf factor, Vf bias,
+                           const uint8_t* residual, void* y, int64_t n) {
+  Vf x = to_float(sum) * factor + bias;
+  if constexpr (has_residual(kEnd)) {
+    if constexpr (kEnd == StaticEnd::kRoundedResidual) {
+      x = round(min(splat(f.product_high), max(splat(f.product_low), x))) * splat(f.product_factor);
+    }
+    Vi r;
+    if (n >= Vf::kLanes) {
+      r = U8::load(residual);
+    } else {
+      uint8_t rest[Vf::kLanes] = {};
+      for (int64_t i = 0; i < n; ++i) rest[i] = residual[i];
+      r = U8::load(rest);
+    }
+    r = (r ^ splat(static_cast<int32_t>(f.residual_zero.flip))) - splat(f.residual_zero.zero);
+    x = x + to_float(r) * splat(f.residual_factor);
+  }
+  x = min(splat(f.high), max(splat(f.low), x));
+  if constexpr (kEnd == StaticEnd::kFloats) {
+    auto* to = static_cast<float*>(y);
+    if (n >= Vf::kLanes) return store(to, x);
+    return store(to, x, n);
+  } else {
+    const Vi q = (to_int(x) + splat(f.y.zero)) ^ splat(static_cast<int32_t>(f.y.flip));
+    auto* to = static_cast<uint8_t*>(y);
+    if (n >= Vf::kLanes) return U8::store(to, q);
+    uint8_t all[Vf::kLanes];
+    U8::store(all, q);
+    for (int64_t i = 0; i < n; ++i) to[i] = all[i];
+  }
+}
+
+}  // namespace
+}  // namespace headrace::HEADRACE_ISA_NS
