@@ -88,6 +88,7 @@ void multiply_static(const StaticBlock& block) {
   const int64_t panel = block.k * kCols + Kind::kPanelExtra;
   const int64_t blocks_apart = block.rows * kGemmRowStride;
   const int64_t tiles = (block.rows + kTileRows - 1) / kTileRows;
+  const int64_t fetched = (kCols + tiles - 1) / tiles;
   const Word* b = block.b;
   int64_t col = 0;
   if (block.rows <= 3) {
@@ -95,7 +96,7 @@ void multiply_static(const StaticBlock& block) {
     const int64_t wide = panels * kCols;
     for (; block.cols - col >= wide; col += wide, b += panels * panel) {
       kWideTiles<Kind>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, b + panels* panel,
-                                       out);
+                                       kCols, out);
       finish_static(block, out, wide, 0, block.rows, col, wide);
     }
   }
@@ -104,10 +105,10 @@ void multiply_static(const StaticBlock& block) {
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = block.rows * t / tiles;
       const int64_t rows = block.rows * (t + 1) / tiles - row;
-      const Word* next = t + 1 == tiles ? b + panel : b;
+      const Word* next = b + panel + panel * t / tiles;
       fetch_static_rows(block, row, rows, col);
       kTiles<Kind>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
-                             out);
+                             fetched, out);
       finish_static(block, out, kCols, row, rows, col, cols);
     }
   }
