@@ -75,6 +75,7 @@ setup(
         "serve": ["uvicorn", "uvloop", "httptools", "prometheus-client", "grpcio>=1.60", "protobuf>=4.25"],
         "ray": ["ray[serve]", "pyyaml", "prometheus-client", "protobuf>=4.25"],
         "torch": ["torch", "onnxscript"],
+        "plot": ["matplotlib"],
         "sklearn": ["scikit-learn", "skl2onnx"],
     },
     entry_points={

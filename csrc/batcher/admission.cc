@@ -1,4 +1,6 @@
 // What the Batcher expects of the future: whom it admits, and what it could sustain.
+#include "batcher/admission.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -7,9 +9,6 @@
 namespace headrace {
 namespace {
 
-// The share of the time to a deadline that admission lets the backlog fill. The rest is what
-// Batches grow into: with none left, each would be cut down to its most urgent Job.
-constexpr double kBacklogShare = 0.75;
 // An estimate that only ever refuses would never be corrected. After so many refusals in a row by
 // an idle Engine, and so many times the estimate since the last Batch (at most 5% of its time), one
 // Job is let in as a probe.

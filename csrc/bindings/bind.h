@@ -12,5 +12,6 @@ void bind_program(pybind11::module_& module);
 void bind_mapped_file(pybind11::module_& module);
 void bind_plan(pybind11::module_& module);
 void bind_batcher(pybind11::module_& module);
+void bind_simulate(pybind11::module_& module);
 
 }  // namespace headrace

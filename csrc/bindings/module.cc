@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, module) {
   headrace::bind_program(module);
   headrace::bind_plan(module);
   headrace::bind_batcher(module);
+  headrace::bind_simulate(module);
 }

@@ -5,22 +5,27 @@ The C++ runtime of Headrace. Private: use the headrace package.
 from __future__ import annotations
 import collections.abc
 import numpy
+import numpy.typing
 import typing
 
 __all__: list[str] = [
     "Mailbox",
     "MappedFile",
     "NativePlan",
+    "PoolState",
+    "PoolWindow",
     "Program",
     "ProgramBuilder",
     "Scheduler",
     "Signature",
+    "SimulatedPool",
     "StepTime",
     "StepValue",
     "Ticket",
     "available_isas",
     "fingerprint",
     "hash_bytes",
+    "latency_bounds",
     "registered_ops",
     "selected_isa",
 ]
@@ -332,6 +337,87 @@ class Scheduler:
         Queues a Request that was checked and measured.
         """
 
+class PoolWindow:
+    """
+    What happened in a SimulatedPool since the last take().
+    """
+    @property
+    def arrived(self) -> int: ...
+    @property
+    def batches(self) -> int: ...
+    @property
+    def busy_s(self) -> float: ...
+    @property
+    def expired(self) -> int: ...
+    @property
+    def held(self) -> int: ...
+    @property
+    def late(self) -> int: ...
+    @property
+    def latencies(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        Answers per bucket of latency, int64; latency_bounds() has the buckets.
+        """
+    @property
+    def ok(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+    @property
+    def replica_s(self) -> float: ...
+
+class PoolState:
+    """
+    How things stand in a SimulatedPool.
+    """
+    @property
+    def delay_high_s(self) -> float: ...
+    @property
+    def delay_mean_s(self) -> float: ...
+    @property
+    def ongoing(self) -> float: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def starting(self) -> int: ...
+
+class SimulatedPool:
+    """
+    Replicas behind a load balancer, in simulated time.
+    """
+    def __init__(
+        self,
+        *,
+        fixed_s: typing.SupportsFloat | typing.SupportsIndex,
+        per_request_s: typing.SupportsFloat | typing.SupportsIndex,
+        ratios: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+        max_batch: typing.SupportsInt | typing.SupportsIndex,
+        max_queue: typing.SupportsInt | typing.SupportsIndex,
+        deadline_s: typing.SupportsFloat | typing.SupportsIndex,
+        objective_s: typing.SupportsFloat | typing.SupportsIndex,
+        cold_start_s: typing.SupportsFloat | typing.SupportsIndex,
+        held_max: typing.SupportsInt | typing.SupportsIndex,
+        choices: typing.SupportsInt | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def advance(self, until_s: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    def offer(self, arrivals_s: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> None: ...
+    def offer_poisson(
+        self,
+        rate_rps: typing.SupportsFloat | typing.SupportsIndex,
+        until_s: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> int: ...
+    def scale(self, target: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def start_now(self, count: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def state(self) -> PoolState: ...
+    def take(self) -> PoolWindow: ...
+    @property
+    def now(self) -> float: ...
+    @property
+    def window(self) -> PoolWindow:
+        """
+        What take() would return now.
+        """
+
 def available_isas() -> list[str]:
     """
     The ISAs whose kernels this CPU can run, slowest first.
@@ -345,6 +431,11 @@ def fingerprint() -> str:
 def hash_bytes(bytes: bytes) -> int:
     """
     64 bits that any damage changes; no protection against intent.
+    """
+
+def latency_bounds() -> numpy.typing.NDArray[numpy.float64]:
+    """
+    Bounds of the buckets in seconds: bucket i holds [bounds[i], bounds[i + 1]).
     """
 
 def registered_ops() -> list[str]:

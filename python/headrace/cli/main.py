@@ -25,6 +25,7 @@ COMMANDS = {
     "ledger": "Show what became of every request of a server or deployment.",
     "plan": "Show how a model would run here, and why.",
     "serve": "Serve a model repository over HTTP (Open Inference Protocol).",
+    "simulate": "Replay arrivals on simulated replicas, under this autoscaling policy and others.",
 }
 
 

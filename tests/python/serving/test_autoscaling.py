@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -397,9 +399,7 @@ def test_one_sick_replica_does_not_set_the_capacity_of_all() -> None:
     assert state.capacity_rps <= 160
 
 
-@pytest.mark.parametrize(
-    "reason", [Reason.LOAD, Reason.BACKLOG, Reason.BREACH, Reason.HOLD, Reason.DOWN]
-)
+@pytest.mark.parametrize("reason", [Reason.LOAD, Reason.BACKLOG, Reason.BREACH, Reason.HOLD, Reason.DOWN])
 def test_every_decision_says_why(reason: Reason) -> None:
     world = World(PolicyConfig(min_replicas=1, max_replicas=60), capacity_rps=50, start_s=3.0, believed=1.6)
     seen: set[Reason] = set()
@@ -505,3 +505,33 @@ def test_the_adapter_notices_a_heartbeat_that_stopped() -> None:
 def test_the_adapter_refuses_unknown_settings() -> None:
     with pytest.raises(TypeError, match="speed"):
         SloPolicy(speed=3.0)
+
+
+WITHOUT_HEADRACE = """
+import pickle, sys
+from types import SimpleNamespace
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "headrace":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse())
+policy = pickle.load(sys.stdin.buffer)()
+print(policy(SimpleNamespace(
+    current_time=1.0, current_num_replicas=1, target_num_replicas=1, raw_metrics={}, total_num_requests=33.0,
+    policy_state={}, capacity_adjusted_min_replicas=0, capacity_adjusted_max_replicas=8,
+))[0])
+"""
+
+
+def test_a_controller_without_headrace_can_run_the_policy() -> None:
+    pytest.importorskip("ray", reason="the Ray extra is not installed")
+    from headrace.config import AutoscalingConfig, DeployedModel, ModelConfig, ModelSettings
+    from headrace.serving.ray_app import _autoscaling
+
+    model = ModelConfig(name="a", files={}, settings=ModelSettings(max_batch=8))
+    config = _autoscaling(DeployedModel(model=model, autoscaling=AutoscalingConfig()))
+    pickled = config.policy.get_serialized_policy_def()
+    ran = subprocess.run([sys.executable, "-c", WITHOUT_HEADRACE], input=pickled, capture_output=True, check=True)
+    assert int(ran.stdout) == 5  # 33 requests, 8 for each

@@ -8,14 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.serving.autoscaling.policy import (
-    Decision,
-    Observation,
-    PolicyConfig,
-    PolicyState,
-    ReplicaReport,
-    decide,
-)
+from headrace.serving.autoscaling.policy import PolicyState, decide
+from headrace.serving.autoscaling.terms import Decision, Observation, PolicyConfig, ReplicaReport
 
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
