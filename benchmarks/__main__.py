@@ -1,10 +1,10 @@
-"""Everything docs/performance.md quotes, measured by one command.
+"""Everything docs/performance.md and docs/autoscaling.md quote, measured by one command.
 
     .venv/bin/python -m benchmarks                      # all of it: an hour or less on two quiet cores
     .venv/bin/python -m benchmarks --only minilm,bert   # these sections
     .venv/bin/python -m benchmarks --quick              # minutes: does everything work?
 
-Each section writes benchmarks/results/NAME.json and, in a run that is not quick, its tables into docs/performance.md.
+Each section writes benchmarks/results/NAME.json and, in a run that is not quick, its tables into its page in docs/.
 Run it on a quiet machine, from the repository's root.
 """
 
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.autoscaling import days, reaction, validation
 from benchmarks.engine import convolutions, curves, kernels, processes, roofline, scheduler, tabular, transformers
 from benchmarks.harness import machine, tables
 from benchmarks.harness.cases import Effort
@@ -24,9 +25,21 @@ from benchmarks.harness.section import Options, Section
 from headrace import hardware
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
-PAGE = machine.ROOT / "docs" / "performance.md"
+DOCS = machine.ROOT / "docs"
 ROUNDS = 5
-ROOMS = (transformers, convolutions, tabular, kernels, roofline, processes, curves, scheduler)
+ROOMS = (
+    transformers,
+    convolutions,
+    tabular,
+    kernels,
+    roofline,
+    processes,
+    curves,
+    scheduler,
+    days,
+    validation,
+    reaction,
+)
 SECTIONS: dict[str, Section] = {section.name: section for room in ROOMS for section in room.SECTIONS}
 
 
@@ -43,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for section in chosen:
             if (result := saved[section.name]) is not None and not result["quick"]:
                 section.draw(result["result"])
-                tables.write_between(PAGE, section.name, text(section, result))
+                tables.write_between(DOCS / section.page, section.name, text(section, result))
 
 
 def text(section: Section, result: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ class Section:
         run: Measures; what it returns is plain JSON-able values.
         table: The Markdown of what `run` returned.
         draw: Draws the plots that the Markdown links to.
+        page: The page in docs/ that has its markers.
     """
 
     name: str
@@ -43,3 +44,4 @@ class Section:
     run: Callable[[Options], Any]
     table: Callable[[Any], str]
     draw: Callable[[Any], None] = lambda _: None
+    page: str = "performance.md"

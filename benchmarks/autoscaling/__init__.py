@@ -1,0 +1,1 @@
+"""Autoscaling policies on simulated replicas, and the simulator against a real run."""

@@ -1,0 +1,155 @@
+"""The simulator against reality: the same arrivals at a real Batcher and at a simulated one.
+
+A real model, one Engine with one thread, requests of one size, open-loop Poisson arrivals: the client does not wait for
+answers, so that queues build as they would. The cost of a Batch (fixed and per request) and its noise are measured
+beforehand, with the Engine alone; nothing is fitted to the run.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import headrace as hr
+from benchmarks.engine import texts
+from benchmarks.harness.section import Options, Section
+from benchmarks.harness.tables import markdown
+from headrace.backend import Request
+from headrace.engine import Engine
+from headrace.errors import DeadlineExceeded, Overloaded
+from headrace.simulate import Outcome, Sample, Service, Trace, simulate
+
+TOKENS = 48
+MAX_BATCH = 16
+SLO_S = 0.1
+LOADS = (0.5, 0.7, 0.85)  # of the capacity that was measured
+SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
+# The last stretch to an arrival is spun, since a sleeping thread wakes tens of microseconds late.
+SPIN_S = 0.0003
+
+
+class One:
+    """One replica, always."""
+
+    name = "one replica"
+
+    def __call__(self, sample: Sample) -> int:
+        """One."""
+        return 1
+
+
+def measure_cost(engine: Engine, request: Request, rounds: int) -> Service:
+    """Times Batches of every size in turn, and fits fixed + n * per_request to the medians' relative errors."""
+    sizes = np.array(SIZES * rounds)
+    np.random.default_rng(1).shuffle(sizes)
+    times = []
+    for size in sizes:
+        start = time.perf_counter()
+        engine.run_batch([request] * int(size))
+        times.append(time.perf_counter() - start)
+    taken = np.array(times)
+    medians = np.array([np.median(taken[sizes == size]) for size in SIZES])
+    columns = np.stack([np.ones(len(SIZES)), SIZES], axis=1)
+    fixed, per = np.linalg.lstsq(columns / medians[:, None], np.ones(len(SIZES)), rcond=None)[0]
+    fixed, per = max(0.0, float(fixed)), float(per)
+    ratios = taken / (fixed + per * sizes)
+    return Service(fixed, per, tuple(ratios.tolist()), MAX_BATCH, slo_s=SLO_S)
+
+
+def run_real(
+    engine: Engine, request: Request, arrivals_s: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], int]:
+    """Sends requests when they are due. Returns the latencies from the due time, in seconds, and how many had none."""
+    done_s = np.full(len(arrivals_s), np.nan)
+    left = threading.Semaphore(0)
+
+    with hr.Batcher(engine, slo_ms=1e3 * SLO_S, max_batch=MAX_BATCH) as batcher:
+        start = time.perf_counter() + 0.1
+
+        def note(place: int, future: Any) -> None:
+            if future.exception() is None:
+                done_s[place] = time.perf_counter() - start
+            left.release()
+
+        submitted = 0
+        for place, due in enumerate(arrivals_s):
+            wait = start + due - time.perf_counter() - SPIN_S
+            if wait > 0:
+                time.sleep(wait)
+            while time.perf_counter() < start + due:
+                pass
+            try:
+                future = batcher.submit(request)
+            except (Overloaded, DeadlineExceeded):
+                continue
+            submitted += 1
+            future.add_done_callback(lambda future, place=place: note(place, future))
+        for _ in range(submitted):
+            left.acquire()
+    latencies = (done_s - arrivals_s)[~np.isnan(done_s)]
+    return latencies, len(arrivals_s) - len(latencies)
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Real and simulated latencies at several loads."""
+    seconds, rounds = (2.0, 10) if options.quick else (25.0, 60)
+    engine = hr.load(str(texts.minilm_path())).compile(backend="native", threads=1)
+    request = texts.rectangle(1, TOKENS)
+    options.progress("measuring the cost of Batches")
+    measure_cost(engine, request, 3)  # to warm up
+    service = measure_cost(engine, request, rounds)
+    rows = []
+    for load in LOADS:
+        rate = load * service.capacity_rps
+        options.progress(f"{seconds:g} s at {rate:.0f} requests/s")
+        arrivals_s = np.cumsum(np.random.default_rng(2).exponential(1 / rate, round(rate * seconds)))
+        real, lost = run_real(engine, request, arrivals_s)
+        rows.append({"load": load, "rate_rps": rate} | _compare(real, lost, _simulated(arrivals_s, service)))
+    return {
+        "fixed_ms": 1e3 * service.fixed_s, "per_request_ms": 1e3 * service.per_request_s,
+        "noise": float(np.std(service.ratios)), "capacity_rps": service.capacity_rps, "rows": rows,
+    }  # fmt: skip
+
+
+def _simulated(arrivals_s: npt.NDArray[np.float64], service: Service) -> Outcome:
+    trace = Trace("poisson", 1.0, np.bincount(arrivals_s.astype(np.int64)).astype(np.float64), arrivals_s)
+    return simulate(trace, service, One())
+
+
+def _compare(real: npt.NDArray[np.float64], lost: int, simulated: Outcome) -> dict[str, Any]:
+    found: dict[str, Any] = {"requests": len(real) + lost, "lost": lost}
+    found["lost_simulated"] = simulated.counts["refused"] + simulated.counts["expired"]
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        found[f"{name}_s"] = float(np.quantile(real, share))
+        found[f"{name}_simulated_s"] = simulated.quantiles_s[name]
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """One line per load."""
+    rows = []
+    for one in result["rows"]:
+        cells = [f"{one['load']:.0%}", f"{one['rate_rps']:.0f}", str(one["requests"])]
+        for name in ("p50", "p99"):
+            real, simulated = one[f"{name}_s"], one[f"{name}_simulated_s"]
+            cells += [f"{1e3 * real:.1f}", f"{1e3 * simulated:.1f}", f"**{simulated / real:.2f}**"]
+        rows.append([*cells, str(one["lost"]), str(one["lost_simulated"])])
+    pair = ("simulated", "ratio")
+    headings = ("load", "requests/s", "requests", "p50 ms", *pair, "p99 ms", *pair, "lost", "simulated")
+    about = (
+        f"A Batch of n: {result['fixed_ms']:.2f} ms + n x {result['per_request_ms']:.2f} ms, noise "
+        f"{result['noise']:.0%}; capacity {result['capacity_rps']:.0f}/s."
+    )
+    return f"{about}\n\n{markdown(headings, rows)}"
+
+
+SECTIONS = [
+    Section(
+        "autoscaling-validation", "The simulator against a real run of the same arrivals", measure, table,
+        page="autoscaling.md",
+    )
+]  # fmt: skip
