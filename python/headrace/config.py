@@ -96,7 +96,7 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     cpus_per_replica: PositiveFloat = 1.0
     target_utilisation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.85
     down_hold_s: PositiveFloat = 10.0
-    idle_s: PositiveFloat = 60.0
+    idle_s: PositiveFloat = 45.0
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -47,13 +47,13 @@ class PolicyConfig:
     interval_s: float = 1.0
     trend_tau_s: float = 10.0
     error_tau_s: float = 300.0
-    margin: float = 1.0
+    margin: float = 2.0
     drain_s: float = 5.0
     breach_hold_s: float = 1.0
     settle_s: float = 5.0
     down_hold_s: float = 10.0
     down_margin: float = 0.2
-    idle_to_zero_s: float = 60.0
+    idle_to_zero_s: float = 45.0
     fallback_ongoing: float = 8.0
     distrust_s: float = 30.0
 
