@@ -173,6 +173,11 @@ class Op {
   // some of the rows, as a matrix.
   virtual bool row_wise() const { return false; }
 
+  // True if output 0 has the leading dim of input 0, and each of its slices along it, an image say,
+  // is made from that slice of input 0, the same slice of the other inputs that are not constants,
+  // and constants. Such an op may be run on some of the slices.
+  virtual bool image_wise() const { return false; }
+
   // True if the op has packed what it needs from this constant input. Plans drop constants that
   // nobody keeps; such an input is absent in infer() and run(). Saved Plans do not hold it either:
   // its elements may be read only while NodeSpec::pack fills its memory.

@@ -44,6 +44,7 @@ struct Step {
   int overwrites = -1;             // the input whose storage output 0 may take over, or -1
   std::vector<ValueId> dead{};     // roots that nobody reads after this step
   int chain = 1;                   // steps of the row-wise chain that begins here (row_chain.h)
+  int images = 0;                  // image-wise steps from here on, one after the other
 };
 
 struct Program {

@@ -10,14 +10,18 @@ int64_t width_of(const Segments& segments) {
   return shape.rank() > 0 ? shape[shape.rank() - 1] : 1;
 }
 
-// The step may be in a chain: its one output has the rows of its input 0.
-bool is_row_wise(const Program& program, const Step& step) {
+// The step may be in a chain: it has one output, made of an input 0 that is no constant.
+bool is_link(const Program& program, const Step& step) {
   auto constant = [&](ValueId id) { return program.values[static_cast<size_t>(id)].constant; };
   bool one_output = !step.outputs.empty() && step.outputs[0] != kAbsent &&
                     std::all_of(step.outputs.begin() + 1, step.outputs.end(),
                                 [](ValueId id) { return id == kAbsent; });
-  return one_output && !step.aliases && step.kernel->row_wise() && !step.inputs.empty() &&
-         step.inputs[0] != kAbsent && !constant(step.inputs[0]);
+  return one_output && !step.aliases && !step.inputs.empty() && step.inputs[0] != kAbsent &&
+         !constant(step.inputs[0]);
+}
+
+bool is_row_wise(const Program& program, const Step& step) {
+  return is_link(program, step) && step.kernel->row_wise();
 }
 
 }  // namespace
@@ -41,6 +45,11 @@ void plan_chains(Program& program) {
     }
     first = std::max(end, first + 1);
   }
+  int images = 0;
+  for (size_t s = steps.size(); s-- > 0;) {
+    images = is_link(program, steps[s]) && steps[s].kernel->image_wise() ? images + 1 : 0;
+    steps[s].images = images;
+  }
 }
 
 int64_t chain_rows(const Segments& segments) {
@@ -56,22 +65,28 @@ RowWorkspace::RowWorkspace(const Program& program)
   outputs_.resize(1);
 }
 
-const Segments& RowWorkspace::slice(const Segments& whole, std::byte* own, int64_t begin,
-                                    int64_t end, Slice& to) const {
-  int64_t width = width_of(whole);
-  to.shape = {end - begin, width};
+void RowWorkspace::cut(const Segments& whole, const ChainPart& part, Slice& to) const {
+  int64_t first;
+  if (part.images) {
+    to.shape = whole.shape(part.request);
+    int64_t image = to.shape.elements() / to.shape[0];
+    first = whole.offsets[part.request] + part.begin * image;
+    to.shape[0] = part.end - part.begin;
+  } else {
+    to.shape = {part.end - part.begin, width_of(whole)};
+    first = part.begin * width_of(whole);
+  }
   to.offsets[0] = 0;
-  to.offsets[1] = (end - begin) * width;
+  to.offsets[1] = to.shape.elements();
   to.segments = {.dtype = whole.dtype,
-                 .data = own ? own : whole.data + begin * width * size_of(whole.dtype),
+                 .data = whole.data ? whole.data + first * size_of(whole.dtype) : nullptr,
                  .shapes = {&to.shape, 1},
                  .offsets = to.offsets,
                  .shared = false};
-  return to.segments;
 }
 
-void RowWorkspace::run_step(const Step& step, std::span<const Segments> values, int64_t begin,
-                            int64_t end, ThreadPool& pool) {
+void RowWorkspace::run_step(const Step& step, std::span<const Segments> values,
+                            const ChainPart& part, ThreadPool& pool) {
   std::span inputs(inputs_.data(), step.inputs.size());
   for (size_t i = 0; i < inputs.size(); ++i) {
     ValueId id = step.inputs[i];
@@ -80,24 +95,29 @@ void RowWorkspace::run_step(const Step& step, std::span<const Segments> values, 
       continue;
     }
     const Segments& whole = values[static_cast<size_t>(id)];
-    bool rows = whole.present() && !whole.shared;
-    inputs[i] = rows ? slice(whole, own_[static_cast<size_t>(id)], begin, end, slices_[i]) : whole;
+    inputs[i] = whole;
+    if (!whole.present() || whole.shared) continue;
+    cut(whole, part, slices_[i]);
+    inputs[i] = slices_[i].segments;
+    if (inputs[i].data == nullptr) inputs[i].data = own_[static_cast<size_t>(id)];
   }
   auto made = static_cast<size_t>(step.outputs[0]);
-  const Segments& whole = values[made];
-  if (program_.values[made].inner) {
-    own_[made] = arena_.allocate((end - begin) * width_of(whole) * size_of(whole.dtype));
+  cut(values[made], part, slices_.back());
+  Segments& output = outputs_[0];
+  output = slices_.back().segments;
+  if (output.data == nullptr) {
+    own_[made] = arena_.allocate(output.elements() * size_of(output.dtype));
+    output.data = own_[made];
   }
-  outputs_[0] = slice(whole, own_[made], begin, end, slices_.back());
   OpRun run(1, inputs, outputs_, pool, 1, arena_);
   step.kernel->run(run);
   run.release_scratch();
 }
 
-void RowWorkspace::run(std::span<const Step> steps, std::span<const Segments> values, int64_t begin,
-                       int64_t end, ThreadPool& pool) {
+void RowWorkspace::run(std::span<const Step> steps, std::span<const Segments> values,
+                       const ChainPart& part, ThreadPool& pool) {
   for (const Step& step : steps) {
-    run_step(step, values, begin, end, pool);
+    run_step(step, values, part, pool);
     for (ValueId root : step.dead) {
       std::byte*& own = own_[static_cast<size_t>(root)];
       if (own != nullptr) arena_.release(own);

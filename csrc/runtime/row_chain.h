@@ -3,6 +3,9 @@
 // In a transformer everything between two attentions is one chain. A thread takes some rows through
 // all of it before it takes the next: what the ops hand each other stays in its cache and is never
 // a tensor of the whole Batch, and the threads meet once per chain instead of once per op.
+//
+// Convolutions are chained likewise, image by image, while the maps of all images together are too
+// large for the caches.
 #pragma once
 
 #include <cstddef>
@@ -16,29 +19,35 @@
 
 namespace headrace {
 
+// What a chain is taken through at a time: rows over all Requests, or images of one.
+struct ChainPart {
+  bool images;
+  size_t request;  // of the images
+  int64_t begin, end;
+};
+
 // What one thread works in.
 class RowWorkspace {
  public:
   explicit RowWorkspace(const Program& program);
 
-  // Takes rows [begin, end) of the chain's values through `steps`. `values` are those of the whole
-  // Batch; one without data is the chain's own.
-  void run(std::span<const Step> steps, std::span<const Segments> values, int64_t begin,
-           int64_t end, ThreadPool& pool);
+  // Takes a part of the chain's values through `steps`. `values` are those of the whole Batch; one
+  // without data is the chain's own.
+  void run(std::span<const Step> steps, std::span<const Segments> values, const ChainPart& part,
+           ThreadPool& pool);
   // Call when nothing runs.
   void trim() { arena_.trim(); }
   int64_t arena_bytes() const { return arena_.capacity_bytes(); }
 
  private:
-  // The rows as one segment.
+  // The part as one segment.
   struct Slice {
     Shape shape;
     int64_t offsets[2];
     Segments segments;
   };
-  const Segments& slice(const Segments& whole, std::byte* own, int64_t begin, int64_t end,
-                        Slice& to) const;
-  void run_step(const Step& step, std::span<const Segments> values, int64_t begin, int64_t end,
+  void cut(const Segments& whole, const ChainPart& part, Slice& to) const;
+  void run_step(const Step& step, std::span<const Segments> values, const ChainPart& part,
                 ThreadPool& pool);
 
   const Program& program_;
@@ -49,7 +58,7 @@ class RowWorkspace {
   std::vector<Segments> outputs_;
 };
 
-// Sets Step::chain throughout.
+// Sets Step::chain and Step::images throughout.
 void plan_chains(Program& program);
 
 // The rows of a value: elements of all but the last dim, over all Requests.

@@ -37,6 +37,10 @@ class RunState {
   void execute_step(const Step& step, ThreadPool& pool, int threads);
   void run_step(const Step& step, ThreadPool& pool, int threads);
   bool execute_chain(std::span<const Step> steps, ThreadPool& pool, int threads);
+  size_t execute_images(std::span<const Step> steps, ThreadPool& pool, int threads);
+  size_t infer_images(std::span<const Step> steps);
+  bool same_images(ValueId id, ValueId as);
+  void make_workspaces(int threads);
   void copy_constant(const Step& step);
   void release(ValueId root);
   StepTime describe(const Step& step, int64_t ns);

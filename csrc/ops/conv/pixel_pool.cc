@@ -24,6 +24,7 @@ class PixelPool : public Op {
   }
 
   void run(const OpRun& run) const override;
+  bool image_wise() const override { return true; }
 
  private:
   // One row of output pixels of one image.
