@@ -8,6 +8,7 @@ from headrace.errors import BackendUnavailable, UnsupportedOp
 from headrace.graph.edit import HEADRACE_DOMAIN
 from headrace.graph.lower import lower
 from headrace.graph.precision import PRECISIONS, assign
+from headrace.graph.winograd import TILES, assign_winograd
 from headrace.model import Model
 from headrace.native import NativeExecutable
 
@@ -23,7 +24,7 @@ class NativeBackend(Backend):
 
     def capabilities(self) -> Capabilities:
         """Ragged and batch-invariant, in every precision on every ISA: where instructions lack, in emulation."""
-        return Capabilities(precisions=PRECISIONS, ragged=True, batch_invariant=True)
+        return Capabilities(precisions=PRECISIONS, ragged=True, batch_invariant=True, winograd=True)
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
         """Tries to lower the model: kernels decide for themselves which variants they run."""
@@ -45,13 +46,17 @@ class NativeBackend(Backend):
         isa = _core.selected_isa()
         graph = model.graph.graph
         threads = options.resolved_threads()
-        core = _core.NativePlan(lower(model.graph, model.signature, isa, options.precision), threads)
+        tiles = assign_winograd(graph) if options.winograd else {}
+        core = _core.NativePlan(lower(model.graph, model.signature, isa, options.precision, tiles), threads)
         reasons = [f"{isa} is the {'selected' if isa != _core.available_isas()[-1] else 'fastest'} ISA of this CPU"]
         if options.precision != "fp32":
             reasons.append(assign(graph, options.precision).summary(len(core.ops)))
         quantized = sum(node.domain == HEADRACE_DOMAIN and node.op_type.startswith("Quantized") for node in graph)
         if quantized:
             reasons.append(f"{quantized} of {len(core.ops)} ops run in int8 (static, from the model)")
+        if options.winograd:
+            sizes = [f"{list(tiles.values()).count(tile)} in tiles of {tile} x {tile}" for tile in TILES]
+            reasons.append(f"{len(tiles)} convolutions run by Winograd: {', '.join(sizes)} pixels")
         plan = Plan(
             backend=self.name,
             device="cpu",

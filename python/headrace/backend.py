@@ -43,20 +43,31 @@ class Capabilities:
         precisions: Those `CompileOptions.precision` may name.
         ragged: True if Requests of different shapes run together without padding.
         batch_invariant: True if a Result's bits never depend on who shared the Batch.
+        winograd: True if `CompileOptions.winograd` may be set.
     """
 
     precisions: tuple[str, ...] = ("fp32",)
     ragged: bool = False
     batch_invariant: bool = False
+    winograd: bool = False
 
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """What the caller asked for. `threads` is None for every core this process may use."""
+    """What the caller asked for.
+
+    Attributes:
+        precision: One of those the Backend declares.
+        threads: How many to run on; None for every core this process may use.
+        device: One of the Backend's; None for its default.
+        winograd: Whether 3x3 convolutions may run by Winograd's minimal filtering, which rounds otherwise than the sums
+            as they are written.
+    """
 
     precision: str = "fp32"
     threads: int | None = None
     device: str | None = None
+    winograd: bool = False
 
     def resolved_threads(self) -> int:
         """How many threads that is, here."""

@@ -50,6 +50,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     Attributes:
         backend: A Backend's name, or ``"auto"``.
         precision: ``"fp32"``, ``"bf16"``, ``"int8"`` or ``"auto"``.
+        winograd: Whether 3x3 convolutions may run by Winograd's minimal filtering.
         threads: Threads of the Engine; None for every core this process may use.
         slo_ms: Deadline of a Request that brings none, in milliseconds; None for no deadline.
         max_queue: Requests that may wait; one more is refused with `Overloaded`.
@@ -62,6 +63,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     backend: str = "auto"
     precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
+    winograd: bool = False
     threads: Positive | None = None
     slo_ms: PositiveFloat | None = None
     max_queue: Positive = 1024

@@ -165,6 +165,7 @@ def compile_model(
     precision: str = "fp32",
     threads: int | None = None,
     device: str | None = None,
+    winograd: bool = False,
     samples: Sequence[Request] | None = None,
     tolerance: float | None = None,
 ) -> Engine:
@@ -178,6 +179,9 @@ def compile_model(
             stays within `tolerance`, both measured on `samples`. The plan's reasons hold the figures.
         threads: Threads of the Plan; None for every core this process may use.
         device: A device of the backend, such as ``"cpu"`` or ``"cuda:0"``; None for its default.
+        winograd: Whether 3x3 convolutions of stride 1 may run by Winograd's minimal filtering where that saves time: in
+            fp32 only, and with rounding errors some two times those of the sums as they are written. The plan's
+            reasons say how many do.
         samples: Requests to measure a lower precision on; None to generate some from the signature.
         tolerance: The largest error of a lower precision, as `headrace.parity.Parity` defines it; None for 0.02. Given
             with a named precision, it makes that precision an error where it exceeds it.
@@ -185,9 +189,9 @@ def compile_model(
     Raises:
         ParityError: The named precision's error is above the tolerance.
         UnsupportedOp: The named backend (or, for auto, every backend) lacks ops of the model.
-        BackendUnavailable: The backend, precision or device is not there.
+        BackendUnavailable: The backend, precision or device is not there, or it has no Winograd convolutions.
     """
-    options = CompileOptions(precision=precision, threads=threads, device=device)
+    options = CompileOptions(precision=precision, threads=threads, device=device, winograd=winograd)
     if backend != "auto":
         executable = compile_lowered(backend_named(backend), model, options, samples, tolerance)
         return Engine(model.signature, executable, model.name, model.sha256, options)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.backend import Backend, CompileOptions, Executable, Request
-from headrace.errors import HeadraceError, ParityError, UnsupportedOp
+from headrace.errors import BackendUnavailable, HeadraceError, ParityError, UnsupportedOp
 from headrace.parity import DEFAULT_TOLERANCE, compare
 from headrace.samples import make_request
 
@@ -45,7 +45,14 @@ def compile_lowered(
 
     Raises:
         ParityError: The precision was named and its error is above the tolerance.
+        BackendUnavailable: Winograd convolutions were asked for, and `backend` has none, or the precision is not fp32.
     """
+    if options.winograd and not backend.capabilities().winograd:
+        raise BackendUnavailable(f"backend {backend.name!r}: got winograd=True, expected False: it has no such kernels")
+    if options.winograd and options.precision != "fp32":
+        raise BackendUnavailable(
+            f"got winograd=True with precision {options.precision!r}, expected fp32: there alone are such kernels"
+        )
     named = options.precision != "auto"
     if named and (options.precision == "fp32" or (samples is None and tolerance is None)):
         return backend.compile(model, options)

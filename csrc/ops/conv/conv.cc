@@ -23,6 +23,7 @@ class Conv : public Op {
     return channels_last_ && !y_bf16_ && input == kResidual;
   }
   bool consumes(size_t input) const override { return input == kWeight && constant_; }
+  bool image_wise() const override { return channels_last_ && constant_; }
 
  private:
   enum Input : size_t { kX, kWeight, kBias, kResidual };
@@ -82,8 +83,19 @@ Conv::Conv(const NodeSpec& node)
   if (precision_of(node) == Precision::kInt8 && w.k() > kMaxInt8K) {
     node.unsupported(str("int8 with ", w.k(), " inputs, expected at most ", kMaxInt8K));
   }
-  if (!low && w.group_in == 1 && w.group_out == 1 && w.groups > 1) {
+  if (precision_of(node) != Precision::kInt8 && w.group_in == 1 && w.group_out == 1 &&
+      w.groups > 1) {
     way_ = make_depthwise_way(node.isa);
+  }
+  if (int64_t tile = node.int_or("winograd", 0); tile != 0) {
+    if (low || !channels_last_ || (tile != 2 && tile != 4) ||
+        !fits_winograd(w, window_, weight_shape_)) {
+      node.unsupported(str("got winograd ", tile, " for weights of shape ",
+                           to_string(weight_shape_),
+                           ", expected 2 or 4 in float32, channels last, "
+                           "for one group of 3 x 3 weights without strides or dilations"));
+    }
+    way_ = make_winograd_way(node.isa, tile);
   }
   constant_ = true;
   packed_ =

@@ -67,8 +67,12 @@ class ConvWay {
 // Any convolution, as matrix products over packed windows. X and Y may hold bfloat16 unless the
 // precision is fp32.
 std::unique_ptr<ConvWay> make_dense_way(Isa isa, Precision precision);
-// One channel of X and one of Y per group, all of it floats.
+// One channel of X and one of Y per group; products and sums are floats, X and Y may hold bfloat16.
 std::unique_ptr<ConvWay> make_depthwise_way(Isa isa);
+// 3 x 3 kernels of stride 1 over floats, `tile` x `tile` pixels of Y at a time; see winograd.cc.
+std::unique_ptr<ConvWay> make_winograd_way(Isa isa, int64_t tile);
+// Whether it computes that convolution; `shape` is that of its weights.
+bool fits_winograd(const ConvWeight& weight, const WindowSpec& window, const Shape& shape);
 
 // Adds up `tasks(problem)` over problems into first_task. Returns the sum.
 template <class F>

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 
+#include "ops/conv/depthwise.h"
 #include "ops/linear/gemm.h"
 #include "ops/simd/transpose.h"
 #include "ops/simd/vec.h"
@@ -120,141 +121,6 @@ void pack_pixels(const PixelRows& p, const RowsLayout& layout) {
   }
 }
 
-// The taps of a row of Y that fall inside X along depth and height.
-struct RowTaps {
-  int64_t depth_begin, depth_end;
-  int64_t height_begin, height_end;
-};
-
-// `sources` holds kPixels pointers for each tap in the row, where the pixels' taps lie.
-template <int kPixels>
-void depthwise_pixels(const DepthwiseRow& r, const RowTaps& taps, float* y) {
-  const Windows& w = *r.windows;
-  const Vf low = splat(r.low);
-  const Vf high = splat(r.high);
-  for (int64_t c = r.begin; c < r.end; c += kLanes) {
-    const int64_t n = r.end - c < kLanes ? r.end - c : kLanes;
-    Vf acc[kPixels];
-#pragma GCC unroll 8
-    for (int j = 0; j < kPixels; ++j) acc[j] = splat(0.0f);
-    const float* const* source = r.sources;
-    for (int64_t kd = taps.depth_begin; kd < taps.depth_end; ++kd) {
-      const int64_t tap = (kd * w.kernel[1] + taps.height_begin) * w.kernel[2];
-      const int64_t count = (taps.height_end - taps.height_begin) * w.kernel[2];
-      const float* weights = r.weights + tap * r.channels + c;
-      if (n == kLanes) {
-        for (int64_t t = 0; t < count; ++t, source += kPixels, weights += r.channels) {
-          const Vf weight = load(weights);
-#pragma GCC unroll 8
-          for (int j = 0; j < kPixels; ++j) acc[j] = fma(load(source[j] + c), weight, acc[j]);
-        }
-      } else {
-        for (int64_t t = 0; t < count; ++t, source += kPixels, weights += r.channels) {
-          const Vf weight = load(weights, n);
-#pragma GCC unroll 8
-          for (int j = 0; j < kPixels; ++j) acc[j] = fma(load(source[j] + c, n), weight, acc[j]);
-        }
-      }
-    }
-    const Vf bias = r.bias != nullptr ? load(r.bias + c, n) : splat(0.0f);
-#pragma GCC unroll 8
-    for (int j = 0; j < kPixels; ++j) {
-      Vf x = acc[j] + bias;
-      // The second operand comes out where it is NaN.
-      if (r.clip) x = min(high, max(low, x));
-      if (n == kLanes) {
-        store(y + j * r.y_stride + c, x);
-      } else {
-        store(y + j * r.y_stride + c, x, n);
-      }
-    }
-  }
-}
-
-using DepthwisePixels = void (*)(const DepthwiseRow& r, const RowTaps& taps, float* y);
-constexpr DepthwisePixels kDepthwise[kDepthwisePixels] = {
-    depthwise_pixels<1>, depthwise_pixels<2>, depthwise_pixels<3>, depthwise_pixels<4>,
-    depthwise_pixels<5>, depthwise_pixels<6>, depthwise_pixels<7>, depthwise_pixels<8>,
-};
-
-// The taps [begin, end) of `axis` that fall inside X for Y's position `out`.
-HR_INLINE void clip_taps(const Windows& w, int axis, int64_t out, int64_t& begin, int64_t& end) {
-  const int64_t first = out * w.stride[axis] - w.pad_begin[axis];
-  const int64_t d = w.dilation[axis];
-  begin = first >= 0 ? 0 : (-first + d - 1) / d;
-  end = first >= w.in[axis] ? 0 : (w.in[axis] - first + d - 1) / d;
-  if (end > w.kernel[axis]) end = w.kernel[axis];
-  if (end < begin) end = begin;
-}
-
-// Finds where the taps of `pixels` pixels from `col` on lie; zeros where that is padding.
-void find_sources(const DepthwiseRow& r, const RowTaps& taps, int64_t col, int64_t pixels) {
-  const Windows& w = *r.windows;
-  const float** source = r.sources;
-  for (int64_t kd = taps.depth_begin; kd < taps.depth_end; ++kd) {
-    const int64_t d = r.depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
-    for (int64_t kh = taps.height_begin; kh < taps.height_end; ++kh) {
-      const int64_t h = r.height * w.stride[1] - w.pad_begin[1] + kh * w.dilation[1];
-      const float* row = r.x + (d * w.in[1] + h) * w.in[2] * r.channels;
-      for (int64_t kw = 0; kw < w.kernel[2]; ++kw) {
-        int64_t at = col * w.stride[2] - w.pad_begin[2] + kw * w.dilation[2];
-        for (int64_t j = 0; j < pixels; ++j, at += w.stride[2]) {
-          *source++ = inside(at, w.in[2]) ? row + at * r.channels : r.zeros;
-        }
-      }
-    }
-  }
-}
-
-// Brings in what the next row of Y reads for the first time, under `pixels` pixels from `col` on:
-// the kernel takes channels first, which the hardware's own prefetching does not follow.
-void fetch_below(const DepthwiseRow& r, int64_t col, int64_t pixels) {
-  const Windows& w = *r.windows;
-  const int64_t d = r.depth * w.stride[0] - w.pad_begin[0];
-  const int64_t last = (w.kernel[1] - 1) * w.dilation[1] - w.pad_begin[1];
-  int64_t begin = col * w.stride[2];
-  int64_t end = (col + pixels) * w.stride[2];
-  if (end > w.in[2]) end = w.in[2];
-  for (int64_t i = 1; i <= w.stride[1]; ++i) {
-    const int64_t h = r.height * w.stride[1] + last + i;
-    if (!inside(d, w.in[0]) || !inside(h, w.in[1])) continue;
-    const float* row = r.x + (d * w.in[1] + h) * w.in[2] * r.channels;
-    for (int64_t at = begin; at < end; ++at) {
-      for (int64_t c = r.begin; c < r.end; c += 16) {
-        __builtin_prefetch(row + at * r.channels + c, 0, 2);
-      }
-    }
-  }
-}
-
-void depthwise(const DepthwiseRow& r) {
-  const Windows& w = *r.windows;
-  RowTaps taps;
-  clip_taps(w, 0, r.depth, taps.depth_begin, taps.depth_end);
-  clip_taps(w, 1, r.height, taps.height_begin, taps.height_end);
-  const int64_t count =
-      (taps.depth_end - taps.depth_begin) * (taps.height_end - taps.height_begin) * w.kernel[2];
-  const int64_t blocks = (w.out[2] + kDepthwisePixels - 1) / kDepthwisePixels;
-  int64_t found = 0;  // pixels of the last block, if none of its taps was on padding
-  for (int64_t b = 0; b < blocks; ++b) {
-    // Even blocks: 14 pixels run as 7 + 7.
-    const int64_t col = w.out[2] * b / blocks;
-    const int64_t pixels = w.out[2] * (b + 1) / blocks - col;
-    const int64_t first = col * w.stride[2] - w.pad_begin[2];
-    const int64_t last = first + (pixels - 1) * w.stride[2] + (w.kernel[2] - 1) * w.dilation[2];
-    const bool whole = first >= 0 && last < w.in[2];
-    if (whole && found == pixels) {
-      const int64_t step = pixels * w.stride[2] * r.channels;
-      for (int64_t i = 0; i < count * pixels; ++i) r.sources[i] += step;
-    } else {
-      find_sources(r, taps, col, pixels);
-    }
-    found = whole ? pixels : 0;
-    fetch_below(r, col, pixels);
-    kDepthwise[pixels - 1](r, taps, r.y + col * r.y_stride);
-  }
-}
-
 template <class Step, class Done>
 HR_INLINE void reduce_pixels(const float* const* pixels, int64_t count, int64_t channels,
                              float first, Step step, Done done, float* y) {
@@ -309,7 +175,9 @@ extern const ConvKernels conv_kernels;
 const ConvKernels conv_kernels = {
     .pack_pixels = pack_pixels<float>,
     .pack_bf16_pixels = pack_pixels<uint16_t>,
-    .depthwise = depthwise,
+    .depthwise = depthwise<float, float>,
+    .depthwise_from_bf16 = depthwise<uint16_t, float>,
+    .depthwise_bf16 = depthwise<uint16_t, uint16_t>,
     .max_of_pixels = max_of_pixels,
     .average_of_pixels = average_of_pixels,
     .transpose = transpose_matrix,

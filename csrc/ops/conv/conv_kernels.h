@@ -28,16 +28,16 @@ struct RowsLayout {
 
 // One row of Y's pixels under one kernel per channel.
 struct DepthwiseRow {
-  const float* x;        // the image
+  const void* x;         // the image; floats or bfloat16
   const float* weights;  // [taps, channels]
   const float* zeros;    // as many as there are channels
-  float* y;              // the row's first pixel
+  void* y;               // the row's first pixel; floats or bfloat16
   int64_t y_stride;      // from pixel to pixel
   int64_t channels;      // of X
   int64_t begin, end;    // channels to compute; Y's are at y + begin ... y + end - 1
   const Windows* windows;
   int64_t depth, height;  // of the row
-  const float** sources;  // room for kDepthwisePixels pointers per tap
+  const void** sources;   // room for kDepthwisePixels pointers per tap
   const float* bias;      // per channel, or null
   float low, high;        // Y is clipped to these if `clip`
   bool clip;
@@ -49,8 +49,11 @@ struct ConvKernels {
   // sees it, 0 on padding. Rows end with a 0 where their length is odd, if X holds bfloat16.
   void (*pack_pixels)(const PixelRows& rows, const RowsLayout& to);
   void (*pack_bf16_pixels)(const PixelRows& rows, const RowsLayout& to);
-  // One chain of multiply-adds per element, over the taps in order.
+  // One chain of multiply-adds of floats per element, over the taps in order. X holds floats or
+  // bfloat16; the last, for X of bfloat16, rounds Y to it as well.
   void (*depthwise)(const DepthwiseRow& row);
+  void (*depthwise_from_bf16)(const DepthwiseRow& row);
+  void (*depthwise_bf16)(const DepthwiseRow& row);
   // The largest of, or the sum over `divisor` of, `count` pixels of `channels` channels each.
   void (*max_of_pixels)(const float* const* pixels, int64_t count, int64_t channels, float* y);
   void (*average_of_pixels)(const float* const* pixels, int64_t count, int64_t channels,

@@ -186,6 +186,10 @@ void DenseWay::multiply(const ConvProblem& p, const Part& part, Word* packed) co
   const ConvWeight& w = p.weight;
   pack_rows(p, part, packed);
   const Word* weights = p.packed + part.group * group_words(w);
+  // Pixels that follow in memory are what is packed next.
+  int64_t after = part.row + part.rows;
+  int64_t ahead = 0;
+  if (w.groups == 1 && is_pointwise(p.windows)) ahead = std::min(part.rows, p.rows() - after);
   int64_t col = part.panel * gemm_.panel_cols;
   int64_t channel = part.group * w.group_out + col;
   gemm_.multiply({.a = packed,
@@ -196,7 +200,9 @@ void DenseWay::multiply(const ConvProblem& p, const Part& part, Word* packed) co
                   .c = p.y_at(part.row, channel),
                   .c_bf16 = p.y_bf16,
                   .c_stride = p.channels_out(),
-                  .epilogue = p.epilogue_at(part.row, channel)});
+                  .epilogue = p.epilogue_at(part.row, channel),
+                  .fetch = p.x_at(after, 0),
+                  .fetch_bytes = ahead * p.channels_in() * (p.x_bf16 ? 2 : 4)});
 }
 
 }  // namespace

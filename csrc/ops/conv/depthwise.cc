@@ -29,7 +29,7 @@ class DepthwiseWay : public ConvWay {
   // What a thread works in.
   struct Room {
     const float* zeros;
-    const float** sources;
+    const void** sources;
     float* products;
   };
   void run_task(const ConvProblem& p, int64_t task, const Room& room) const;
@@ -71,7 +71,7 @@ void DepthwiseWay::run(const OpRun& run, std::span<ConvProblem> problems) const 
   });
   float* zeros = run.scratch_of<float>(channels);
   std::fill_n(zeros, channels, 0.0f);
-  const float** sources = run.scratch_of<const float*>(taps * kDepthwisePixels * run.threads());
+  const void** sources = run.scratch_of<const void*>(taps * kDepthwisePixels * run.threads());
   float* products = run.scratch_of<float>(row * run.threads());
   run.parallel(tasks, [&](int64_t task, int thread) {
     const ConvProblem& p = problem_of(problems, task);
@@ -86,7 +86,10 @@ void DepthwiseWay::run_task(const ConvProblem& p, int64_t task, const Room& room
   int64_t range = task % p.col_ranges;
   int64_t block = task / p.col_ranges;
   int64_t rows = p.images * image_rows(p);
-  bool whole = finishes_itself(p.epilogue);
+  // No kernel goes from floats to bfloat16.
+  bool whole = finishes_itself(p.epilogue) && (p.x_bf16 || !p.y_bf16);
+  auto* kernel = whole && p.y_bf16 ? kernels_.depthwise_bf16 : kernels_.depthwise_from_bf16;
+  if (!p.x_bf16) kernel = kernels_.depthwise;
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   bool relu = p.epilogue.activation == Activation::kRelu;
   DepthwiseRow row{};
@@ -105,16 +108,17 @@ void DepthwiseWay::run_task(const ConvProblem& p, int64_t task, const Room& room
     row.high = relu ? kInfinity : p.epilogue.clip_max;
   }
   for (int64_t r = rows * block / p.row_blocks; r < rows * (block + 1) / p.row_blocks; ++r) {
-    row.x = static_cast<const float*>(p.x) + r / image_rows(p) * w.in_size() * channels;
+    row.x = p.x_at(r / image_rows(p) * w.in_size(), 0);
     row.depth = r / w.out[1] % w.out[0];
     row.height = r % w.out[1];
-    auto* y = static_cast<float*>(p.y) + r * w.out[2] * channels;
-    row.y = whole ? y : room.products;  // Y may hold the residual
-    kernels_.depthwise(row);
+    // Y may hold the residual.
+    row.y = whole ? static_cast<void*>(p.y_at(r * w.out[2], 0)) : room.products;
+    kernel(row);
     if (whole) continue;
     gemm_.finish({.rows = w.out[2],
                   .cols = row.end - row.begin,
-                  .c = y + row.begin,
+                  .c = p.y_at(r * w.out[2], row.begin),
+                  .c_bf16 = p.y_bf16,
                   .c_stride = channels,
                   .epilogue = p.epilogue_at(r * w.out[2], row.begin)},
                  room.products + row.begin, channels);

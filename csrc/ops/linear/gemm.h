@@ -97,6 +97,9 @@ struct GemmBlock {
   bool c_bf16 = false;
   int64_t c_stride = 0;  // elements
   Epilogue epilogue;     // bias and residual at C's first element
+  // What to bring into the L2 cache meanwhile: the rows that will be packed next, say.
+  const void* fetch = nullptr;
+  int64_t fetch_bytes = 0;
 };
 
 // The kernels of one precision on one ISA.

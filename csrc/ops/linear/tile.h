@@ -169,6 +169,8 @@ void multiply(const GemmBlock& block) {
   const int64_t tiles = (block.rows + kTileRows - 1) / kTileRows;
   const int64_t fetched = (kCols + tiles - 1) / tiles;
   const Word* b = block.b;
+  const auto* fetch = static_cast<const Word*>(block.fetch);
+  const Word* fetch_end = fetch + block.fetch_bytes / static_cast<int64_t>(sizeof(Word));
   int64_t col = 0;
   if (block.rows <= 3) {
     const int panels = panels_of<Dot>(static_cast<int>(block.rows));
@@ -189,6 +191,11 @@ void multiply(const GemmBlock& block) {
       // Each tile brings in its share of the next panel: all of it during one would be more than
       // memory gives in that time.
       const Word* next = b + panel + panel * t / tiles;
+      // A resident panel leaves room for what the caller reads next.
+      if (fetch < fetch_end) {
+        next = fetch;
+        fetch += block.k * fetched;
+      }
       fetch_rows(block, row, rows, col);
       kTiles<Dot>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
                             fetched, out);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,36 @@ _ABSENT = -1
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 
-def lower(graph: ir.Model, signature: Signature, isa: str, precision: str = "fp32") -> _core.Program:
+def lower(
+    graph: ir.Model,
+    signature: Signature,
+    isa: str,
+    precision: str = "fp32",
+    winograd: Mapping[ir.Node, int] | None = None,
+) -> _core.Program:
     """Builds the Program of a Model, packing weights for `isa` and `precision` on the way.
+
+    `winograd` holds the tiles of the convolutions that run by Winograd; see `headrace.graph.winograd`.
 
     Raises:
         UnsupportedOp: Some nodes have no kernel; all of them are listed.
         InvalidModel: A node breaks the rules of its op.
     """
-    return _Lowering(graph, signature, isa, assign(graph.graph, precision)).run()
+    return _Lowering(graph, signature, isa, assign(graph.graph, precision), winograd or {}).run()
 
 
 class _Lowering:
-    def __init__(self, model: ir.Model, signature: Signature, isa: str, precisions: Precisions) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        signature: Signature,
+        isa: str,
+        precisions: Precisions,
+        winograd: Mapping[ir.Node, int],
+    ) -> None:
         self._model = model
         self._precisions = precisions
+        self._winograd = winograd
         self._signature = signature
         self._builder = _core.ProgramBuilder(isa)
         self._ids: dict[ir.Value, int] = {}
@@ -95,6 +112,8 @@ class _Lowering:
         attributes = {key: _attribute(attr) for key, attr in node.attributes.items() if _is_set(attr)}
         if node in self._precisions.nodes:
             attributes["precision"] = self._precisions.nodes[node]
+        if node in self._winograd:
+            attributes["winograd"] = self._winograd[node]
         return attributes
 
     def _dtype_of(self, value: ir.Value) -> str:

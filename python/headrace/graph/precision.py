@@ -1,14 +1,13 @@
 """Which nodes of a graph run in a lower precision, and which values between them are held in it.
 
-Only ops that spend their time multiplying matrices are lowered. Norms, softmax, sums of residuals and everything else
-stay float32, and so do a Model's inputs and outputs. In an int8 Plan attention runs in bf16: both of its operands are
-known only when it runs.
+Only ops that spend their time multiplying matrices are lowered, and the depthwise convolutions between them, which read
+and write bfloat16 and compute in float32. Norms, softmax, sums of residuals and everything else stay float32, and so do
+a Model's inputs and outputs. In an int8 Plan attention runs in bf16: both of its operands are known only when it runs.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,9 +65,9 @@ def assign(graph: ir.Graph, precision: str) -> Precisions:
     """
     kernels = _LOWERED[precision]
     nodes = {
-        node: kernels[node.op_type].precision
+        node: "bf16" if _is_depthwise(node) else kernels[node.op_type].precision
         for node in graph
-        if node.domain == HEADRACE_DOMAIN and _multiplies(node, kernels)
+        if node.domain == HEADRACE_DOMAIN and node.op_type in kernels and _has_weights(node)
     }
     narrow = frozenset(
         node.outputs[0]
@@ -80,12 +79,17 @@ def assign(graph: ir.Graph, precision: str) -> Precisions:
     return Precisions(precision, nodes, narrow)
 
 
-def _multiplies(node: ir.Node, kernels: Mapping[str, _Kernel]) -> bool:
-    """Whether `node` is one of those ops and a product of matrices: a convolution of one channel per group is not."""
-    if node.op_type == "FusedConv":
-        weight = node.inputs[1]
-        shape = static_dims(weight.const_value) if weight is not None and weight.const_value is not None else ()
-        groups = attribute(node, "group", 1)
-        if not shape or (groups > 1 and shape[1] == 1):
-            return False
-    return node.op_type in kernels
+def _has_weights(node: ir.Node) -> bool:
+    """False for a convolution whose weights are not constant: kernels take only constant ones in lower precision."""
+    weight = node.inputs[1]
+    return node.op_type != "FusedConv" or (weight is not None and weight.const_value is not None)
+
+
+def _is_depthwise(node: ir.Node) -> bool:
+    """Whether `node` is a convolution of one channel per group: no product of matrices."""
+    if node.op_type != "FusedConv":
+        return False
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    return attribute(node, "group", 1) > 1 and static_dims(weight.const_value)[1] == 1

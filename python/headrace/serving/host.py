@@ -78,7 +78,11 @@ def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
     import headrace
 
     plan = path.parent / PLAN_FILE
-    options: dict[str, Any] = {"precision": settings.precision, "threads": settings.threads}
+    options: dict[str, Any] = {
+        "precision": settings.precision,
+        "threads": settings.threads,
+        "winograd": settings.winograd,
+    }
     if path == plan:
         return headrace.load_plan(plan.parent, **options)
     if plan.is_file() and settings.backend in ("auto", "native"):
@@ -87,7 +91,7 @@ def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
         except PlanError as error:
             log.warning("compiling %s, because its saved plan is refused: %s", path, error)
     model = headrace.load(str(path))
-    return model.compile(backend=settings.backend, precision=settings.precision, threads=settings.threads)
+    return model.compile(backend=settings.backend, **options)
 
 
 def open_batcher(engine: EngineLike, settings: ModelSettings, *, ledger_fd: int = -1) -> BatcherLike:

@@ -1,0 +1,135 @@
+// Convolutions taken image by image give the bits that the same ops give one by one.
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "heap.h"
+#include "runtime/plan.h"
+
+namespace headrace {
+namespace {
+
+constexpr int64_t kFew = 4;
+constexpr int64_t kMany = 48;
+
+std::vector<float> random_floats(int64_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, 0.3f);
+  std::vector<float> values(static_cast<size_t>(count));
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+struct Weights {
+  std::vector<float> up = random_floats(kMany * kFew, 1), depthwise = random_floats(kMany * 9, 2),
+                     down = random_floats(kFew * kMany, 3);
+};
+
+NodeSpec conv(int64_t groups, DType y = DType::kF32) {
+  NodeSpec spec;
+  spec.op = "headrace.FusedConv";
+  spec.opset = 1;
+  spec.output_dtypes = {y};
+  spec.attributes = {{"layout", std::string("nhwc")}, {"group", groups}};
+  if (y == DType::kBF16) spec.attributes["precision"] = std::string("bf16");
+  return spec;
+}
+
+TensorSpec maps(const char* name, int64_t channels) {
+  return {name, DType::kF32, {{-1, "n"}, {-1, "h"}, {-1, "w"}, {channels, ""}}};
+}
+
+// As mobile networks have it: many channels between two of few, with a residual around them. What
+// is pooled is a result too; the last step's maps are small.
+Program make_program(const Weights& weights, DType inner) {
+  ProgramBuilder builder(selected_isa());
+  ValueId x = builder.add_input(maps("x", kFew));
+  auto constant = [&](const char* name, const std::vector<float>& data, Shape shape) {
+    return builder.add_constant(name, {DType::kF32, shape, data.data()}, nullptr);
+  };
+  ValueId up = constant("up", weights.up, {kMany, kFew, 1, 1});
+  ValueId depthwise = constant("depthwise", weights.depthwise, {kMany, 1, 3, 3});
+  ValueId down = constant("down", weights.down, {kFew, kMany, 1, 1});
+  ValueId a = builder.add_op(conv(1, inner), {x, up}, {"a"})[0];
+  NodeSpec middle = conv(kMany, inner);
+  middle.attributes["pads"] = std::vector<int64_t>{1, 1, 1, 1};
+  ValueId b = builder.add_op(std::move(middle), {a, depthwise}, {"b"})[0];
+  ValueId c = builder.add_op(conv(1), {b, down, kAbsent, x}, {"c"})[0];
+  NodeSpec pool;
+  pool.op = "headrace.MaxPool";
+  pool.opset = 1;
+  pool.output_dtypes = {DType::kF32};
+  pool.attributes = {{"layout", std::string("nhwc")},
+                     {"kernel_shape", std::vector<int64_t>{2, 2}},
+                     {"strides", std::vector<int64_t>{2, 2}}};
+  ValueId y = builder.add_op(std::move(pool), {c}, {"y"})[0];
+  builder.add_output(maps("c", kFew), c);
+  builder.add_output(maps("y", kFew), y);
+  return builder.finish();
+}
+
+struct Batch {
+  std::vector<std::vector<float>> data;
+  std::vector<ConstTensorView> views;
+  std::vector<RequestInputs> requests;
+};
+
+Batch make_batch(const std::vector<Shape>& shapes) {
+  Batch batch;
+  uint32_t seed = 9;
+  for (const Shape& shape : shapes) batch.data.push_back(random_floats(shape.elements(), ++seed));
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    batch.views.push_back({DType::kF32, shapes[i], batch.data[i].data()});
+  }
+  for (const ConstTensorView& view : batch.views) batch.requests.emplace_back(&view, 1);
+  return batch;
+}
+
+HR_TEST(image_chain_is_as_long_as_its_ops_keep_images_apart) {
+  Weights weights;
+  Program program = make_program(weights, DType::kF32);
+  for (int s = 0; s < 4; ++s) HR_CHECK_EQ(program.steps[static_cast<size_t>(s)].images, 4 - s);
+}
+
+HR_TEST(image_chain_gives_the_bits_of_its_ops_one_by_one) {
+  Weights weights;
+  // Six images, some 7 MB of the widest maps; then none, and too few to be chained.
+  const std::vector<std::vector<Shape>> batches = {
+      {{3, 80, 90, kFew}, {1, 61, 50, kFew}, {2, 90, 80, kFew}},
+      {{4, 90, 90, kFew}, {0, 90, 90, kFew}},
+      {{2, 9, 9, kFew}}};
+  for (DType inner : {DType::kF32, DType::kBF16}) {
+    Plan alone(make_program(weights, inner), 1);
+    for (const std::vector<Shape>& shapes : batches) {
+      Batch batch = make_batch(shapes);
+      for (int threads : {1, 2, 5}) {
+        Plan plan(make_program(weights, inner), threads);
+        Run together = plan.run(batch.requests);
+        for (size_t r = 0; r < batch.requests.size(); ++r) {
+          std::vector<StepTime> profile;  // asks for one op at a time
+          Run steps = alone.run({&batch.requests[r], 1}, &profile);
+          HR_CHECK_EQ(profile.size(), size_t{4});
+          for (size_t o = 0; o < 2; ++o) {
+            ConstTensorView a = together.output(r, o), b = steps.output(0, o);
+            HR_CHECK(a.shape == b.shape);
+            HR_CHECK(std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+HR_TEST(image_chain_takes_nothing_from_the_heap) {
+  Weights weights;
+  Plan plan(make_program(weights, DType::kF32), 2);
+  Batch batch = make_batch({{4, 90, 90, kFew}, {2, 20, 30, kFew}});
+  for (int round = 0; round < 6; ++round) plan.run(batch.requests);
+  int64_t before = test::heap_allocations();
+  for (int round = 0; round < 6; ++round) plan.run(batch.requests);
+  HR_CHECK_EQ(test::heap_allocations() - before, 0);
+}
+
+}  // namespace
+}  // namespace headrace
