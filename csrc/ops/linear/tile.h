@@ -191,7 +191,7 @@ void multiply(const GemmBlock& block) {
       // Each tile brings in its share of the next panel: all of it during one would be more than
       // memory gives in that time.
       const Word* next = b + panel + panel * t / tiles;
-      // A resident panel leaves room for what the caller reads next.
+      // What the caller reads next comes first: it is little.
       if (fetch < fetch_end) {
         next = fetch;
         fetch += block.k * fetched;
