@@ -164,6 +164,22 @@ HR_TEST(low_precision_conv_reads_and_writes_bfloat16) {
   }
 }
 
+HR_TEST(low_precision_conv_adds_a_residual_of_bfloat16) {
+  for (Isa isa : available_isas()) {
+    for (int64_t outputs : {40, 64}) {
+      ConvCase c{{2, 32, 6, 7}, {outputs, 32, 1, 1}, Geometry{}};
+      Tensors narrow = {turned(random_tensor(c.x, 1), true), random_tensor(c.weight, 2),
+                        random_tensor({outputs}, 3), rounded(random_tensor({2, 6, 7, outputs}, 4))};
+      Tensors wide = {narrow[0], narrow[1], narrow[2], widened(narrow[3])};
+      for (DType y : {DType::kF32, DType::kBF16}) {
+        Tensor expected = run_one(*make_low_conv(isa, wide, c, "bf16", y), {y}, wide)[0];
+        Tensor got = run_one(*make_low_conv(isa, narrow, c, "bf16", y), {y}, narrow)[0];
+        HR_CHECK(got.bytes == expected.bytes);
+      }
+    }
+  }
+}
+
 HR_TEST(int8_conv_is_close_and_its_bits_do_not_depend_on_isa_or_batch) {
   for (const ConvCase& c : conv_cases()) {
     if (!multiplies(c)) continue;

@@ -20,7 +20,7 @@ class Conv : public Op {
   void infer(InputViews inputs, std::span<Shape> outputs) const override;
   void run(const OpRun& run) const override;
   bool can_overwrite(size_t input) const override {
-    return channels_last_ && !y_bf16_ && input == kResidual;
+    return channels_last_ && y_bf16_ == residual_bf16_ && input == kResidual;
   }
   bool consumes(size_t input) const override { return input == kWeight && constant_; }
   bool image_wise() const override { return channels_last_ && constant_; }
@@ -42,6 +42,7 @@ class Conv : public Op {
   const ConvKernels& kernels_;
   Shape weight_shape_;  // of constant weights
   bool y_bf16_ = false;
+  bool residual_bf16_ = false;
   bool constant_ = false;
   Packed packed_;
 };
@@ -53,7 +54,7 @@ Conv::Conv(const NodeSpec& node)
       epilogue_(epilogue_of(node)),
       way_(make_dense_way(node.isa, precision_of(node))),
       kernels_(HEADRACE_KERNELS(node.isa, conv_kernels)) {
-  // Between two convolutions of low precision X and Y may be bfloat16.
+  // Between convolutions of low precision X, Y and the residual may be bfloat16.
   bool low = channels_last_ && precision_of(node) != Precision::kF32;
   auto check = [&](DType dtype, std::string_view what, bool narrow) {
     if (dtype == DType::kF32 || (narrow && dtype == DType::kBF16)) return;
@@ -61,10 +62,12 @@ Conv::Conv(const NodeSpec& node)
                          narrow ? " or bfloat16" : ""));
   };
   for (size_t i = 0; i < node.inputs(); ++i) {
-    if (node.has_input(i)) check(node.input_dtypes[i], str("input ", i), low && i == kX);
+    bool narrow = low && (i == kX || i == kResidual);
+    if (node.has_input(i)) check(node.input_dtypes[i], str("input ", i), narrow);
   }
   check(node.output_dtypes[0], "an output", low);
   y_bf16_ = node.output_dtypes[0] == DType::kBF16;
+  residual_bf16_ = node.has_input(kResidual) && node.input_dtypes[kResidual] == DType::kBF16;
   std::string layout = node.string_or("layout", "nchw");
   if (layout != (channels_last_ ? "nhwc" : "nchw")) {
     node.unsupported(str("got layout '", layout, "', expected ", channels_last_ ? "nhwc" : "nchw"));
@@ -154,7 +157,8 @@ ConvProblem Conv::problem_at(const OpRun& run, size_t request) const {
   p.epilogue = epilogue_;
   if (run.has_input(kBias)) p.epilogue.bias = run.input(kBias).view(request).as<float>();
   if (run.has_input(kResidual)) {
-    p.epilogue.residual = run.input(kResidual).view(request).as<float>();
+    p.epilogue.residual = run.input(kResidual).view(request).data;
+    p.epilogue.residual_bf16 = run.input(kResidual).dtype == DType::kBF16;
     p.epilogue.residual_stride = p.channels_out();
   }
   return p;
@@ -165,8 +169,8 @@ bool follows(const ConvProblem& a, const ConvProblem& b) {
   bool same = std::ranges::equal(a.windows.in, b.windows.in) && a.weight.data == b.weight.data &&
               a.epilogue.bias == b.epilogue.bias &&
               a.x_at(a.images * a.windows.in_size(), 0) == b.x && a.y_at(a.rows(), 0) == b.y;
-  const float* residual = a.epilogue.residual;
-  return same && (!residual || residual + a.rows() * a.channels_out() == b.epilogue.residual);
+  return same &&
+         (!a.epilogue.residual || a.epilogue_at(a.rows(), 0).residual == b.epilogue.residual);
 }
 
 std::span<ConvProblem> Conv::problems_of(const OpRun& run) const {
@@ -250,7 +254,10 @@ std::unique_ptr<Op> make_conv(const NodeSpec& spec) {
 Epilogue ConvProblem::epilogue_at(int64_t row, int64_t col) const {
   Epilogue e = epilogue;
   if (e.bias) e.bias += col;
-  if (e.residual) e.residual += row * e.residual_stride + col;
+  if (e.residual) {
+    int64_t bytes = (row * e.residual_stride + col) * (e.residual_bf16 ? 2 : 4);
+    e.residual = static_cast<const std::byte*>(e.residual) + bytes;
+  }
   return e;
 }
 

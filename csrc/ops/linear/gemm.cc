@@ -104,6 +104,9 @@ namespace {
 void* at(void* base, bool bf16, int64_t element) {
   return static_cast<std::byte*>(base) + element * (bf16 ? 2 : 4);
 }
+const void* at(const void* base, bool bf16, int64_t element) {
+  return static_cast<const std::byte*>(base) + element * (bf16 ? 2 : 4);
+}
 
 // Tasks for so much work: the same number for every thread, or one where that would be too little.
 int64_t tasks_worth(int64_t work, int64_t threads) {
@@ -153,7 +156,10 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
     int64_t col = panel * kernels.panel_cols;
     Epilogue epilogue = task.epilogue;
     if (epilogue.bias) epilogue.bias += col;
-    if (epilogue.residual) epilogue.residual += row * epilogue.residual_stride + col;
+    if (epilogue.residual) {
+      int64_t first = row * epilogue.residual_stride + col;
+      epilogue.residual = at(epilogue.residual, epilogue.residual_bf16, first);
+    }
     kernels.multiply({.a = a,
                       .b = b.panel(panel),
                       .rows = row_end - row,

@@ -54,8 +54,9 @@ enum class Activation : uint8_t {
 struct Epilogue {
   const float* bias = nullptr;  // one per column of C
   // Same shape as C; may be C itself: each element is read before it is written.
-  const float* residual = nullptr;
-  int64_t residual_stride = 0;
+  const void* residual = nullptr;  // floats, or bfloat16
+  bool residual_bf16 = false;
+  int64_t residual_stride = 0;  // elements
   bool residual_first = false;  // the residual is added before the activation instead of after
   Activation activation = Activation::kNone;
   float clip_min = 0.0f;  // for kClip

@@ -27,19 +27,6 @@ HR_INLINE Scale scale_of(float range, float steps, float nan) {
   return {range / steps + nan, steps / range};
 }
 
-HR_INLINE Vf get(const float* from) {
-  return load(from);
-}
-HR_INLINE Vf get(const float* from, int64_t n) {
-  return load(from, n);
-}
-HR_INLINE Vf get(const uint16_t* from) {
-  return load_bf16(from);
-}
-HR_INLINE Vf get(const uint16_t* from, int64_t n) {
-  return load_bf16(from, n);
-}
-
 // What the kernels keep behind the words of a packed row.
 struct RowScale {
   float step;

@@ -154,9 +154,11 @@ HR_INLINE void fetch_rows(const GemmBlock& block, int64_t row, int64_t rows, int
     for (int64_t at = 0; at < kCols * size; at += 64) __builtin_prefetch(c + at, 1, 3);
   }
   if (e.residual == nullptr || e.residual == block.c) return;
-  const float* residual = e.residual + row * e.residual_stride + col;
-  for (int64_t r = 0; r < rows; ++r, residual += e.residual_stride) {
-    for (int64_t at = 0; at < kCols; at += 16) __builtin_prefetch(residual + at, 0, 3);
+  const int64_t width = e.residual_bf16 ? 2 : 4;
+  const auto* residual =
+      static_cast<const char*>(e.residual) + (row * e.residual_stride + col) * width;
+  for (int64_t r = 0; r < rows; ++r, residual += e.residual_stride * width) {
+    for (int64_t at = 0; at < kCols * width; at += 64) __builtin_prefetch(residual + at, 0, 3);
   }
 }
 

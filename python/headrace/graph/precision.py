@@ -29,8 +29,8 @@ _ATTENTION = _Kernel("bf16", (0, 1, 2))
 # The fused ops that are lowered in a Plan of each precision.
 _LOWERED: dict[str, dict[str, _Kernel]] = {
     "fp32": {},
-    "bf16": {"Linear": _Kernel("bf16", (0,)), "FusedConv": _Kernel("bf16", (0,)), "Attention": _ATTENTION},
-    "int8": {"Linear": _Kernel("int8", (0,)), "FusedConv": _Kernel("int8", (0,)), "Attention": _ATTENTION},
+    "bf16": {"Linear": _Kernel("bf16", (0,)), "FusedConv": _Kernel("bf16", (0, 3)), "Attention": _ATTENTION},
+    "int8": {"Linear": _Kernel("int8", (0,)), "FusedConv": _Kernel("int8", (0, 3)), "Attention": _ATTENTION},
 }
 
 
