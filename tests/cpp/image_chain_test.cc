@@ -26,13 +26,13 @@ struct Weights {
                      down = random_floats(kFew * kMany, 3);
 };
 
-NodeSpec conv(int64_t groups, DType y = DType::kF32) {
+NodeSpec conv(int64_t groups, DType inner, DType y) {
   NodeSpec spec;
   spec.op = "headrace.FusedConv";
   spec.opset = 1;
   spec.output_dtypes = {y};
   spec.attributes = {{"layout", std::string("nhwc")}, {"group", groups}};
-  if (y == DType::kBF16) spec.attributes["precision"] = std::string("bf16");
+  if (inner == DType::kBF16) spec.attributes["precision"] = std::string("bf16");
   return spec;
 }
 
@@ -51,11 +51,11 @@ Program make_program(const Weights& weights, DType inner) {
   ValueId up = constant("up", weights.up, {kMany, kFew, 1, 1});
   ValueId depthwise = constant("depthwise", weights.depthwise, {kMany, 1, 3, 3});
   ValueId down = constant("down", weights.down, {kFew, kMany, 1, 1});
-  ValueId a = builder.add_op(conv(1, inner), {x, up}, {"a"})[0];
-  NodeSpec middle = conv(kMany, inner);
+  ValueId a = builder.add_op(conv(1, inner, inner), {x, up}, {"a"})[0];
+  NodeSpec middle = conv(kMany, inner, inner);
   middle.attributes["pads"] = std::vector<int64_t>{1, 1, 1, 1};
   ValueId b = builder.add_op(std::move(middle), {a, depthwise}, {"b"})[0];
-  ValueId c = builder.add_op(conv(1), {b, down, kAbsent, x}, {"c"})[0];
+  ValueId c = builder.add_op(conv(1, inner, DType::kF32), {b, down, kAbsent, x}, {"c"})[0];
   NodeSpec pool;
   pool.op = "headrace.MaxPool";
   pool.opset = 1;

@@ -86,16 +86,48 @@ HR_INLINE void append_taps(RowWriter<T>& to, const PixelRows& p, const T* from, 
   }
 }
 
+// Copies a window that lies inside X and whose taps of a row lie together.
+template <class T>
+HR_INLINE void copy_window(const PixelRows& p, const T* from, T* to) {
+  const Windows& w = *p.windows;
+  const int64_t taps = w.kernel[2] * p.channels;
+  const int64_t row = w.dilation[1] * w.in[2] * p.pixel_stride;
+  const int64_t plane = w.dilation[0] * w.in[1] * w.in[2] * p.pixel_stride;
+  for (int64_t kd = 0; kd < w.kernel[0]; ++kd, from += plane) {
+    const T* at = from;
+    for (int64_t kh = 0; kh < w.kernel[1]; ++kh, at += row, to += taps) copy(at, taps, to);
+  }
+}
+
+// True if every tap along `axis` lies inside X, the first being at `at`.
+HR_INLINE bool taps_inside_x(const Windows& w, int axis, int64_t at) {
+  return at >= 0 && at + (w.kernel[axis] - 1) * w.dilation[axis] < w.in[axis];
+}
+
 template <class T>
 void pack_pixels(const PixelRows& p, const RowsLayout& layout) {
   const Windows& w = *p.windows;
   const auto* x = static_cast<const T*>(p.x);
-  const bool odd = w.kernel[0] * w.kernel[1] * w.kernel[2] * p.channels % 2 != 0;
+  const int64_t k = w.kernel[0] * w.kernel[1] * w.kernel[2] * p.channels;
+  const bool odd = k % 2 != 0;
   int64_t col = p.first % w.out[2];
   int64_t height = p.first / w.out[2] % w.out[1];
   int64_t depth = p.first / (w.out[2] * w.out[1]) % w.out[0];
   int64_t image = p.first / (w.out[2] * w.out[1] * w.out[0]);
-  for (int64_t i = 0; i < p.count; ++i) {
+  const bool plain = k <= layout.block && w.dilation[2] == 1 && p.channels == p.pixel_stride;
+  auto pack_pixel = [&](int64_t i) {
+    const int64_t first[] = {depth * w.stride[0] - w.pad_begin[0],
+                             height * w.stride[1] - w.pad_begin[1],
+                             col * w.stride[2] - w.pad_begin[2]};
+    if (plain && taps_inside_x(w, 0, first[0]) && taps_inside_x(w, 1, first[1]) &&
+        taps_inside_x(w, 2, first[2])) {
+      const int64_t pixel =
+          ((image * w.in[0] + first[0]) * w.in[1] + first[1]) * w.in[2] + first[2];
+      T* to = static_cast<T*>(layout.first) + i * layout.row_stride;
+      copy_window(p, x + pixel * p.pixel_stride, to);
+      if (sizeof(T) == 2 && odd) to[k] = 0;
+      return;
+    }
     RowWriter<T> to = {static_cast<T*>(layout.first) + i * layout.row_stride, layout.block,
                        layout.block, layout.block_stride - layout.block};
     for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
@@ -111,6 +143,9 @@ void pack_pixels(const PixelRows& p, const RowsLayout& layout) {
       }
     }
     if (sizeof(T) == 2 && odd) append<T>(to, nullptr, 1);
+  };
+  for (int64_t i = 0; i < p.count; ++i) {
+    pack_pixel(i);
     if (++col < w.out[2]) continue;
     col = 0;
     if (++height < w.out[1]) continue;

@@ -11,8 +11,6 @@ namespace {
 // Multiply-adds worth a task of their own, and tasks per thread; see linear/gemm.cc.
 constexpr int64_t kTaskWork = 1 << 19;
 constexpr int64_t kTasksPerThread = 6;
-// Tiles of rows that make reading the weights once more worth it.
-constexpr int64_t kBlockTilesMin = 8;
 // Weights up to this many bytes stay in a core's L2 cache. Then few rows at a time are taken past
 // all of them, so that a row of Y is written, and its residual read, in one go.
 constexpr int64_t kResidentBytes = 384 * 1024;
@@ -51,6 +49,8 @@ class DenseWay : public ConvWay {
     int64_t row = 0;
     int64_t rows = 0;
   };
+  int64_t span_of(const ConvProblem& p, int64_t threads, int64_t row_blocks,
+                  int64_t col_ranges) const;
   void split(const OpRun& run, ConvProblem& p) const;
   int64_t step(const ConvProblem& p) const;
   bool packs_directly(const ConvProblem& p) const;
@@ -79,20 +79,46 @@ void DenseWay::pack(const ConvWeight& w, Word* packed, float* room) const {
   }
 }
 
-// Ranges of rows first: columns of the same rows pack them once more.
+// What the slowest thread has to do for one group, in eighths of a tile times a panel, if the rows
+// are split into `row_blocks` and the columns into `col_ranges`. Each task packs its rows and reads
+// its weights.
+int64_t DenseWay::span_of(const ConvProblem& p, int64_t threads, int64_t row_blocks,
+                          int64_t col_ranges) const {
+  int64_t tiles = ceil_div(ceil_div(p.rows(), gemm_.tile_rows), row_blocks);
+  int64_t task_panels = ceil_div(panels(p.weight), col_ranges);
+  bool resident = group_words(p.weight) * int64_t{sizeof(Word)} <= kResidentBytes;
+  int64_t task = 8 * tiles * task_panels + tiles + (resident ? 2 : 8) * task_panels + 2;
+  return ceil_div(row_blocks * col_ranges * p.weight.groups, threads) * task;
+}
+
+// Of the splits that give every thread about the least to do, the one of most tasks.
 void DenseWay::split(const OpRun& run, ConvProblem& p) const {
   const ConvWeight& w = p.weight;
-  int64_t tiles = ceil_div(p.rows(), gemm_.tile_rows);
-  int64_t wanted = 1;
-  if (run.threads() > 1) {
-    int64_t work = p.rows() * p.channels_out() * std::max<int64_t>(w.k(), 1);
-    wanted = std::clamp<int64_t>(work / kTaskWork, 1, kTasksPerThread * run.threads());
-  }
+  int64_t threads = run.threads();
+  p.row_blocks = p.col_ranges = 1;
+  int64_t work = p.rows() * p.channels_out() * std::max<int64_t>(w.k(), 1);
+  int64_t wanted = std::clamp<int64_t>(work / kTaskWork, 1, kTasksPerThread * threads);
   wanted = ceil_div(wanted, w.groups);
-  p.row_blocks = std::clamp<int64_t>(tiles / kBlockTilesMin, 1, wanted);
-  int64_t ranges = std::clamp<int64_t>(ceil_div(wanted, p.row_blocks), 1, panels(w));
-  // Even ranges: 8 panels go round as 4 times 2, not as 6 times 1 or 2.
-  p.col_ranges = ceil_div(panels(w), ceil_div(panels(w), ranges));
+  if (threads == 1 || wanted == 1) return;
+  int64_t tiles = ceil_div(p.rows(), gemm_.tile_rows);
+  auto each = [&](auto try_split) {
+    for (int64_t blocks = 1; blocks <= std::min(tiles, wanted); ++blocks) {
+      for (int64_t tasks : {threads, wanted}) {
+        int64_t ranges = std::clamp<int64_t>(tasks / blocks, 1, panels(w));
+        // Even ranges: 8 panels go round as 4 times 2, not as 6 times 1 or 2.
+        ranges = ceil_div(panels(w), ceil_div(panels(w), ranges));
+        try_split(blocks, ranges, span_of(p, threads, blocks, ranges));
+      }
+    }
+  };
+  int64_t least = span_of(p, threads, 1, 1);
+  each([&](int64_t, int64_t, int64_t span) { least = std::min(least, span); });
+  each([&](int64_t blocks, int64_t ranges, int64_t span) {
+    bool more = blocks * ranges > p.row_blocks * p.col_ranges;
+    if (span > least + least / 32 || !more) return;
+    p.row_blocks = blocks;
+    p.col_ranges = ranges;
+  });
 }
 
 // Rows that are packed and multiplied at a time.
