@@ -42,7 +42,10 @@ def test_the_version_policy(tmp_path: Path, policy: str, versions: list[int]) ->
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("thread = 1", r"headrace\.toml: key .*unknown field `thread`.*known keys here: backend, precision, winograd, threads"),
+        (
+            "thread = 1",
+            r"headrace\.toml: key .*unknown field `thread`.*known keys here: backend, precision, winograd, threads",
+        ),
         ("threads = 0", r"headrace\.toml: key threads: Expected `int` >= 1"),
         ("slo_ms = -1.5", r"headrace\.toml: key slo_ms: Expected `float` > 0"),
         ("slo_ms = inf", r"headrace\.toml: .*Expected a finite number, got `inf`"),

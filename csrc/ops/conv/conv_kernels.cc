@@ -104,48 +104,54 @@ HR_INLINE bool taps_inside_x(const Windows& w, int axis, int64_t at) {
   return at >= 0 && at + (w.kernel[axis] - 1) * w.dilation[axis] < w.in[axis];
 }
 
+// Where the first tap of a window lies, on an axis each, and of which image.
+struct WindowAt {
+  int64_t image, depth, height, col;
+};
+
+template <class T>
+HR_INLINE void append_window(RowWriter<T>& to, const PixelRows& p, WindowAt at) {
+  const Windows& w = *p.windows;
+  const auto* x = static_cast<const T*>(p.x);
+  for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
+    const int64_t d = at.depth + kd * w.dilation[0];
+    for (int64_t kh = 0; kh < w.kernel[1]; ++kh) {
+      const int64_t h = at.height + kh * w.dilation[1];
+      if (!inside(d, w.in[0]) || !inside(h, w.in[1])) {
+        append<T>(to, nullptr, w.kernel[2] * p.channels);
+        continue;
+      }
+      const int64_t row = ((at.image * w.in[0] + d) * w.in[1] + h) * w.in[2];
+      append_taps(to, p, x + row * p.pixel_stride, at.col);
+    }
+  }
+}
+
 template <class T>
 void pack_pixels(const PixelRows& p, const RowsLayout& layout) {
   const Windows& w = *p.windows;
   const auto* x = static_cast<const T*>(p.x);
   const int64_t k = w.kernel[0] * w.kernel[1] * w.kernel[2] * p.channels;
-  const bool odd = k % 2 != 0;
+  const bool odd = sizeof(T) == 2 && k % 2 != 0;
+  const bool short_rows = k <= layout.block && w.dilation[2] == 1 && p.channels == p.pixel_stride;
   int64_t col = p.first % w.out[2];
   int64_t height = p.first / w.out[2] % w.out[1];
   int64_t depth = p.first / (w.out[2] * w.out[1]) % w.out[0];
   int64_t image = p.first / (w.out[2] * w.out[1] * w.out[0]);
-  const bool plain = k <= layout.block && w.dilation[2] == 1 && p.channels == p.pixel_stride;
-  auto pack_pixel = [&](int64_t i) {
-    const int64_t first[] = {depth * w.stride[0] - w.pad_begin[0],
-                             height * w.stride[1] - w.pad_begin[1],
-                             col * w.stride[2] - w.pad_begin[2]};
-    if (plain && taps_inside_x(w, 0, first[0]) && taps_inside_x(w, 1, first[1]) &&
-        taps_inside_x(w, 2, first[2])) {
-      const int64_t pixel =
-          ((image * w.in[0] + first[0]) * w.in[1] + first[1]) * w.in[2] + first[2];
-      T* to = static_cast<T*>(layout.first) + i * layout.row_stride;
-      copy_window(p, x + pixel * p.pixel_stride, to);
-      if (sizeof(T) == 2 && odd) to[k] = 0;
-      return;
-    }
-    RowWriter<T> to = {static_cast<T*>(layout.first) + i * layout.row_stride, layout.block,
-                       layout.block, layout.block_stride - layout.block};
-    for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
-      const int64_t d = depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
-      for (int64_t kh = 0; kh < w.kernel[1]; ++kh) {
-        const int64_t h = height * w.stride[1] - w.pad_begin[1] + kh * w.dilation[1];
-        if (!inside(d, w.in[0]) || !inside(h, w.in[1])) {
-          append<T>(to, nullptr, w.kernel[2] * p.channels);
-          continue;
-        }
-        const int64_t row = ((image * w.in[0] + d) * w.in[1] + h) * w.in[2];
-        append_taps(to, p, x + row * p.pixel_stride, col * w.stride[2] - w.pad_begin[2]);
-      }
-    }
-    if (sizeof(T) == 2 && odd) append<T>(to, nullptr, 1);
-  };
   for (int64_t i = 0; i < p.count; ++i) {
-    pack_pixel(i);
+    T* row = static_cast<T*>(layout.first) + i * layout.row_stride;
+    const WindowAt at = {image, depth * w.stride[0] - w.pad_begin[0],
+                         height * w.stride[1] - w.pad_begin[1], col * w.stride[2] - w.pad_begin[2]};
+    if (short_rows && taps_inside_x(w, 0, at.depth) && taps_inside_x(w, 1, at.height) &&
+        taps_inside_x(w, 2, at.col)) {
+      const int64_t pixel = ((image * w.in[0] + at.depth) * w.in[1] + at.height) * w.in[2] + at.col;
+      copy_window(p, x + pixel * p.pixel_stride, row);
+      if (odd) row[k] = 0;
+    } else {
+      RowWriter<T> to = {row, layout.block, layout.block, layout.block_stride - layout.block};
+      append_window(to, p, at);
+      if (odd) append<T>(to, nullptr, 1);
+    }
     if (++col < w.out[2]) continue;
     col = 0;
     if (++height < w.out[1]) continue;

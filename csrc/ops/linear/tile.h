@@ -145,21 +145,32 @@ template <class Dot>
 constexpr Tile kWideTiles[3] = {kTile<Dot, 1, panels_of<Dot>(1)>, kTile<Dot, 2, panels_of<Dot>(2)>,
                                 kTile<Dot, 3, panels_of<Dot>(3)>};
 
+// Brings in `rows` rows of a panel's width, elements of 4 bytes or else of 2.
+template <int kToWrite>
+HR_INLINE void fetch_panel_rows(const void* first, int64_t stride, int64_t rows, bool wide) {
+  const auto* at = static_cast<const char*>(first);
+  stride *= wide ? 4 : 2;
+  if (kCols > 16 && wide) {
+    for (int64_t r = 0; r < rows; ++r, at += stride) {
+      __builtin_prefetch(at, kToWrite, 3);
+      __builtin_prefetch(at + 64, kToWrite, 3);
+    }
+  } else {
+    for (int64_t r = 0; r < rows; ++r, at += stride) __builtin_prefetch(at, kToWrite, 3);
+  }
+}
+
 // Brings in what the epilogue will read and write: rows lie apart, so no hardware foresees it.
 HR_INLINE void fetch_rows(const GemmBlock& block, int64_t row, int64_t rows, int64_t col) {
   const Epilogue& e = block.epilogue;
-  const int64_t size = block.c_bf16 ? 2 : 4;
-  auto* c = static_cast<char*>(block.c) + (row * block.c_stride + col) * size;
-  for (int64_t r = 0; r < rows; ++r, c += block.c_stride * size) {
-    for (int64_t at = 0; at < kCols * size; at += 64) __builtin_prefetch(c + at, 1, 3);
-  }
+  auto at = [&](const void* base, int64_t stride, bool wide) {
+    return static_cast<const char*>(base) + (row * stride + col) * (wide ? 4 : 2);
+  };
+  const bool wide_c = !block.c_bf16;
+  fetch_panel_rows<1>(at(block.c, block.c_stride, wide_c), block.c_stride, rows, wide_c);
   if (e.residual == nullptr || e.residual == block.c) return;
-  const int64_t width = e.residual_bf16 ? 2 : 4;
-  const auto* residual =
-      static_cast<const char*>(e.residual) + (row * e.residual_stride + col) * width;
-  for (int64_t r = 0; r < rows; ++r, residual += e.residual_stride * width) {
-    for (int64_t at = 0; at < kCols * width; at += 64) __builtin_prefetch(residual + at, 0, 3);
-  }
+  const bool wide = !e.residual_bf16;
+  fetch_panel_rows<0>(at(e.residual, e.residual_stride, wide), e.residual_stride, rows, wide);
 }
 
 template <class Dot>
