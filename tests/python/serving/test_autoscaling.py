@@ -145,7 +145,7 @@ def test_more_load_never_means_fewer_replicas(
 
 
 @given(rate=st.floats(1, 900), capacity=st.floats(20, 200), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_constant_load_does_not_flap(rate: float, capacity: float, seed: int) -> None:
     world = World(PolicyConfig(min_replicas=1, max_replicas=100), capacity, start_s=1.0)
     world.run(rate, 40)
@@ -317,7 +317,7 @@ anything = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([-1.
         max_size=25,
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_no_numbers_whatever_make_it_fail_or_leave_its_bounds(
     observed: list[tuple[float, int, list[ReplicaReport], int, float]],
 ) -> None:

@@ -53,8 +53,8 @@ def test_exponential_service_has_the_quantiles_of_m_m_1() -> None:
     assert quantile(window.latencies, 0.99) == pytest.approx(-math.log(0.01) / (1 - 0.8), rel=0.08)
 
 
-def test_without_load_many_servers_wait_as_erlang_says() -> None:
-    """Two servers and both compared: the shorter queue, which for constant service is close to one queue, M/D/2."""
+def test_two_servers_wait_little_longer_than_erlang_says_of_one_queue() -> None:
+    """Two servers, and the shorter queue of both: a little worse than M/M/2, where nobody waits behind an idle one."""
     window = run(2, 1.0, 400_000, ratios=EXPONENTIAL)
     erlang_c = 1 / 3  # two servers, one Erlang
     pooled = 1 + erlang_c / (2 - 1.0)
