@@ -361,6 +361,20 @@ def test_reports_that_stop_hold_the_replicas_for_as_long_as_nothing_else_is_know
     assert decision.reason is Reason.BLIND
 
 
+def test_after_missing_reports_the_hold_starts_over() -> None:
+    config = PolicyConfig(min_replicas=1, max_replicas=8, down_hold_s=8)
+    state, target = PolicyState(), 4
+    low = (ReplicaReport(1.0, 100.0, 0.0, 0.0),) * 4
+    seen = []
+    for tick in range(300):
+        reports = () if tick < 50 else low
+        obs = Observation(tick * TICK_S, target, target, reports[:target], stale=target if tick < 50 else 0)
+        target, state = decide(config, state, obs)
+        seen.append(target)
+    assert set(seen[:129]) == {4}
+    assert seen[132] == 1
+
+
 def test_a_ramp_is_met_before_it_is_there() -> None:
     """A load that grows by 10/s every second, replicas that take 10 s to start: asked for 10 s ahead."""
     config = PolicyConfig(min_replicas=1, max_replicas=100, cold_start_s=10)
