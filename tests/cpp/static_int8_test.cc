@@ -187,5 +187,33 @@ HR_TEST(quantized_conv_is_the_convolution_of_integers) {
   }
 }
 
+HR_TEST(matmul_integer_with_constant_weights_is_exact) {
+  const int64_t rows = 17, k = 131, n = 40;
+  for (bool is_signed : {false, true}) {
+    for (int b_zero : {128, 77}) {
+      Tensors in = {random_bytes({rows, k}, is_signed, 1), random_bytes({k, n}, false, 2),
+                    random_bytes({}, is_signed, 3),
+                    Tensor::of<uint8_t>({}, {static_cast<uint8_t>(b_zero)})};
+      std::vector<int32_t> want;
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t j = 0; j < n; ++j) {
+          int32_t sum = 0;
+          for (int64_t i = 0; i < k; ++i) {
+            sum += (byte_at(in[0], static_cast<size_t>(r * k + i)) - byte_at(in[2], 0)) *
+                   (byte_at(in[1], static_cast<size_t>(i * n + j)) - b_zero);
+          }
+          want.push_back(sum);
+        }
+      }
+      for (Isa isa : available_isas()) {
+        auto op = make_op(isa, "MatMulInteger", in, {1, 3});
+        for (int threads : {1, 3}) {
+          HR_CHECK(run_one(*op, {DType::kI32}, in, threads)[0].values<int32_t>() == want);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace headrace

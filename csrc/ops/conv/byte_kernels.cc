@@ -21,15 +21,20 @@ struct ByteWriter {
   int64_t block;
   int64_t next_block;  // from the end of one block to the next
   uint8_t padding;
+  const uint8_t* end;  // of what may be read
 
   // Appends n bytes, paddings if `from` is null.
   HR_INLINE void append(ByteWriter& to, const uint8_t* from, int64_t n) {
     while (n > 0) {
       const int64_t count = n < to.room ? n : to.room;
       if (from == nullptr) {
-        fill_bytes(to.padding, count, to.at);
+        fill_bytes_loosely(to.padding, count, to.at);
       } else {
-        copy_bytes(from, count, to.at);
+        if (to.end - from >= count + kLooseBytes) {
+          copy_bytes_loosely(from, count, to.at);
+        } else {
+          copy_bytes(from, count, to.at);
+        }
         from += count;
       }
       n -= count;
@@ -74,7 +79,7 @@ void pack_windows(const ByteWindows& p, const ByteRows& layout) {
   int64_t image = p.first / (w.out[2] * w.out[1] * w.out[0]);
   for (int64_t i = 0; i < p.count; ++i) {
     ByteWriter to = {layout.first + i * layout.row_stride, layout.block, layout.block,
-                     layout.block_stride - layout.block, p.padding};
+                     layout.block_stride - layout.block,   p.padding,    p.end};
     for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
       const int64_t d = depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
       for (int64_t kh = 0; kh < w.kernel[1]; ++kh) {
@@ -107,7 +112,7 @@ HR_INLINE Vi load_some_bytes(const uint8_t* from, int64_t n) {
 // `sources` holds kPixels pointers for each tap, where the pixels' taps lie.
 template <StaticEnd kEnd, int kPixels>
 void depthwise_pixels(const ByteDepthwiseRow& r, int64_t taps, int64_t col) {
-  constexpr int64_t kSize = kEnd == StaticEnd::kFloats ? 4 : 1;
+  constexpr int64_t kSize = size_of(kEnd);
   const StaticFinish f = r.finish;
   const Vi flip = splat(static_cast<int32_t>(r.flip));
   for (int64_t c = 0; c < r.channels; c += kLanes) {
@@ -180,19 +185,35 @@ void depthwise(const ByteDepthwiseRow& r) {
   });
 }
 
+// A cache line, in whatever registers the ISA has.
+typedef uint8_t Line __attribute__((vector_size(64)));
+
+HR_INLINE Line load_line(const uint8_t* from) {
+  Line line;
+  __builtin_memcpy(&line, from, sizeof(line));
+  return line;
+}
+
 void max_of_pixels(const uint8_t* const* pixels, int64_t count, int64_t channels, uint8_t flip,
-                   uint8_t* __restrict y) {
-  // Plain loops over bytes, which the compiler turns into its vectors' maximum.
-  for (int64_t c = 0; c < channels; ++c) y[c] = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint8_t* __restrict x = pixels[i];
-    for (int64_t c = 0; c < channels; ++c) {
-      const auto value = static_cast<uint8_t>(x[c] ^ flip);
-      y[c] = value > y[c] ? value : y[c];
+                   uint8_t* y) {
+  int64_t c = 0;
+  for (; c + static_cast<int64_t>(sizeof(Line)) <= channels; c += sizeof(Line)) {
+    Line most = {};
+    for (int64_t i = 0; i < count; ++i) {
+      const Line x = load_line(pixels[i] + c) ^ flip;
+      most = x > most ? x : most;
     }
+    most ^= flip;
+    __builtin_memcpy(y + c, &most, sizeof(most));
   }
-  if (flip == 0) return;
-  for (int64_t c = 0; c < channels; ++c) y[c] = static_cast<uint8_t>(y[c] ^ flip);
+  for (; c < channels; ++c) {
+    uint8_t most = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const auto x = static_cast<uint8_t>(pixels[i][c] ^ flip);
+      most = x > most ? x : most;
+    }
+    y[c] = static_cast<uint8_t>(most ^ flip);
+  }
 }
 
 }  // namespace

@@ -17,10 +17,12 @@ struct ByteWindows {
   const Windows* windows;
   int64_t first;
   int64_t count;
-  uint8_t padding;  // what stands for 0
+  uint8_t padding;     // what stands for 0
+  const uint8_t* end;  // of X's memory
 };
 
-// Where they go: in blocks of `block` bytes, each row's `block_stride` apart.
+// Where they go: in blocks of `block` bytes, each row's `block_stride` apart. Rows are written in
+// order, each with up to 64 bytes behind it, and so is each block of a row.
 struct ByteRows {
   uint8_t* first;
   int64_t row_stride;

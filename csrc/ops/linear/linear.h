@@ -40,6 +40,8 @@ std::unique_ptr<Op> make_matmul(const NodeSpec& spec);
 std::unique_ptr<Op> make_gemm(const NodeSpec& spec);
 std::unique_ptr<Op> make_matmul_integer(const NodeSpec& spec);
 std::unique_ptr<Op> make_qlinear_matmul(const NodeSpec& spec);
+// MatMulInteger with constant weights; null where they are not, or not of a kind it packs.
+std::unique_ptr<Op> make_packed_matmul_integer(const NodeSpec& spec);
 std::unique_ptr<Op> make_quantized_linear(const NodeSpec& spec);
 std::unique_ptr<Op> make_einsum(const NodeSpec& spec);
 

@@ -137,7 +137,8 @@ std::unique_ptr<Op> make_matmul_integer(const NodeSpec& spec) {
   if (spec.inputs() < 2) spec.invalid(str("got ", spec.inputs(), " inputs, expected at least 2"));
   require_dtype(spec, 2, spec.input_dtypes[0]);
   require_dtype(spec, 3, spec.input_dtypes[1]);
-  std::unique_ptr<Op> op;
+  std::unique_ptr<Op> op = make_packed_matmul_integer(spec);
+  if (op) return op;
   visit_operands(spec, 0, 1,
                  [&]<class A, class B>() { op = std::make_unique<MatMulInteger<A, B>>(); });
   return op;

@@ -51,6 +51,7 @@ struct StaticFinish {
   float high = 0.0f;
   ByteZero y;
   bool floats = false;  // Y is float32: neither rounded nor moved to a zero point
+  bool sums = false;    // Y is int32: sum + offset, and nothing else
   // The product itself is rounded, in a scale of its own, before the residual is added.
   bool rounds_product = false;
   float product_low = 0.0f;
@@ -79,7 +80,7 @@ struct StaticBlock {
   int64_t rows = 0;
   int64_t k = 0;         // words
   int64_t cols = 0;      // of Y, from the first panel's first column
-  void* y = nullptr;     // bytes or floats
+  void* y = nullptr;     // bytes, floats or int32
   int64_t y_stride = 0;  // elements
   StaticFinish finish;   // at Y's first element
 };

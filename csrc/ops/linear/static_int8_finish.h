@@ -7,10 +7,15 @@
 namespace headrace::HEADRACE_ISA_NS {
 namespace {
 
-enum class StaticEnd { kBytes, kResidual, kRoundedResidual, kFloats };
+enum class StaticEnd { kBytes, kResidual, kRoundedResidual, kFloats, kSums };
 
 constexpr bool has_residual(StaticEnd end) {
   return end == StaticEnd::kResidual || end == StaticEnd::kRoundedResidual;
+}
+
+// Bytes of an element of Y.
+constexpr int64_t size_of(StaticEnd end) {
+  return end == StaticEnd::kFloats || end == StaticEnd::kSums ? 4 : 1;
 }
 
 template <StaticEnd kValue>
@@ -21,6 +26,7 @@ struct StaticEndIs {
 // Calls f with the StaticEndIs that fits.
 template <class F>
 HR_INLINE void with_static_end(const StaticFinish& finish, F f) {
+  if (finish.sums) return f(StaticEndIs<StaticEnd::kSums>{});
   if (finish.floats) return f(StaticEndIs<StaticEnd::kFloats>{});
   if (finish.residual == nullptr) return f(StaticEndIs<StaticEnd::kBytes>{});
   if (finish.rounds_product) return f(StaticEndIs<StaticEnd::kRoundedResidual>{});
@@ -31,6 +37,10 @@ HR_INLINE void with_static_end(const StaticFinish& finish, F f) {
 template <StaticEnd kEnd>
 HR_INLINE void finish_sums(const StaticFinish& f, Vi sum, Vf factor, Vf bias,
                            const uint8_t* residual, void* y, int64_t n) {
+  if constexpr (kEnd == StaticEnd::kSums) {
+    auto* to = static_cast<int32_t*>(y);
+    return n >= Vf::kLanes ? store(to, sum) : store(to, sum, n);
+  }
   Vf x = to_float(sum) * factor + bias;
   if constexpr (has_residual(kEnd)) {
     if constexpr (kEnd == StaticEnd::kRoundedResidual) {

@@ -37,13 +37,14 @@ void pack_static_rows(const uint8_t* x, int64_t stride, int64_t rows, int64_t k,
 template <StaticEnd kEnd>
 void finish_static_tile(const StaticBlock& block, const float* out, int64_t out_stride, int64_t row,
                         int64_t rows, int64_t col, int64_t cols) {
-  constexpr int64_t kSize = kEnd == StaticEnd::kFloats ? 4 : 1;
+  constexpr int64_t kSize = size_of(kEnd);
   constexpr bool kResidual = has_residual(kEnd);
   const StaticFinish f = block.finish;
   for (int64_t j = 0; j < cols; j += kLanes) {
     const Vi offset = load(f.offset + col + j);
-    const Vf factor = load(f.factor + col + j);
-    const Vf bias = load(f.bias + col + j);
+    constexpr bool kScales = kEnd != StaticEnd::kSums;
+    const Vf factor = kScales ? load(f.factor + col + j) : splat(0.0f);
+    const Vf bias = kScales ? load(f.bias + col + j) : splat(0.0f);
     const int64_t n = cols - j;
     auto* y = static_cast<char*>(block.y) + (row * block.y_stride + col + j) * kSize;
     const uint8_t* residual = nullptr;
@@ -72,7 +73,7 @@ HR_INLINE void finish_static(const StaticBlock& block, const float* out, int64_t
 
 HR_INLINE void fetch_static_rows(const StaticBlock& block, int64_t row, int64_t rows, int64_t col) {
   const StaticFinish& f = block.finish;
-  const int64_t size = f.floats ? 4 : 1;
+  const int64_t size = f.floats || f.sums ? 4 : 1;
   const auto* y = static_cast<const char*>(block.y) + (row * block.y_stride + col) * size;
   for (int64_t r = 0; r < rows; ++r, y += block.y_stride * size) __builtin_prefetch(y, 1, 3);
   if (f.residual == nullptr || f.residual == block.y) return;

@@ -228,7 +228,8 @@ std::unique_ptr<Op> make_dequantize(const NodeSpec& spec) {
 
 class DynamicQuantize : public Op {
  public:
-  explicit DynamicQuantize(const NodeSpec& spec) {
+  explicit DynamicQuantize(const NodeSpec& spec)
+      : kernels_(HEADRACE_KERNELS(spec.isa, quantize_kernels)) {
     require_inputs(spec, 1);
     if (spec.input_dtypes[0] != DType::kF32) unsupported_dtype(spec, 0);
   }
@@ -240,19 +241,19 @@ class DynamicQuantize : public Op {
     run.parallel_requests([&](size_t r) {
       TensorView x = run.input(0).view(r);
       float low = 0, high = 0;
-      for (float value : x.span<float>()) {
-        low = std::min(low, value);
-        high = std::max(high, value);
-      }
+      kernels_.range(x.as<float>(), x.elements(), &low, &high);
       float scale = (high == low ? 1.0f : high - low) / 255.0f;
       auto zero = static_cast<uint8_t>(std::rint(std::clamp(-low / scale, 0.0f, 255.0f)));
-      for (int64_t i = 0; run.has_output(0) && i < x.elements(); ++i) {
-        run.output(0).view(r).as<uint8_t>()[i] = saturate<uint8_t>(x.as<float>()[i] / scale, zero);
+      if (run.has_output(0)) {
+        kernels_.to_u8(x.data, run.output(0).view(r).data, x.elements(), scale, zero);
       }
       if (run.has_output(1)) *run.output(1).view(r).as<float>() = scale;
       if (run.has_output(2)) *run.output(2).view(r).as<uint8_t>() = zero;
     });
   }
+
+ private:
+  const QuantizeKernels& kernels_;
 };
 
 std::unique_ptr<Op> make_dynamic(const NodeSpec& spec) {

@@ -79,6 +79,20 @@ void dequantize_each(const void* x, void* y, int64_t n, const float* scales, con
   });
 }
 
+void range(const float* x, int64_t n, float* low, float* high) {
+  constexpr int64_t kLanes = Vf::kLanes;
+  Vf least = splat(0.0f);
+  Vf greatest = splat(0.0f);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vf value = load_first<F32>(x + i, n - i);
+    // The second operand comes out where the first is NaN.
+    least = min(value, least);
+    greatest = max(value, greatest);
+  }
+  *low = -max_lane(neg(least));
+  *high = max_lane(greatest);
+}
+
 HR_INLINE Vf term_of(const ByteTerm& t, Vi x) {
   return to_float((x ^ splat(static_cast<int32_t>(t.flip))) - splat(t.zero)) * splat(t.factor);
 }
@@ -116,6 +130,7 @@ extern const QuantizeKernels quantize_kernels = {
     .each_to_i8 = quantize_each<I8>,
     .each_from_u8 = dequantize_each<U8>,
     .each_from_i8 = dequantize_each<I8>,
+    .range = range,
     .add = add,
 };
 

@@ -37,6 +37,8 @@ struct QuantizeKernels {
   QuantizeKernel from_u8, from_i8;
   QuantizeEachKernel each_to_u8, each_to_i8;
   QuantizeEachKernel each_from_u8, each_from_i8;
+  // The least and the greatest of n elements and 0; NaNs do not count.
+  void (*range)(const float* x, int64_t n, float* low, float* high);
   // n elements: y = round(a + b) + zero, each term and the sum rounded to float.
   void (*add)(const ByteSum& sum, int64_t n);
 };

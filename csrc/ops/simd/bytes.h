@@ -36,12 +36,29 @@ HR_INLINE void copy_bytes(const uint8_t* from, int64_t n, uint8_t* to) {
   }
 }
 
-HR_INLINE void fill_bytes(uint8_t value, int64_t n, uint8_t* to) {
-  constexpr int64_t kBytes = Vi::kLanes * 4;
+// What the next two may read and write beyond their end.
+constexpr int64_t kLooseBytes = Vi::kLanes * 4 > 32 ? Vi::kLanes * 4 : 32;
+
+// Copies `n` bytes, and some beyond. Short runs take no more than they need: stores that reach into
+// the next cache line cost twice.
+HR_INLINE void copy_bytes_loosely(const uint8_t* from, int64_t n, uint8_t* to) {
+  if (n <= 16) {
+    __builtin_memcpy(to, from, 16);
+    return;
+  }
+  if (n <= 32) {
+    __builtin_memcpy(to, from, 32);
+    return;
+  }
+  for (int64_t i = 0; i < n; i += Vi::kLanes * 4) {
+    store(reinterpret_cast<int32_t*>(to + i), load(reinterpret_cast<const int32_t*>(from + i)));
+  }
+}
+
+// Writes `n` bytes, and some beyond.
+HR_INLINE void fill_bytes_loosely(uint8_t value, int64_t n, uint8_t* to) {
   const Vi values = splat(static_cast<int32_t>(value * 0x01010101u));
-  int64_t i = 0;
-  for (; i + kBytes <= n; i += kBytes) store(reinterpret_cast<int32_t*>(to + i), values);
-  for (; i < n; ++i) to[i] = value;
+  for (int64_t i = 0; i < n; i += Vi::kLanes * 4) store(reinterpret_cast<int32_t*>(to + i), values);
 }
 
 }  // namespace headrace::HEADRACE_ISA_NS

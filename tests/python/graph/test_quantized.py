@@ -83,12 +83,14 @@ class Graph:
             return self.op("Clip", x, self.const(np.float32(0.0)), self.const(np.float32(6.0)))
         return x
 
-    def model(self, inputs: dict[str, tuple[int, ...]], output: str, dtype: int) -> onnx.ModelProto:
+    def model(
+        self, inputs: dict[str, tuple[int, ...]], output: str, dtype: int, input_dtype: int = TensorProto.FLOAT
+    ) -> onnx.ModelProto:
         """The model whose output is `output`, of any shape."""
         graph = helper.make_graph(
             self.nodes,
             "qdq",
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+            [helper.make_tensor_value_info(name, input_dtype, shape) for name, shape in inputs.items()],
             [helper.make_tensor_value_info(output, dtype, None)],
             [numpy_helper.from_array(array, name) for name, array in self.constants.items()],
         )
@@ -253,9 +255,9 @@ def test_bytes_are_moved_as_bytes(dtype):
     pooled = graph.pair(graph.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), *by)
     both = graph.pair(graph.op("Concat", pooled, pooled, axis=1), *by)
     flat = graph.op("Reshape", graph.op("Transpose", both, perm=[0, 2, 3, 1]), graph.const(np.array([2, -1])))
-    w, _ = graph.weight((8 * 16, 5), 1, "int8")
+    w, _ = graph.weight((2 * 68 * 16, 5), 1, "int8")
     out = quantised_output(graph, graph.op("MatMul", flat, w), dtype)
-    model = run(graph, {"x": (2, 4, 7, 7)}, out, {"y_dtype": dtype})
+    model = run(graph, {"x": (2, 68, 7, 7)}, out, {"y_dtype": dtype})
     assert ops_of(model)["QuantizeLinear"] == 1
     assert "DequantizeLinear" not in ops_of(model)
 
@@ -364,3 +366,44 @@ def test_what_onnxruntime_quantises_runs_on_integers(tmp_path: Path, per_channel
     quantum = np.diff(np.unique(want)).min()
     # An intermediate tie that falls the other way moves what comes after by a few quanta.
     assert np.abs(got - want).max() <= 4 * quantum
+
+
+# ---- dynamic quantisation ----
+
+
+@pytest.mark.parametrize("a_dtype", ["uint8", "int8"])
+@pytest.mark.parametrize(("b_dtype", "b_zero"), [("int8", None), ("int8", 0), ("uint8", 128), ("uint8", "columns")])
+@pytest.mark.parametrize("a_zero", ["none", "one", "rows"])
+def test_a_product_of_integers_with_constant_weights(a_dtype, b_dtype, b_zero, a_zero):
+    graph = Graph(10)
+    rows, k, n = 15, 131, 40
+    limits = {dtype: np.iinfo(DTYPES[dtype][0]) for dtype in DTYPES}
+
+    def integers(dtype: str, *shape: int) -> np.ndarray:
+        return graph.rng.integers(limits[dtype].min, limits[dtype].max, shape, endpoint=True).astype(DTYPES[dtype][0])
+
+    b = integers(b_dtype, k, n)
+    zeros = integers(b_dtype, n) if b_zero == "columns" else None if b_zero is None else DTYPES[b_dtype][0](b_zero)
+    feeds = {"a": integers(a_dtype, rows, k)}
+    if a_zero != "none":
+        feeds["z"] = integers(a_dtype, *([rows] if a_zero == "rows" else []))
+    inputs = ["a", graph.const(b), "z" if "z" in feeds else "", graph.const(zeros) if zeros is not None else ""]
+    out = graph.op("MatMulInteger", *inputs)
+    shapes = {name: array.shape for name, array in feeds.items()}
+    proto = graph.model(shapes, out, TensorProto.INT32, DTYPES[a_dtype][1])
+    shift = feeds.get("z", np.zeros((), np.int32)).astype(np.int32)
+    shift = shift.reshape(-1, 1) if shift.ndim else shift
+    want = (feeds["a"].astype(np.int32) - shift) @ (
+        b.astype(np.int32) - (0 if zeros is None else zeros.astype(np.int32))
+    )
+    np.testing.assert_array_equal(on_every_isa(hr.load(proto), feeds), want)
+
+
+def test_dynamic_quantisation_finds_the_range():
+    graph = Graph(11)
+    graph.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]))
+    proto = graph.model({"x": (7, 33)}, "q", TensorProto.UINT8)
+    for offset in (0.0, 5.0, -5.0):
+        x = graph.rng.standard_normal((7, 33)).astype(np.float32) + np.float32(offset)
+        (want,) = ReferenceEvaluator(proto).run(None, {"x": x})
+        np.testing.assert_array_equal(on_every_isa(hr.load(proto), {"x": x}), want)
