@@ -188,19 +188,15 @@ void depthwise(const ByteDepthwiseRow& r) {
 // A cache line, in whatever registers the ISA has.
 typedef uint8_t Line __attribute__((vector_size(64)));
 
-HR_INLINE Line load_line(const uint8_t* from) {
-  Line line;
-  __builtin_memcpy(&line, from, sizeof(line));
-  return line;
-}
-
 void max_of_pixels(const uint8_t* const* pixels, int64_t count, int64_t channels, uint8_t flip,
                    uint8_t* y) {
   int64_t c = 0;
   for (; c + static_cast<int64_t>(sizeof(Line)) <= channels; c += sizeof(Line)) {
     Line most = {};
     for (int64_t i = 0; i < count; ++i) {
-      const Line x = load_line(pixels[i] + c) ^ flip;
+      Line x;
+      __builtin_memcpy(&x, pixels[i] + c, sizeof(x));
+      x ^= flip;
       most = x > most ? x : most;
     }
     most ^= flip;
