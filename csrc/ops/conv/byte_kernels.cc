@@ -2,13 +2,10 @@
 
 #include <cstddef>
 
-#include "ops/linear/static_int8_finish.h"
 #include "ops/simd/bytes.h"
 
 namespace headrace::HEADRACE_ISA_NS {
 namespace {
-
-constexpr int64_t kLanes = Vf::kLanes;
 
 HR_INLINE bool inside(int64_t i, int64_t n) {
   return static_cast<uint64_t>(i) < static_cast<uint64_t>(n);
@@ -102,89 +99,6 @@ void pack_windows(const ByteWindows& p, const ByteRows& layout) {
   }
 }
 
-// `n` < kLanes bytes as a vector.
-HR_INLINE Vi load_some_bytes(const uint8_t* from, int64_t n) {
-  uint8_t all[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) all[i] = from[i];
-  return U8::load(all);
-}
-
-// `sources` holds kPixels pointers for each tap, where the pixels' taps lie.
-template <StaticEnd kEnd, int kPixels>
-void depthwise_pixels(const ByteDepthwiseRow& r, int64_t taps, int64_t col) {
-  constexpr int64_t kSize = size_of(kEnd);
-  const StaticFinish f = r.finish;
-  const Vi flip = splat(static_cast<int32_t>(r.flip));
-  for (int64_t c = 0; c < r.channels; c += kLanes) {
-    const int64_t n = r.channels - c;
-    Vf acc[kPixels];
-#pragma GCC unroll 4
-    for (int j = 0; j < kPixels; ++j) acc[j] = splat(0.0f);
-    const uint8_t* const* source = r.sources;
-    const float* weights = r.weights + c;
-    if (n >= kLanes) {
-      for (int64_t t = 0; t < taps; ++t, source += kPixels, weights += r.padded) {
-        const Vf weight = load(weights);
-#pragma GCC unroll 4
-        for (int j = 0; j < kPixels; ++j) {
-          acc[j] = fma(to_float(U8::load(source[j] + c) ^ flip), weight, acc[j]);
-        }
-      }
-    } else {
-      for (int64_t t = 0; t < taps; ++t, source += kPixels, weights += r.padded) {
-        const Vf weight = load(weights);
-        for (int j = 0; j < kPixels; ++j) {
-          acc[j] = fma(to_float(load_some_bytes(source[j] + c, n) ^ flip), weight, acc[j]);
-        }
-      }
-    }
-    const Vi offset = load(f.offset + c);
-    const Vf factor = load(f.factor + c);
-    const Vf bias = load(f.bias + c);
-#pragma GCC unroll 4
-    for (int j = 0; j < kPixels; ++j) {
-      const uint8_t* residual = nullptr;
-      if constexpr (has_residual(kEnd)) residual = f.residual + (col + j) * f.residual_stride + c;
-      auto* y = static_cast<char*>(r.y) + ((col + j) * r.channels + c) * kSize;
-      finish_sums<kEnd>(f, to_int(acc[j]) + offset, factor, bias, residual, y, n);
-    }
-  }
-}
-
-// Finds where the taps of `pixels` pixels from `col` on lie. Returns the number of taps.
-int64_t find_sources(const ByteDepthwiseRow& r, int64_t col, int64_t pixels) {
-  const Windows& w = *r.windows;
-  const uint8_t** source = r.sources;
-  for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
-    const int64_t d = r.depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
-    for (int64_t kh = 0; kh < w.kernel[1]; ++kh) {
-      const int64_t h = r.height * w.stride[1] - w.pad_begin[1] + kh * w.dilation[1];
-      const bool there = inside(d, w.in[0]) && inside(h, w.in[1]);
-      const uint8_t* row = r.x + (d * w.in[1] + h) * w.in[2] * r.channels;
-      for (int64_t kw = 0; kw < w.kernel[2]; ++kw) {
-        int64_t at = col * w.stride[2] - w.pad_begin[2] + kw * w.dilation[2];
-        for (int64_t j = 0; j < pixels; ++j, at += w.stride[2]) {
-          *source++ = there && inside(at, w.in[2]) ? row + at * r.channels : r.paddings;
-        }
-      }
-    }
-  }
-  return w.kernel[0] * w.kernel[1] * w.kernel[2];
-}
-
-void depthwise(const ByteDepthwiseRow& r) {
-  with_static_end(r.finish, [&](auto end) {
-    constexpr StaticEnd kEnd = decltype(end)::kEnd;
-    const int64_t width = r.windows->out[2];
-    int64_t col = 0;
-    for (; col + kByteDepthwisePixels <= width; col += kByteDepthwisePixels) {
-      const int64_t taps = find_sources(r, col, kByteDepthwisePixels);
-      depthwise_pixels<kEnd, kByteDepthwisePixels>(r, taps, col);
-    }
-    for (; col < width; ++col) depthwise_pixels<kEnd, 1>(r, find_sources(r, col, 1), col);
-  });
-}
-
 // A cache line, in whatever registers the ISA has.
 typedef uint8_t Line __attribute__((vector_size(64)));
 
@@ -217,7 +131,6 @@ void max_of_pixels(const uint8_t* const* pixels, int64_t count, int64_t channels
 extern const ByteKernels byte_kernels;
 const ByteKernels byte_kernels = {
     .pack_windows = pack_windows,
-    .depthwise = depthwise,
     .max_of_pixels = max_of_pixels,
 };
 

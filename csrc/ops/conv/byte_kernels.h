@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "ops/conv/window.h"
-#include "ops/linear/static_int8.h"
 #include "ops/simd/dispatch.h"
 
 namespace headrace {
@@ -30,28 +29,9 @@ struct ByteRows {
   int64_t block_stride;
 };
 
-// One row of Y's pixels under one kernel per channel.
-struct ByteDepthwiseRow {
-  const uint8_t* x;         // the image
-  const float* weights;     // [taps, channels], integers
-  const uint8_t* paddings;  // as many as there are channels
-  void* y;                  // the row's first pixel, bytes or floats
-  int64_t channels;
-  int64_t padded;  // channels that a row of weights has room for
-  const Windows* windows;
-  int64_t depth, height;    // of the row
-  const uint8_t** sources;  // room for kByteDepthwisePixels pointers per tap
-  uint8_t flip;             // of X
-  StaticFinish finish;      // at the row's first pixel
-};
-inline constexpr int64_t kByteDepthwisePixels = 4;
-// Taps whose sum is exact in a float.
-inline constexpr int64_t kByteDepthwiseTapsMax = 256;
-
 struct ByteKernels {
   // Element t * channels + c of a row is channel c as tap t sees it.
   void (*pack_windows)(const ByteWindows& windows, const ByteRows& to);
-  void (*depthwise)(const ByteDepthwiseRow& row);
   // The largest of `count` pixels of `channels` bytes each, signed if `flip` is 0x80.
   void (*max_of_pixels)(const uint8_t* const* pixels, int64_t count, int64_t channels, uint8_t flip,
                         uint8_t* y);

@@ -17,7 +17,8 @@ QuantizedConv::QuantizedConv(const NodeSpec& node)
       groups_(node.int_or("group", 1)),
       quantization_(node, kResidual),
       kernels_(static_kernels_for(node.isa, node.input_dtypes.at(kWeight) == DType::kI16)),
-      byte_kernels_(HEADRACE_KERNELS(node.isa, byte_kernels)) {
+      byte_kernels_(HEADRACE_KERNELS(node.isa, byte_kernels)),
+      depthwise_kernels_(byte_depthwise_for(node.isa, node.input_dtypes[kWeight] == DType::kI16)) {
   check(node);
   weight_ = node.constants[kWeight].shape;
   depthwise_ =
@@ -53,11 +54,11 @@ void QuantizedConv::check(const NodeSpec& node) const {
 }
 
 void QuantizedConv::pack(const NodeSpec& node) {
-  int64_t words = depthwise_ ? taps() * padded() : groups_ * group_words();
-  packed_ = node.pack(words * static_cast<int64_t>(sizeof(Word)), [&](std::byte* to) {
-    auto* packed = reinterpret_cast<Word*>(to);
-    if (depthwise_) return pack_depthwise(node, packed);
-    pack_dense(node, packed);
+  int64_t bytes = groups_ * group_words() * static_cast<int64_t>(sizeof(Word));
+  if (depthwise_) bytes = depthwise_kernels_.packed_bytes(taps(), groups_);
+  packed_ = node.pack(bytes, [&](std::byte* to) {
+    if (depthwise_) return pack_depthwise(node, to);
+    pack_dense(node, reinterpret_cast<Word*>(to));
   });
   columns_ = node.pack(StaticQuantization::column_bytes(padded()), [&](std::byte* to) {
     const ConstTensorView& weight = node.constants[kWeight];
@@ -81,15 +82,12 @@ void QuantizedConv::pack(const NodeSpec& node) {
   });
 }
 
-void QuantizedConv::pack_depthwise(const NodeSpec& node, Word* to) const {
-  auto* floats = reinterpret_cast<float*>(to);
-  std::fill_n(floats, taps() * padded(), 0.0f);
-  for (int64_t c = 0; c < groups_; ++c) {
-    for (int64_t t = 0; t < taps(); ++t) {
-      floats[t * padded() + c] =
-          static_cast<float>(integer_at(node.constants[kWeight], c * taps() + t));
-    }
+void QuantizedConv::pack_depthwise(const NodeSpec& node, std::byte* to) const {
+  std::vector<float> floats(static_cast<size_t>(groups_ * taps()));
+  for (size_t i = 0; i < floats.size(); ++i) {
+    floats[i] = static_cast<float>(integer_at(node.constants[kWeight], static_cast<int64_t>(i)));
   }
+  depthwise_kernels_.pack(floats.data(), taps(), groups_, to);
 }
 
 void QuantizedConv::pack_dense(const NodeSpec& node, Word* to) const {

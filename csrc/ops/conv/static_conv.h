@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 
+#include "ops/conv/byte_depthwise.h"
 #include "ops/conv/byte_kernels.h"
 #include "ops/conv/conv.h"
 #include "ops/conv/window.h"
@@ -62,7 +63,7 @@ class QuantizedConv : public Op {
 
   void check(const NodeSpec& node) const;
   void pack(const NodeSpec& node);
-  void pack_depthwise(const NodeSpec& node, Word* to) const;
+  void pack_depthwise(const NodeSpec& node, std::byte* to) const;
   void pack_dense(const NodeSpec& node, Word* to) const;
 
   std::span<StaticProblem> problems_of(const OpRun& run) const;
@@ -103,6 +104,7 @@ class QuantizedConv : public Op {
   StaticQuantization quantization_;
   const StaticKernels& kernels_;
   const ByteKernels& byte_kernels_;
+  const ByteDepthwiseKernels& depthwise_kernels_;
   Shape weight_;
   bool depthwise_;
   bool overwrites_;

@@ -5,6 +5,21 @@
 #include "ops/conv/static_conv.h"
 
 namespace headrace {
+
+HEADRACE_DECLARE_KERNELS(ByteDepthwiseKernels, byte_depthwise)
+#if defined(__x86_64__)
+namespace avx512_vnni {
+extern const ByteDepthwiseKernels byte_depthwise;
+}
+#endif
+
+const ByteDepthwiseKernels& byte_depthwise_for(Isa isa, [[maybe_unused]] bool wide) {
+#if defined(__x86_64__)
+  if (isa >= Isa::kAvx512Vnni && !wide) return avx512_vnni::byte_depthwise;
+#endif
+  return HEADRACE_KERNELS(isa, byte_depthwise);
+}
+
 namespace {
 
 // Multiply-adds worth a task of their own.
@@ -33,18 +48,17 @@ void QuantizedConv::run_depthwise_rows(const StaticProblem& p, int64_t begin, in
   StaticFinish finish = finish_of(p);
   for (int64_t row = begin; row < end; ++row) {
     int64_t pixel = row * w.out[2];
-    byte_kernels_.depthwise({.x = p.x + row / (w.out[0] * w.out[1]) * w.in_size() * groups_,
-                             .weights = packed_.as<float>(),
-                             .paddings = paddings,
-                             .y = p.y + pixel * groups_ * (finish.floats ? 4 : 1),
-                             .channels = groups_,
-                             .padded = padded(),
-                             .windows = &w,
-                             .depth = row / w.out[1] % w.out[0],
-                             .height = row % w.out[1],
-                             .sources = sources,
-                             .flip = quantization_.x().flip,
-                             .finish = finish.at(pixel, 0)});
+    depthwise_kernels_.run({.x = p.x + row / (w.out[0] * w.out[1]) * w.in_size() * groups_,
+                            .weights = packed_.data(),
+                            .paddings = paddings,
+                            .y = p.y + pixel * groups_ * (finish.floats ? 4 : 1),
+                            .channels = groups_,
+                            .windows = &w,
+                            .depth = row / w.out[1] % w.out[0],
+                            .height = row % w.out[1],
+                            .sources = sources,
+                            .flip = quantization_.x().flip,
+                            .finish = finish.at(pixel, 0)});
   }
 }
 
