@@ -9,7 +9,7 @@ CMAKE := env PATH="$(abspath $(BIN)):$$PATH" cmake
 EXT_BUILD = build/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
 CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt setup.py
 
-.PHONY: setup ext demo test test-cpp test-neon test-asan test-tsan test-python lint format stubs protos bench bench-ops clean
+.PHONY: setup ext demo test test-cpp test-neon test-asan test-tsan test-python lint format stubs protos bench bench-ops chaos clean
 
 setup: $(STAMPS)/built
 
@@ -91,6 +91,10 @@ bench: setup $(STAMPS)/bench-peers
 $(STAMPS)/bench-peers: benchmarks/requirements.lock $(STAMPS)/deps
 	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.lock
 	touch $@
+
+# Campaigns against a running server, half a minute each. CHAOS="overload --seed 7 --seconds 120" for one of them.
+chaos: setup
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 # The kernels and the scheduler under pytest-benchmark, to compare commits.
 bench-ops: setup

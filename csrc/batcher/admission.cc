@@ -15,9 +15,9 @@ namespace {
 constexpr int kProbeRefusals = 16;
 constexpr double kProbeEstimates = 20;
 // While callers compete, none may have more waiting than so many times what is still free: dynamic
-// queue-length thresholds (Choudhury and Hahne, 1998). One greedy caller gets 8/9 of the room, two
-// get 8/17 each, n get 8/(1 + 8n), and what is left is there for whoever asks for little.
-constexpr double kShareOfFree = 8;
+// queue-length thresholds (Choudhury and Hahne, 1998). One greedy caller gets 2/3 of the room, two
+// get 2/5 each, n get 2/(1 + 2n), and what is left is there for whoever asks for little.
+constexpr double kShareOfFree = 2;
 // Where nothing is known about how long Batches take.
 constexpr double kRetryUnknown_s = 0.1;
 constexpr double kRetryMin_s = 1e-3;
@@ -55,7 +55,7 @@ void Batcher::admit(Job& job, Clock::time_point now, bool contended) {
   double needed_s = own_s + (finish_s - own_s) / kBacklogShare;
   if (needed_s <= left_s) {
     refused_idle_ = 0;
-    if (contended) check_share(ahead, (left_s - own_s) * kBacklogShare - running_s(now));
+    if (contended) check_share(job, ahead, (left_s - own_s) * kBacklogShare, now);
     return;
   }
   if (idle && ++refused_idle_ > kProbeRefusals &&
@@ -70,12 +70,18 @@ void Batcher::admit(Job& job, Clock::time_point now, bool contended) {
       std::max(needed_s - left_s, kRetryMin_s));
 }
 
-// Throws if more of the work ahead is the caller's own than its share, where `backlog_s` seconds of
-// backlog would leave the Job in time.
-void Batcher::check_share(const JobQueue::Ahead& ahead, double backlog_s) const {
-  auto own = static_cast<double>(ahead.own.work);
-  double room = std::max(work_within(backlog_s) - static_cast<double>(ahead.work), 0.0);
-  if (own <= kShareOfFree * room) return;
+// Throws if the Job would give its caller more than its share of the work that `backlog_s` seconds
+// hold, in which what is left of the running Batch counts as what waits does. Whoever has nothing
+// waiting may always have one Job wait: an Engine must not run dry for the sake of fairness.
+void Batcher::check_share(const Job& job, const JobQueue::Ahead& ahead, double backlog_s,
+                          Clock::time_point now) const {
+  if (ahead.own.jobs == 0) return;
+  double left = batch_estimate_s_ > 0 ? std::min(running_s(now) / batch_estimate_s_, 1.0) : 0;
+  auto own_running = static_cast<double>(running_work_of_[job.caller % JobQueue::kCallers]);
+  double own = static_cast<double>(ahead.own.work + job.work) + left * own_running;
+  double used =
+      static_cast<double>(ahead.work + job.work) + left * static_cast<double>(running_work_);
+  if (own <= kShareOfFree * (work_within(backlog_s) - used)) return;
   throw OverloadedError(
       str("fair share: got ", ahead.own.jobs, " Requests of this caller among the ", ahead.jobs,
           " that wait ahead, expected fewer while other callers wait"),

@@ -284,6 +284,8 @@ void Batcher::dispatch(Clock::time_point now) {
   double delay_s = 0;
   for (Job* job : batch_) {
     job->status = JobStatus::kRunning;
+    running_work_ += job->work;
+    running_work_of_[job->caller % JobQueue::kCallers] += job->work;
     double waited_s = seconds_between(job->arrival, now);
     queue_delay_.add(waited_s);
     delay_s += waited_s;
@@ -308,6 +310,8 @@ void Batcher::run_batch() {
     std::lock_guard lock(mutex_);
     double seconds = seconds_between(start, now);
     compute_.add(seconds);
+    running_work_ = 0;
+    for (const Job* job : batch_) running_work_of_[job->caller % JobQueue::kCallers] = 0;
     busy_time_.add(now, seconds);
     if (whole && batch_.front()->status == JobStatus::kOk) {
       cost_.observe(static_cast<double>(work), seconds);

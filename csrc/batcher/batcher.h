@@ -1,6 +1,7 @@
 // The scheduler in front of an Engine: admits, orders, forms Batches, completes.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -101,7 +102,8 @@ class Batcher {
   bool too_late(const Job& job, Clock::time_point now) const;
   void update_ready();
   void admit(Job& job, Clock::time_point now, bool contended);
-  void check_share(const JobQueue::Ahead& ahead, double backlog_s) const;
+  void check_share(const Job& job, const JobQueue::Ahead& ahead, double backlog_s,
+                   Clock::time_point now) const;
   void count_expired(std::span<Job* const> jobs);
   double seconds_of(size_t jobs, int64_t work) const;
   double work_within(double seconds) const;
@@ -128,6 +130,8 @@ class Batcher {
   bool closing_ = false;
   Clock::time_point batch_start_{};  // of the running Batch, else of the last one
   double batch_estimate_s_ = 0;
+  int64_t running_work_ = 0;  // of the running Batch, and by caller
+  std::array<int64_t, JobQueue::kCallers> running_work_of_{};
   int refused_idle_ = 0;  // Jobs in a row that an idle Engine was estimated to be too slow for
   Contention contention_;
   RateMeter offered_;

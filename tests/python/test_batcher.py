@@ -305,9 +305,9 @@ def test_a_deadline_that_cannot_be_met_is_refused_and_not_computed(gated: Gated)
 def test_a_greedy_caller_leaves_room_for_the_others(make_gated: Callable[..., Gated]) -> None:
     gated = make_gated(max_queue=20)
     gated.occupy()
-    for _ in range(18):  # a 19th is more than 8 times the 2 places left of 20
+    for _ in range(14):  # a 15th is more than twice the 6 places left of 20
         gated.batcher.submit(vector(1), caller="greedy")
-    with pytest.raises(Overloaded, match="fair share: got 18 waiting Requests of this caller"):
+    with pytest.raises(Overloaded, match="fair share: got 14 waiting Requests of this caller"):
         gated.batcher.submit(vector(1), caller="greedy")
     modest = gated.batcher.submit(vector(2), caller="modest")
     gated.release()

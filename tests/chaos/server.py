@@ -1,0 +1,74 @@
+"""``headrace serve`` as a process that can be killed and started again at the same address."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+START_S_MAX = 60.0
+STOP_S_MAX = 60.0
+
+
+class Server:
+    """One server process after another, on one port, with one ledger.
+
+    Args:
+        repository: What it serves.
+        ledger: Folder of its request ledger.
+    """
+
+    def __init__(self, repository: Path, ledger: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.ledger = ledger
+        self.starts_s: list[float] = []
+        self._command = [
+            sys.executable, "-c", "from headrace.cli.main import main; main()", "serve", str(repository),
+            "--port", str(self.port), "--grpc-port", "0", "--ledger", str(ledger),
+        ]  # fmt: skip
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Starts it and waits until it is ready."""
+        begun = time.monotonic()
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("ready: "):
+                self.starts_s.append(time.monotonic() - begun)
+                return
+        raise RuntimeError(f"got exit code {self._process.wait()}, expected a server")
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM: it answers what it accepted. Returns its exit code."""
+        return self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        assert process.stdout is not None
+        process.send_signal(number)
+        try:
+            return process.wait(STOP_S_MAX)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kill()
