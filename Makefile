@@ -44,22 +44,31 @@ test-cpp: setup
 test-neon: $(STAMPS)/deps
 	env PATH="$(abspath $(BIN)):$$PATH" tests/cpp/emulated.sh
 
-# $(call sanitized_tests,sanitizer,the files of tests as a regular expression; all if empty)
+# $(call sanitized_tests,sanitizer,more options of CMake) builds them in build/cpp-<sanitizer>.
 define sanitized_tests
-	$(CMAKE) -S . -B build/cpp-$(1) -G Ninja -DHEADRACE_PYTHON=OFF -DHEADRACE_TESTS=ON -DHEADRACE_SANITIZE=$(1) "-DHEADRACE_TEST_FILES=$(2)" > /dev/null
+	$(CMAKE) -S . -B build/cpp-$(1) -G Ninja -DHEADRACE_PYTHON=OFF -DHEADRACE_TESTS=ON -DHEADRACE_SANITIZE=$(1) $(2) > /dev/null
 	$(CMAKE) --build build/cpp-$(1) --target headrace_tests
-	build/cpp-$(1)/headrace_tests
 endef
 
 test-asan: $(STAMPS)/deps
 	$(call sanitized_tests,address,)
+	# In two processes side by side, but for what waits for something to happen in time.
+	build/cpp-address/headrace_tests --without @batcher --part 1/2 & first=$$!; \
+	  build/cpp-address/headrace_tests --without @batcher --part 2/2 && wait $$first
+	build/cpp-address/headrace_tests @batcher
 
-# Only what has threads of its own: ops run inside the pool and share nothing but their outputs.
+# Only what has threads of its own, and the ops that its tests run: ops run inside the pool and share nothing but their
+# outputs.
+TSAN_FILES := main|heap|core_test|runtime_test|row_chain_test|batcher.*
+TSAN_ROOMS := activation;elementwise;linear;norm;shape;softmax
 test-tsan: $(STAMPS)/deps
-	$(call sanitized_tests,thread,main|heap|core_test|runtime_test|row_chain_test|batcher.*)
+	$(call sanitized_tests,thread,"-DHEADRACE_TEST_FILES=$(TSAN_FILES)" "-DHEADRACE_ROOMS=$(TSAN_ROOMS)" -DHEADRACE_REFERENCE_ONLY=ON)
+	build/cpp-thread/headrace_tests
 
+# Processes that run Python tests side by side; tests/conftest.py shares them out. 0 for one, where a debugger works.
+JOBS ?= 2
 test-python: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 lint: $(STAMPS)/deps
 	$(BIN)/ruff check .

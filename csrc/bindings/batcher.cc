@@ -71,7 +71,10 @@ class PythonRunner : public BatchRunner {
   py::object run_batch_;
 };
 
-class Sink : public CompletionSink {
+}  // namespace
+
+// Wakes who waits for the Tickets of a Batch.
+class TicketSink : public CompletionSink {
  public:
   void completed(std::span<Job* const> jobs) noexcept override {
     latency_ = Clock::now() - jobs.front()->arrival;
@@ -95,8 +98,6 @@ class Sink : public CompletionSink {
  private:
   std::atomic<Clock::duration> latency_{Clock::duration::zero()};
 };
-
-}  // namespace
 
 struct SchedulerOptions {
   int max_queue = 1024;
@@ -152,7 +153,7 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
   const bool spins_ = usable_cores() > 1;
   std::unique_ptr<BatchRunner> runner_;
   std::unique_ptr<LedgerFile> ledger_;
-  Sink sink_;
+  TicketSink sink_;
   Batcher batcher_;
 };
 

@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 
-#if defined(__aarch64__)
+#if defined(HEADRACE_KERNELS_NEON)
 #include <sys/auxv.h>
 #endif
 
@@ -33,7 +33,7 @@ std::string_view name_of(Isa isa) {
 const std::vector<Isa>& available_isas() {
   static const std::vector<Isa> isas = [] {
     std::vector<Isa> found{Isa::kReference};
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
     // __builtin_cpu_supports also asks the OS (XGETBV) whether the registers are saved.
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -47,7 +47,7 @@ const std::vector<Isa>& available_isas() {
         }
       }
     }
-#elif defined(__aarch64__)
+#elif defined(HEADRACE_KERNELS_NEON)
     if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) {
       found.push_back(Isa::kNeonDot);
       constexpr unsigned long kMatrices = HWCAP2_BF16 | HWCAP2_I8MM;

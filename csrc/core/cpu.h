@@ -5,6 +5,16 @@
 #include <string_view>
 #include <vector>
 
+// Which kernels beside the reference's were built. HEADRACE_REFERENCE_ONLY (see CMakeLists.txt)
+// says none.
+#if !defined(HEADRACE_REFERENCE_ONLY)
+#if defined(__x86_64__)
+#define HEADRACE_KERNELS_X86
+#elif defined(__aarch64__)
+#define HEADRACE_KERNELS_NEON
+#endif
+#endif
+
 namespace headrace {
 
 // Each names one set of kernels, later ones of an architecture holding all instructions of earlier

@@ -1,4 +1,4 @@
-// The one function through which each room under ops/ registers its ops.
+// The one function through which each room under ops/ registers its ops, named after its folder.
 #pragma once
 
 namespace headrace {
@@ -20,6 +20,6 @@ void register_norm_ops(OpRegistry& registry);
 void register_reduce_ops(OpRegistry& registry);
 void register_shape_ops(OpRegistry& registry);
 void register_softmax_ops(OpRegistry& registry);
-void register_tree_ops(OpRegistry& registry);
+void register_trees_ops(OpRegistry& registry);
 
 }  // namespace headrace

@@ -1,5 +1,7 @@
 // A small test harness: HR_TEST defines a test, HR_CHECK and friends report where they failed and
-// go on. `headrace_tests [part of a name]...` runs the tests whose names have one of the parts.
+// go on. `headrace_tests [part of a name]...` runs the tests whose names have one of the parts;
+// @batcher stands for the files whose names begin so. `--without PART` leaves out those that have
+// it, and `--part 1/2` takes one half of the rest.
 #pragma once
 
 #include <cmath>
@@ -12,6 +14,7 @@ namespace headrace::test {
 
 struct Test {
   const char* name;
+  const char* file;
   void (*run)();
 };
 
@@ -25,8 +28,8 @@ inline int& failures() {
   return count;
 }
 
-inline bool add_test(const char* name, void (*run)()) {
-  tests().push_back({name, run});
+inline bool add_test(const char* name, const char* file, void (*run)()) {
+  tests().push_back({name, file, run});
   return true;
 }
 
@@ -40,10 +43,10 @@ void report(const char* file, int line, const Args&... args) {
 
 }  // namespace headrace::test
 
-#define HR_TEST(name)                                 \
-  static void test_##name();                          \
-  [[maybe_unused]] static const bool added_##name =   \
-      ::headrace::test::add_test(#name, test_##name); \
+#define HR_TEST(name)                                           \
+  static void test_##name();                                    \
+  [[maybe_unused]] static const bool added_##name =             \
+      ::headrace::test::add_test(#name, __FILE__, test_##name); \
   static void test_##name()
 
 #define HR_CHECK(condition)                                                     \

@@ -8,11 +8,11 @@ namespace headrace {
 
 HEADRACE_DECLARE_KERNELS(AttentionKernels, attention_kernels)
 HEADRACE_DECLARE_KERNELS(AttentionKernels, attention_bf16_kernels)
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
 namespace avx512_bf16 {
 extern const AttentionKernels attention_bf16_kernels;
 }
-#elif defined(__aarch64__)
+#elif defined(HEADRACE_KERNELS_NEON)
 namespace neon_bf16 {
 extern const AttentionKernels attention_bf16_kernels;
 }
@@ -20,9 +20,9 @@ extern const AttentionKernels attention_bf16_kernels;
 
 const AttentionKernels& attention_kernels_for(Isa isa, Precision precision) {
   if (precision != Precision::kBf16) return HEADRACE_KERNELS(isa, attention_kernels);
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
   if (isa == Isa::kAvx512Bf16) return avx512_bf16::attention_bf16_kernels;
-#elif defined(__aarch64__)
+#elif defined(HEADRACE_KERNELS_NEON)
   if (isa == Isa::kNeonBf16) return neon_bf16::attention_bf16_kernels;
 #endif
   return HEADRACE_KERNELS(isa, attention_bf16_kernels);

@@ -11,14 +11,14 @@ namespace headrace {
 
 HEADRACE_DECLARE_KERNELS(GemmKernels, gemm_bf16_kernels)
 HEADRACE_DECLARE_KERNELS(GemmKernels, gemm_int8_kernels)
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
 namespace avx512_vnni {
 extern const GemmKernels gemm_int8_kernels;
 }
 namespace avx512_bf16 {
 extern const GemmKernels gemm_bf16_kernels;
 }
-#elif defined(__aarch64__)
+#elif defined(HEADRACE_KERNELS_NEON)
 namespace neon_dot {
 extern const GemmKernels gemm_int8_kernels;
 }
@@ -71,12 +71,12 @@ PackedPanels::PackedPanels(const NodeSpec& node, const GemmKernels& kernels, Mat
 }
 
 const GemmKernels& gemm_kernels_for(Isa isa, Precision precision) {
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
   if (precision == Precision::kBf16 && isa == Isa::kAvx512Bf16)
     return avx512_bf16::gemm_bf16_kernels;
   if (precision == Precision::kInt8 && isa >= Isa::kAvx512Vnni)
     return avx512_vnni::gemm_int8_kernels;
-#elif defined(__aarch64__)
+#elif defined(HEADRACE_KERNELS_NEON)
   if (isa == Isa::kNeonBf16 && precision == Precision::kBf16) return neon_bf16::gemm_bf16_kernels;
   if (isa == Isa::kNeonBf16 && precision == Precision::kInt8) return neon_bf16::gemm_int8_kernels;
   if (isa == Isa::kNeonDot && precision == Precision::kInt8) return neon_dot::gemm_int8_kernels;

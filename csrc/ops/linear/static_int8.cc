@@ -9,11 +9,11 @@
 namespace headrace {
 
 HEADRACE_DECLARE_KERNELS(StaticKernels, static_kernels)
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
 namespace avx512_vnni {
 extern const StaticKernels static_kernels;
 }
-#elif defined(__aarch64__)
+#elif defined(HEADRACE_KERNELS_NEON)
 namespace neon_dot {
 extern const StaticKernels static_kernels;
 }
@@ -25,9 +25,9 @@ extern const StaticKernels static_kernels;
 const StaticKernels& static_kernels_for(Isa isa, bool wide) {
   // Pairs of 16-bit integers hold any weight.
   if (wide) return HEADRACE_KERNELS(isa, static_kernels);
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
   if (isa >= Isa::kAvx512Vnni) return avx512_vnni::static_kernels;
-#elif defined(__aarch64__)
+#elif defined(HEADRACE_KERNELS_NEON)
   if (isa == Isa::kNeonBf16) return neon_bf16::static_kernels;
   if (isa == Isa::kNeonDot) return neon_dot::static_kernels;
 #endif

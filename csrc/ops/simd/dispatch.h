@@ -9,7 +9,7 @@
 
 #include "core/cpu.h"
 
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
 #define HEADRACE_DECLARE_KERNELS(Table, name) \
   namespace reference {                       \
   extern const Table name;                    \

@@ -291,7 +291,7 @@ std::unique_ptr<Op> make_classifier(const NodeSpec& node) {
 
 }  // namespace
 
-void register_tree_ops(OpRegistry& registry) {
+void register_trees_ops(OpRegistry& registry) {
   registry.add("ai.onnx.ml.TreeEnsembleRegressor", make_regressor);
   registry.add("ai.onnx.ml.TreeEnsembleClassifier", make_classifier);
   registry.add("ai.onnx.ml.TreeEnsemble", make_tree_ensemble);
