@@ -16,6 +16,7 @@ from headrace.errors import BackendUnavailable, ConfigError, ExecutionError
 from headrace.serving.app import OipApp
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.host import ModelHost
+from headrace.serving.http_protocol import BoundedHttpProtocol, sweep
 from headrace.serving.service import OipService
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    sweeping = asyncio.create_task(sweep(server.server_state.connections))
     loading = asyncio.create_task(asyncio.to_thread(host.load, progress))
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done() and loading.exception() is not None:
@@ -134,6 +136,7 @@ async def _serve(
         on_ready(_url(listener), calls.address if calls else None)
     # uvicorn stops listening, then waits for every request it has taken in; gRPC does the same meanwhile.
     await serving
+    sweeping.cancel()
     if calls is not None:
         await calls.server.stop(DRAIN_S_MAX)
     await loading
@@ -142,6 +145,7 @@ async def _serve(
 def _uvicorn_config(app: OipApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=BoundedHttpProtocol,
         lifespan="off",
         access_log=False,
         log_level="warning",
