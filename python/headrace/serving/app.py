@@ -7,7 +7,7 @@ of 30 floats takes well under 100 us of Python, of which JSON and numpy are half
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +30,7 @@ from headrace.serving.decode import InferCall
 from headrace.serving.encode import encode
 from headrace.serving.errors import error_text, http_status, outcome, retry_after
 from headrace.serving.host import ModelHost, ServedModel
+from headrace.serving.json_data import PART_BYTES
 from headrace.serving.service import OipService
 from headrace.serving.watch import DisconnectWatch
 
@@ -102,7 +103,10 @@ class OipApp:
             body = await read_body(receive, headers, self.body_bytes_max, self._in_flight)
             held = len(body)
             received = perf_counter()
-            call = served.decoder.decode(body, headers.json_length)
+            if held <= PART_BYTES:
+                call = served.decoder.decode(body, headers.json_length)
+            else:
+                call = await _in_turns(served.decoder.steps(body, headers.json_length))
             del body
             stages["decode"].observe(perf_counter() - received)
             result = await self._run(served, call, headers, receive)
@@ -235,6 +239,16 @@ class OipApp:
         length = (b"content-length", str(len(body)).encode())
         await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
         await send({"type": "http.response.body", "body": body})
+
+
+async def _in_turns(steps: Generator[None, None, InferCall]) -> InferCall:
+    """Decodes a large body and lets the event loop answer others between the steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        await asyncio.sleep(0)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -7,7 +7,7 @@ that really came before a single array is made, so memory used is bounded by the
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,11 +15,11 @@ import msgspec
 import numpy as np
 
 from headrace.errors import DtypeMismatch, MalformedRequest, MissingInput, ShapeMismatch, UnknownInput
-from headrace.serving.oip import NO_DATA, RANK_MAX, InferBody, InputTensor, RequestedOutput
+from headrace.serving.json_data import JsonData, is_large, json_error, shown
+from headrace.serving.oip import NO_DATA, InferBody, InputTensor, RequestedOutput
 from headrace.signature import DTYPE_FROM_OIP, Signature, TensorSpec
 
 _BODY = msgspec.json.Decoder(InferBody)
-_FLOATS = {"float16", "float32", "float64", "bfloat16"}
 # Protobuf has no integers of less than 32 bits.
 _WIRE_DTYPES = {"INT8": np.int32, "INT16": np.int32, "UINT8": np.uint32, "UINT16": np.uint32}
 
@@ -62,19 +62,21 @@ class Decoder:
         Raises:
             RequestError: One of its subclasses; the message says what was got, what was expected, and where.
         """
-        if header_length is None or header_length == len(body):
-            tail = memoryview(b"")
-            head: bytes | memoryview = body
-        elif 0 < header_length < len(body):
-            view = memoryview(body)
-            head, tail = view[:header_length], view[header_length:]
-        else:
-            raise MalformedRequest(
-                f"header Inference-Header-Content-Length: got {header_length}, "
-                f"expected 1 to the length of the body, {len(body)}"
-            )
-        message = _decode_body(head)
-        inputs = self._decode_inputs(message.inputs, tail)
+        message, tail = _split(body, header_length)
+        return self._call(message, tail, {})
+
+    def steps(self, body: bytes, header_length: int | None = None) -> Generator[None, None, InferCall]:
+        """The same in steps of a millisecond or so: yields where others may run, and returns the call."""
+        message, tail = _split(body, header_length)
+        ready: dict[str, np.ndarray] = {}
+        for tensor in message.inputs:
+            if is_large(tensor.data):
+                ready[tensor.name] = yield from self.declared(tensor, ready).from_json_in_steps(tensor)
+        return self._call(message, tail, ready)
+
+    def _call(self, message: InferBody, tail: memoryview, ready: dict[str, np.ndarray]) -> InferCall:
+        """Checks and decodes what is not yet in `ready`, the arrays of inputs that are decoded already."""
+        inputs = self._decode_inputs(message.inputs, tail, ready)
         priority = timeout_us = 0
         binary = False
         if (parameters := message.parameters) is not None:
@@ -83,7 +85,9 @@ class Decoder:
         outputs = self.wanted(message.outputs, binary)
         return InferCall(inputs, outputs, message.id, priority, timeout_us)
 
-    def _decode_inputs(self, tensors: list[InputTensor], tail: memoryview) -> dict[str, np.ndarray]:
+    def _decode_inputs(
+        self, tensors: list[InputTensor], tail: memoryview, ready: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
         inputs: dict[str, np.ndarray] = {}
         offset = 0
         for tensor in tensors:
@@ -92,11 +96,11 @@ class Decoder:
             parameters = tensor.parameters
             size = parameters.binary_data_size if parameters is not None else None
             if size is None:
-                inputs[name] = decoder.from_json(tensor)
+                inputs[name] = ready[name] if name in ready else decoder.from_json(tensor)
                 continue
             if not 0 <= size <= len(tail) - offset:
                 raise MalformedRequest(
-                    f"input {name!r}: got binary_data_size {size}, expected 0 to {len(tail) - offset}, "
+                    f"input {name!r}: got binary_data_size {shown(size)}, expected 0 to {len(tail) - offset}, "
                     "the bytes left in the body"
                 )
             if tensor.data != NO_DATA:
@@ -122,7 +126,7 @@ class Decoder:
         """
         decoder = self._inputs.get(tensor.name)
         if decoder is None:
-            raise UnknownInput(f"inputs: got {_shown(tensor.name)}, expected one of {', '.join(self._inputs)}")
+            raise UnknownInput(f"inputs: got {shown(tensor.name)}, expected one of {', '.join(self._inputs)}")
         if tensor.name in inputs:
             raise MalformedRequest(f"inputs: got {tensor.name!r} twice, expected each input once")
         decoder.check_declared(tensor)
@@ -150,7 +154,7 @@ class Decoder:
         for output in outputs:
             spec = self._outputs.get(output.name)
             if spec is None:
-                raise UnknownInput(f"outputs: got {_shown(output.name)}, expected one of {', '.join(self._outputs)}")
+                raise UnknownInput(f"outputs: got {shown(output.name)}, expected one of {', '.join(self._outputs)}")
             if output.name in wanted:
                 raise MalformedRequest(f"outputs: got {output.name!r} twice, expected each output once")
             own = output.parameters
@@ -171,34 +175,25 @@ class InputDecoder:
         self._spec = spec
         self._datatype = spec.oip_datatype
         self._dtype = spec.numpy_dtype
-        self._is_float = spec.dtype in _FLOATS
-        element: Any = float if self._is_float else {"string": str, "bool": bool}.get(spec.dtype, int)
-        self._flat = msgspec.json.Decoder(list[element])
-        # The slower ways to write the same data: null for NaN, and nested by axis.
-        loose: Any = float | None if self._is_float else element
-        nested: Any = loose
-        for _ in range(min(len(spec.dims), RANK_MAX)):
-            nested = list[nested]
-        self._nullable = msgspec.json.Decoder(list[loose])
-        self._nested = msgspec.json.Decoder(nested)
+        self._json = JsonData(spec)
 
     def check_declared(self, tensor: InputTensor) -> None:
         """Checks datatype, shape and parameters without looking at the data."""
         spec = self._spec
         if tensor.datatype != self._datatype:
             kind = MalformedRequest if tensor.datatype not in DTYPE_FROM_OIP else DtypeMismatch
-            raise kind(f"input {spec.name!r}: got datatype {_shown(tensor.datatype)}, expected {self._datatype}")
+            raise kind(f"input {spec.name!r}: got datatype {shown(tensor.datatype)}, expected {self._datatype}")
         shape = tensor.shape
         if len(shape) != len(spec.dims):
             raise ShapeMismatch(
-                f"input {spec.name!r}: got {len(shape)} dims in shape {_shown(shape)}, "
+                f"input {spec.name!r}: got {len(shape)} dims in shape {shown(shape)}, "
                 f"expected {len(spec.dims)} as in {spec}"
             )
         for axis, (got, expected) in enumerate(zip(shape, spec.dims, strict=True)):
             if got < 0 or (got != expected and not isinstance(expected, str)):
                 want = "0 or more" if isinstance(expected, str) else expected
                 raise ShapeMismatch(
-                    f"input {spec.name!r}: got {_shown(got)} at axis {axis} of shape {_shown(shape)}, "
+                    f"input {spec.name!r}: got {shown(got)} at axis {axis} of shape {shown(shape)}, "
                     f"expected {want} as in {spec}"
                 )
         if tensor.parameters is not None and tensor.parameters.shared_memory_region is not None:
@@ -209,45 +204,13 @@ class InputDecoder:
 
     def from_json(self, tensor: InputTensor) -> np.ndarray:
         """The array of an input whose data is in the JSON object, flat or nested."""
-        raw = tensor.data
-        if raw == NO_DATA:
+        if tensor.data == NO_DATA:
             raise MalformedRequest(f"input {tensor.name!r}: got neither data nor binary_data_size, expected one")
-        count = _count(tensor.shape)
-        try:
-            values = self._flat.decode(raw)
-            nested = False
-        except (ValueError, RecursionError) as error:
-            values, nested = self._decode_loose(raw, error)
-        if not nested and len(values) != count:
-            raise ShapeMismatch(
-                f"input {tensor.name!r}: got {len(values)} values in data, "
-                f"expected {_shown(count)} for shape {_shown(tensor.shape)}"
-            )
-        return self._to_array(values, nested, tensor.shape)
+        return self._json.decode(tensor.data, tensor.shape, _count(tensor.shape))
 
-    def _decode_loose(self, raw: msgspec.Raw, first: Exception) -> tuple[list[Any], bool]:
-        """Tries the slower forms; when none fits, the error is that of the form the client meant."""
-        looks_nested = "got `array`" in str(first)
-        decoder = self._nested if looks_nested and len(self._spec.dims) > 1 else self._nullable
-        try:
-            return decoder.decode(raw), decoder is self._nested
-        except (ValueError, RecursionError) as error:
-            self._refuse(f"{_json_error(error)} in data")
-
-    def _to_array(self, values: list[Any], nested: bool, shape: list[int]) -> np.ndarray:
-        try:
-            with np.errstate(over="ignore"):
-                array = np.array(values, dtype=self._dtype)
-        except (OverflowError, ValueError, TypeError) as error:
-            self._refuse(f"got data that does not fit {self._datatype} or its own nesting ({error})")
-        # A null became NaN, as it should. JSON has no Inf, so an Inf here is a number that did not fit.
-        if self._is_float and np.isinf(array).any():
-            self._refuse(f"got a number in data beyond the range of {self._datatype}, expected it to fit")
-        if nested and list(array.shape) != shape:
-            raise ShapeMismatch(
-                f"input {self._spec.name!r}: got data nested as {list(array.shape)}, expected shape {_shown(shape)}"
-            )
-        return array if nested else array.reshape(shape)
+    def from_json_in_steps(self, tensor: InputTensor) -> Generator[None, None, np.ndarray]:
+        """The same of large data: yields where others may run, and returns the array."""
+        return self._json.steps(tensor.data, tensor.shape, _count(tensor.shape))
 
     def from_values(self, shape: list[int], values: Sequence[Any]) -> np.ndarray:
         """The array of an input whose values gRPC carries one by one, with the types of its datatype."""
@@ -255,7 +218,7 @@ class InputDecoder:
         if len(values) != count:
             raise ShapeMismatch(
                 f"input {self._spec.name!r}: got {len(values)} values in contents, "
-                f"expected {_shown(count)} for shape {_shown(shape)}"
+                f"expected {shown(count)} for shape {shown(shape)}"
             )
         if self._spec.dtype == "string":
             return self._texts(values).reshape(shape)
@@ -293,7 +256,7 @@ class InputDecoder:
         expected = count * self._dtype.itemsize
         if len(data) != expected:
             self._refuse(
-                f"got {what} {len(data)}, expected {_shown(expected)} for {self._datatype} of shape {_shown(shape)}"
+                f"got {what} {len(data)}, expected {shown(expected)} for {self._datatype} of shape {shown(shape)}"
             )
         if self._dtype == np.bool_:
             raw = np.frombuffer(data, dtype=np.uint8)
@@ -305,7 +268,7 @@ class InputDecoder:
     def _strings(self, data: memoryview, count: int, what: str) -> np.ndarray:
         """BYTES in binary form: each element is 4 bytes of little-endian length, then the bytes."""
         if len(data) < 4 * count:
-            self._refuse(f"got {len(data)} bytes of BYTES data, expected at least {_shown(4 * count)}")
+            self._refuse(f"got {len(data)} bytes of BYTES data, expected at least {shown(4 * count)}")
         strings: list[str] = []
         offset = 0
         try:
@@ -329,27 +292,35 @@ class InputDecoder:
         raise MalformedRequest(f"input {self._spec.name!r}: {message}")
 
 
+def _split(body: bytes, header_length: int | None) -> tuple[InferBody, memoryview]:
+    """The JSON object of a body, and the binary data behind it."""
+    if header_length is None or header_length == len(body):
+        tail = memoryview(b"")
+        head: bytes | memoryview = body
+    elif 0 < header_length < len(body):
+        view = memoryview(body)
+        head, tail = view[:header_length], view[header_length:]
+    else:
+        raise MalformedRequest(
+            f"header Inference-Header-Content-Length: got {header_length}, "
+            f"expected 1 to the length of the body, {len(body)}"
+        )
+    return _decode_body(head), tail
+
+
 def _decode_body(head: bytes | memoryview) -> InferBody:
     try:
         return _BODY.decode(head)
     except (ValueError, RecursionError) as error:
-        raise MalformedRequest(f"body: {_json_error(error)}") from error
-
-
-def _json_error(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "got JSON nested too deep, expected an inference request"
-    if isinstance(error, UnicodeDecodeError):
-        return f"got text that is not UTF-8 ({error.reason}), expected UTF-8"
-    return str(error)[:500]
+        raise MalformedRequest(f"body: {json_error(error)}") from error
 
 
 def check_parameters(priority: int, timeout_us: int, sequence_id: int | str | None) -> None:
     """Raises `MalformedRequest` for parameters of a request that are out of range or not offered."""
     if priority < 0:
-        raise MalformedRequest(f"parameters.priority: got {_shown(priority)}, expected 0 or more")
+        raise MalformedRequest(f"parameters.priority: got {shown(priority)}, expected 0 or more")
     if timeout_us < 0:
-        raise MalformedRequest(f"parameters.timeout: got {_shown(timeout_us)}, expected 0 or more microseconds")
+        raise MalformedRequest(f"parameters.timeout: got {shown(timeout_us)}, expected 0 or more microseconds")
     if sequence_id:
         raise MalformedRequest("parameters.sequence_id: got a sequence, expected none: models here keep no state")
 
@@ -360,12 +331,3 @@ def _count(shape: list[int]) -> int:
     for dim in shape:
         count *= dim
     return count
-
-
-def _shown(value: object) -> str:
-    """`value` for an error message, cut short: clients choose its length."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a huge number"
-    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import MalformedRequest
+from headrace.errors import MalformedRequest, ShapeMismatch
 from headrace.serving.decode import Decoder, InferCall, check_parameters
 from headrace.serving.encode import binary
+from headrace.serving.json_data import shown
 from headrace.serving.messages import ModelInferResponse
-from headrace.serving.oip import InputTensor, RequestedOutput, TensorParameters
+from headrace.serving.oip import RANK_MAX, InputTensor, RequestedOutput, TensorParameters
 from headrace.signature import TensorSpec
 
 # The field of InferTensorContents that carries each datatype. 16-bit floats have none and travel raw.
@@ -54,6 +55,10 @@ def decode(decoder: Decoder, request: Any) -> InferCall:
         )
     inputs: dict[str, np.ndarray] = {}
     for index, tensor in enumerate(request.inputs):
+        if len(tensor.shape) > RANK_MAX:
+            raise ShapeMismatch(
+                f"input {shown(tensor.name)}: got {len(tensor.shape)} dims in shape, expected at most {RANK_MAX}"
+            )
         declared = InputTensor(
             name=tensor.name,
             shape=list(tensor.shape),

@@ -16,6 +16,9 @@ from google.protobuf.message import DecodeError
 from headrace.errors import MalformedRequest
 
 SERVICE = "inference.GRPCInferenceService"
+# An empty input takes 2 bytes in a message and 90 once it is parsed, so whatever is longer than this is first counted.
+SCAN_BYTES = 64 * 1024
+FIELDS_MAX = 4096
 
 
 def _make_pool() -> descriptor_pool.DescriptorPool:
@@ -56,9 +59,48 @@ def parse(kind: Any, payload: bytes) -> Any:
     Raises:
         MalformedRequest: They are no such message.
     """
+    if len(payload) > SCAN_BYTES:
+        _check_fields(payload)
     try:
         return kind.FromString(payload)
     except DecodeError as error:
         raise MalformedRequest(
             f"message: got {len(payload)} bytes that are no {kind.DESCRIPTOR.name} ({error}), expected one"
         ) from error
+
+
+def _check_fields(payload: bytes) -> None:
+    """Raises `MalformedRequest` where a message has more fields than any request needs, before they become objects.
+
+    Format: https://protobuf.dev/programming-guides/encoding. What is no message at all is left to the parser.
+    """
+    position = count = 0
+    try:
+        while position < len(payload):
+            key, position = _varint(payload, position)
+            count += 1
+            if count > FIELDS_MAX:
+                raise MalformedRequest(f"message: got more than {FIELDS_MAX} fields, expected fewer")
+            match key & 7:
+                case 0:
+                    _, position = _varint(payload, position)
+                case 1:
+                    position += 8
+                case 2:
+                    length, position = _varint(payload, position)
+                    position += length
+                case 5:
+                    position += 4
+    except IndexError:
+        return
+
+
+def _varint(payload: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = payload[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80 or shift > 63:
+            return value, position
+        shift += 7

@@ -68,6 +68,13 @@ def test_every_dtype_decodes_the_same_from_json_and_from_binary(dtype: str) -> N
         assert got.flags.writeable
 
 
+def test_a_key_that_stands_twice_counts_as_it_stands_last() -> None:
+    twice = b'{"inputs": [], ' + rows(1, 2, 3)[1:-1] + b', "id": "a", "id": "b"}'
+    call = decoder.decode(twice)
+    assert call.id == "b"
+    assert call.inputs["x"].tolist() == [[1, 2, 3]]
+
+
 def test_large_integers_keep_every_bit() -> None:
     big = [2**63 + 1, 2**64 - 1]
     got = one("uint64", 2).decode(body(shape=[2], datatype="UINT64", data=big)).inputs["x"]

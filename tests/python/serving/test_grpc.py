@@ -14,11 +14,13 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc.aio as triton
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oip_client import binary_request, read_answer
-from serving_fakes import MIRROR, MIRROR_DTYPES, Served, acall, make_config, make_served
+from serving_fakes import DOUBLER, MIRROR, MIRROR_DTYPES, Served, acall, make_config, make_served
 from tritonclient.grpc import service_pb2 as pb
 
-from headrace.errors import ConfigError, MalformedRequest
+from headrace.errors import ConfigError, MalformedRequest, RequestError
 from headrace.serving import grpc_codec, grpc_server, messages
 from headrace.serving.decode import Decoder
 from headrace.serving.grpc_app import GrpcApp
@@ -195,6 +197,9 @@ WRONG: list[tuple[Any, str]] = [
     (_wrong(lambda r: r.inputs[0].shape.__setitem__(0, -1)), "got -1 at axis 0"),
     (_wrong(lambda r: r.inputs[0].shape.__setitem__(0, 2**62)), "of length 12, expected 55340232221128654848 for FP32"),
     (_wrong(lambda r: r.inputs[0].shape.append(1)), "got 3 dims in shape"),
+    (_wrong(lambda r: r.inputs[0].shape.extend([1] * 100_000)), "got 100002 dims in shape, expected at most 32"),
+    (b"*\0" * 100_000, "got more than 4096 fields"),
+    (b"\xa3\6\xa4\6" + b"*\0" * 100_000, "got more than 4096 fields"),
     (_wrong(lambda r: setattr(r.inputs[0], "datatype", "FP64")), "got datatype 'FP64', expected FP32"),
     (_wrong(lambda r: setattr(r.inputs[0], "datatype", "FP31")), "got datatype 'FP31', expected FP32"),
     (_wrong(lambda r: setattr(r.inputs[0], "name", "z")), "got 'z', expected one of x"),
@@ -230,10 +235,27 @@ async def test_a_wrong_request_is_told_what_is_wrong_and_harms_nobody() -> None:
             assert re.search(message, error.details()), (message, error.details())
         right = await ask(address, doubler_request(1, 2, 3))
         assert right.raw_output_contents[0] == np.array([2, 4, 6], np.float32).tobytes()
-    # Two were no message at all, and belong to no model.
-    assert served.host.stats()["doubler/1"]["rejected"] == len(WRONG) - 2
+    # Four were no message at all, or too many, and belong to no model.
+    assert served.host.stats()["doubler/1"]["rejected"] == len(WRONG) - 4
     assert served.app.service.grpc_responses == {"INVALID_ARGUMENT": len(WRONG), "OK": 1}
     assert served.app.service.in_flight.bytes == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_message_is_decoded_or_refused_and_nothing_else(data: st.DataObject) -> None:
+    request = _typed(fp32_contents=[1, 2, 3]) if data.draw(st.booleans()) else doubler_request(1, 2, 3)
+    request.parameters["priority"].int64_param = 2
+    request.outputs.add(name="y").parameters["classification"].int64_param = 0
+    damaged = bytearray(request.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+        damaged = damaged or bytearray(b"\0")
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(RequestError):
+        patch.setattr(messages, "SCAN_BYTES", data.draw(st.sampled_from([0, 1 << 20])))
+        call = grpc_codec.decode(Decoder(DOUBLER), messages.parse(messages.ModelInferRequest, bytes(damaged)))
+        assert call.inputs["x"].shape[1] == 3
 
 
 def test_integers_that_do_not_fit_and_text_that_is_none_are_refused() -> None:
