@@ -90,7 +90,7 @@ async def drive(deployment: Deployment, progress: Callable[[str], None]) -> dict
         client.rate = 5.0
         await until(lambda: capacity(deployment) > 0)
         await asyncio.sleep(10)
-        one_rps = capacity(deployment)
+        one_rps = await asyncio.to_thread(capacity, deployment)
         low, high = 0.1 * one_rps, 1.1 * one_rps
         client.rate = low
         await until(lambda: running(deployment) == 1)
