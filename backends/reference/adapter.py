@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan, Request, Result
-from headrace.errors import BackendUnavailable, ExecutionError, UnsupportedOp
+from headrace.errors import BackendUnavailable, DeadlineExceeded, ExecutionError, UnsupportedOp
 from headrace.model import Model
 
 
@@ -25,12 +27,45 @@ class ReferenceExecutable(Executable):
         """Runs each Request alone, in order."""
         return [self._run(request) for request in requests]
 
+    def run_until(self, request: Request, deadline: float) -> Result:
+        """Runs one Request, unless that takes too long; a single slow node is waited for.
+
+        Args:
+            request: The Request, checked against the signature.
+            deadline: On the clock of `time.monotonic`.
+
+        Raises:
+            DeadlineExceeded: It was not done at the deadline.
+        """
+        nodes = self._evaluator.rt_nodes_
+        self._evaluator.rt_nodes_ = _Until(nodes, deadline)
+        try:
+            return self._run(request)
+        finally:
+            self._evaluator.rt_nodes_ = nodes
+
     def _run(self, request: Request) -> Result:
         try:
             values = self._evaluator.run(self._outputs, dict(request))
+        except DeadlineExceeded:
+            raise
         except Exception as error:  # numpy and the evaluator raise anything
             raise ExecutionError(f"the ONNX reference evaluator failed: {type(error).__name__}: {error}") from error
         return {name: _plain(value) for name, value in zip(self._outputs, values, strict=True)}
+
+
+class _Until(list[Any]):
+    """The nodes of an evaluator, which goes through them one by one and can be stopped only here."""
+
+    def __init__(self, nodes: Iterable[Any], deadline: float) -> None:
+        super().__init__(nodes)
+        self._deadline = deadline
+
+    def __iter__(self) -> Iterator[Any]:
+        for node in super().__iter__():
+            if time.monotonic() > self._deadline:
+                raise DeadlineExceeded("reference backend: got no Result at its deadline, expected one")
+            yield node
 
 
 def _plain(value: object) -> np.ndarray:

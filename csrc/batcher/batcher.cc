@@ -44,6 +44,7 @@ Batcher::Batcher(BatchRunner& runner, CompletionSink& sink, BatcherOptions optio
       ledger_(options.ledger ? *options.ledger : own_ledger_) {
   positive(options.max_queue, "max_queue");
   batch_sizes_.resize(static_cast<size_t>(positive(options.max_batch, "max_batch")) + 1);
+  batch_seconds_.resize(batch_sizes_.size());
   batch_.reserve(static_cast<size_t>(options.max_batch));
   late_.reserve(static_cast<size_t>(options.max_queue));
   swept_.reserve(static_cast<size_t>(options.max_queue));
@@ -310,6 +311,7 @@ void Batcher::run_batch() {
     std::lock_guard lock(mutex_);
     double seconds = seconds_between(start, now);
     compute_.add(seconds);
+    batch_seconds_[batch_.size()] += seconds;
     running_work_ = 0;
     for (const Job* job : batch_) running_work_of_[job->caller % JobQueue::kCallers] = 0;
     busy_time_.add(now, seconds);
@@ -380,6 +382,7 @@ BatcherStats Batcher::stats() const {
   stats.ledger = ledger_;
   stats.batches = batches_;
   stats.batch_sizes = batch_sizes_;
+  stats.batch_seconds = batch_seconds_;
   stats.offered_rps = offered_.per_second(now);
   stats.offered_work_per_s = offered_work_.per_second(now);
   stats.utilisation = std::min(1.0, busy_time_.per_second(now));

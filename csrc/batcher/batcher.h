@@ -28,9 +28,10 @@ struct BatcherOptions {
 
 struct BatcherStats {
   Ledger ledger;
-  int64_t batches = 0;               // that ran as one, or were split after a failure
-  std::vector<int64_t> batch_sizes;  // [n]: Batches of n Jobs
-  double offered_rps = 0;            // arrivals, refused ones included
+  int64_t batches = 0;                // that ran as one, or were split after a failure
+  std::vector<int64_t> batch_sizes;   // [n]: Batches of n Jobs
+  std::vector<double> batch_seconds;  // [n]: how long all of those ran together
+  double offered_rps = 0;             // arrivals, refused ones included
   double offered_work_per_s = 0;
   double capacity_rps = 0;  // sustainable at full Batches, by the cost model; 0 while unknown
   double capacity_work_per_s = 0;
@@ -141,6 +142,7 @@ class Batcher {
   double work_per_job_ = 0;
   int64_t batches_ = 0;
   std::vector<int64_t> batch_sizes_;
+  std::vector<double> batch_seconds_;
   DurationHistogram queue_delay_;
   DurationHistogram compute_;
 

@@ -277,6 +277,7 @@ py::dict stats(Scheduler& scheduler) {
   dict["running"] = ledger.running;
   dict["batches"] = stats.batches;
   dict["batch_sizes"] = stats.batch_sizes;
+  dict["batch_seconds"] = stats.batch_seconds;
   int64_t batched = 0;
   for (size_t n = 0; n < stats.batch_sizes.size(); ++n) {
     batched += static_cast<int64_t>(n) * stats.batch_sizes[n];

@@ -146,7 +146,7 @@ class Batcher:
 
         Counts: ``accepted`` = ``ok`` + ``failed`` + ``expired`` + ``cancelled`` + ``queued`` in every snapshot, where
         ``queued`` = ``waiting`` + ``running``; ``refused`` ones were never accepted. ``batches``; ``batch_sizes[n]``:
-        Batches of n Requests; ``requests_per_batch``: their mean.
+        Batches of n Requests; ``batch_seconds[n]``: how long those ran together; ``requests_per_batch``: their mean.
 
         Measured: ``offered_rps``, arrivals per second over the last seconds, refused ones included; ``capacity_rps``,
         Requests per second that full Batches would sustain within the SLO, by the cost model (0 until a Batch ran);

@@ -57,6 +57,9 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         max_batch: Requests that may run together.
         versions: ``"latest"``, ``"all"`` or the list of versions to load.
         stall_s: Seconds after which a Batch that still runs counts as stuck, and the process as dead.
+        parity: Whether a model must agree with the reference backend on one Request before it is called ready.
+        parity_tolerance: Relative error allowed in that; None for 0.001 in fp32, and 0.1 in lower precisions.
+        parity_s_max: Seconds the reference backend may take; a model it is too slow for is served unchecked.
         nonfinite: What happens to a Result with NaN or Inf in it: ``"count"`` it, ``"allow"`` it
             unchecked, or answer with an ``"error"``.
     """
@@ -70,6 +73,9 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_batch: Positive = 64
     versions: Literal["latest", "all"] | list[Positive] = "latest"
     stall_s: PositiveFloat = 30.0
+    parity: bool = True
+    parity_tolerance: PositiveFloat | None = None
+    parity_s_max: PositiveFloat = 5.0
     nonfinite: NonFinitePolicy = "count"
 
 

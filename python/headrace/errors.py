@@ -18,6 +18,8 @@
     |-- ConfigError                a configuration file or folder cannot be used
     |-- NotFound                   no such model or version
     |-- NotOffered                 the protocol has it, this server does not
+    |-- Unauthenticated            the token that a request needs is missing or wrong
+    |-- AccessDenied               no token lets a request do this here
     |-- Overloaded                 refused at admission; carries retry_after_s
     |-- DeadlineExceeded           it expired before it was computed
     |-- Cancelled                  its caller gave it up
@@ -113,6 +115,14 @@ class NotFound(HeadraceError):
 
 class NotOffered(HeadraceError):
     """A part of the protocol that this server does not offer."""
+
+
+class Unauthenticated(HeadraceError):
+    """The request needs a token, and brought none or a wrong one."""
+
+
+class AccessDenied(HeadraceError):
+    """Nobody may do this here, whatever token they bring."""
 
 
 class Overloaded(HeadraceError):

@@ -33,6 +33,11 @@ import click
 @click.option(
     "--ledger", type=click.Path(path_type=Path), help="Folder to keep the request ledger in, exact even after kill -9."
 )
+@click.option(
+    "--admin-token-file",
+    type=click.Path(path_type=Path),
+    help="File with the token that lets its bearer load and unload models.  [default: HEADRACE_ADMIN_TOKEN, or nobody]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each event as one JSON object per line.")
 @click.option("--verbose", is_flag=True, help="Log what is loaded and how it is planned.")
 def command(
@@ -44,6 +49,7 @@ def command(
     max_body_mib: int,
     caller_header: str,
     ledger: Path | None,
+    admin_token_file: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -59,6 +65,7 @@ def command(
     from headrace.config import load_repository
     from headrace.errors import ExecutionError
     from headrace.serving.host import ModelHost
+    from headrace.serving.repository import read_token
     from headrace.serving.server import run
 
     logging.basicConfig(
@@ -74,6 +81,7 @@ def command(
             say("grpc", grpc)
         say("ready", url)
 
+    admin_token = read_token(admin_token_file, os.environ.get("HEADRACE_ADMIN_TOKEN"))
     host = ModelHost(load_repository(repository), ledger=ledger)
     try:
         run(
@@ -83,6 +91,8 @@ def command(
             grpc_port=grpc_port,
             body_bytes_max=max_body_mib * 1024 * 1024,
             caller_header=caller_header,
+            repository=repository,
+            admin_token=admin_token,
             on_ready=on_ready,
             progress=lambda what: say("loading", what),
         )

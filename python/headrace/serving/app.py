@@ -7,14 +7,16 @@ of 30 floats takes well under 100 us of Python, of which JSON and numpy are half
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
+from functools import partial
+from inspect import isawaitable
 from time import perf_counter
 from typing import Any
 
 import msgspec
 
 from headrace.backend import Result
-from headrace.errors import Cancelled, NotFound
+from headrace.errors import Cancelled, MalformedRequest, NotFound
 from headrace.serving.body import (
     BODY_BYTES_MAX,
     CALLER_HEADER,
@@ -28,14 +30,20 @@ from headrace.serving.body import (
 )
 from headrace.serving.decode import InferCall
 from headrace.serving.encode import encode
-from headrace.serving.errors import error_text, http_status, outcome, retry_after
+from headrace.serving.errors import error_text, http_status, retry_after
 from headrace.serving.host import ModelHost, ServedModel
 from headrace.serving.json_data import PART_BYTES
+from headrace.serving.repository import decode_repository_request, refuse_overrides
 from headrace.serving.service import OipService
 from headrace.serving.watch import DisconnectWatch
 
 Scope = dict[str, Any]
 Headers = list[tuple[bytes, bytes]]
+# Status, body and content type.
+Answered = tuple[int, bytes, tuple[bytes, bytes]]
+
+# They carry a name or two.
+REPOSITORY_BODY_BYTES_MAX = 1 << 20
 
 JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
 BINARY: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
@@ -98,6 +106,7 @@ class OipApp:
         stages = served.stages
         started = perf_counter()
         held = 0
+        failure: Exception | None = None
         try:
             headers = body_headers(scope["headers"], self._caller_header)
             body = await read_body(receive, headers, self.body_bytes_max, self._in_flight)
@@ -114,8 +123,7 @@ class OipApp:
             payload, json_length = encode(served.name, served.version, call.id, call.outputs, result)
             stages["encode"].observe(perf_counter() - computed)
         except Exception as error:
-            if outcome(error) == "rejected":
-                served.rejected += 1
+            failure = error
             await self._send_error(error, send)
         else:
             if json_length is None:
@@ -125,7 +133,7 @@ class OipApp:
                 await self._send(send, 200, payload, BINARY, length)
         finally:
             self._in_flight.give(held)
-        stages["total"].observe(perf_counter() - started)
+        served.ended(perf_counter() - started, failure)
 
     async def _run(self, served: ServedModel, call: InferCall, headers: BodyHeaders, receive: Receive) -> Result:
         """Runs `call`; where the client goes away meanwhile, takes it out of the queue and raises `Cancelled`."""
@@ -148,19 +156,24 @@ class OipApp:
             if served is not None and scope["method"] == "POST":
                 await self._infer(served, scope, receive, send)
                 return
+            if path.startswith("/v2/repository/"):
+                status, body, content_type = await self._repository(path, scope, receive)
+                await self._send(send, status, body, content_type)
+                return
             answer, allowed = self._find(path)
             if scope["method"] not in allowed:
                 expected = " or ".join(allowed)
                 body = _json({"error": f"{path[:128]}: got method {scope['method']}, expected {expected}"})
                 await self._send(send, 405, body, JSON, (b"allow", ", ".join(allowed).encode()))
                 return
-            status, body, content_type = answer()
+            answered = answer()
+            status, body, content_type = await answered if isawaitable(answered) else answered
         except Exception as error:
             await self._send_error(error, send)
             return
         await self._send(send, status, body, content_type)
 
-    def _find(self, path: str) -> tuple[Callable[[], tuple[int, bytes, tuple[bytes, bytes]]], tuple[str, ...]]:
+    def _find(self, path: str) -> tuple[Callable[[], Answered | Awaitable[Answered]], tuple[str, ...]]:
         """What answers `path`, and by which methods."""
         read = ("GET", "HEAD")
         match path.removesuffix("/").split("/")[1:]:
@@ -174,8 +187,18 @@ class OipApp:
                 return self._live, read
             case ["v2", "health", "ready"]:
                 return self._ready, read
+            case ["v2", "models", "stats"]:
+                return partial(self._statistics, None, None), read
             case ["v2", "models", name]:
                 return lambda: self._model_metadata(name, None), read
+            case ["v2", "models", name, "stats"]:
+                return partial(self._statistics, name, None), read
+            case ["v2", "models", name, "versions", version, "stats"]:
+                return partial(self._statistics, name, version), read
+            case ["v2", "models", name, "config"]:
+                return lambda: (200, _json(self.service.model_config(name, None)), JSON), read
+            case ["v2", "models", name, "versions", version, "config"]:
+                return lambda: (200, _json(self.service.model_config(name, version)), JSON), read
             case ["v2", "models", name, "versions", version]:
                 return lambda: self._model_metadata(name, version), read
             case ["v2", "models", name, "ready"]:
@@ -190,25 +213,51 @@ class OipApp:
             f"path: got {path[:128]!r}, expected /metrics or a path of the Open Inference Protocol under /v2"
         )
 
-    def _ledger(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+    async def _repository(self, path: str, scope: Scope, receive: Receive) -> Answered:
+        """The model repository extension. Whoever has no token learns nothing from it."""
+        sent = dict(scope["headers"]).get(b"authorization")
+        repository = self.service.repository(sent.decode("latin-1") if sent is not None else None)
+        parts = path.removesuffix("/").split("/")[3:]
+        if scope["method"] != "POST":
+            raise MalformedRequest(f"{path[:128]}: got method {scope['method']}, expected POST")
+        body = await read_body(receive, body_headers(scope["headers"], b""), REPOSITORY_BODY_BYTES_MAX, self._in_flight)
+        self._in_flight.give(len(body))
+        request = decode_repository_request(body)
+        match parts:
+            case ["index"]:
+                states = [state for state in await repository.index() if not request.ready or state.state == "READY"]
+                return 200, _json([state._asdict() for state in states]), JSON
+            case ["models", name, "load"]:
+                refuse_overrides(request.parameters)
+                await repository.load(name)
+            case ["models", name, "unload"]:
+                await repository.unload(name)
+            case _:
+                raise NotFound(f"path: got {path[:128]!r}, expected index, models/NAME/load or models/NAME/unload")
+        return 200, b"{}", JSON
+
+    async def _statistics(self, name: str | None, version: str | None) -> Answered:
+        return 200, _json(await self.service.statistics(name, version)), JSON
+
+    def _ledger(self) -> Answered:
         return 200, _json(self.host.ledger()), JSON
 
-    def _live(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+    def _live(self) -> Answered:
         stalled = self.host.stalled()
         return (503, _json({"live": False, "stalled": stalled}), JSON) if stalled else (200, b'{"live":true}', JSON)
 
-    def _ready(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+    def _ready(self) -> Answered:
         ready = self.service.ready
         return (200 if ready else 503), _json({"ready": ready}), JSON
 
-    def _model_metadata(self, name: str, version: str | None) -> tuple[int, bytes, tuple[bytes, bytes]]:
+    def _model_metadata(self, name: str, version: str | None) -> Answered:
         return 200, _json(self.service.model_metadata(name, version)), JSON
 
-    def _model_ready(self, name: str, version: str | None) -> tuple[int, bytes, tuple[bytes, bytes]]:
+    def _model_ready(self, name: str, version: str | None) -> Answered:
         self.host.find(name, version)
         return 200, _json({"name": name, "ready": True}), JSON
 
-    def _not_loaded(self, name: str, version: str | None) -> tuple[int, bytes, tuple[bytes, bytes]]:
+    def _not_loaded(self, name: str, version: str | None) -> Answered:
         """Reached by inference of a model that is not loaded, for which `find` has the right error.
 
         A version may also be spelled in a way `infer_routes` does not list ("01"): that is no version.
@@ -218,7 +267,7 @@ class OipApp:
             f"model {name!r}: got version {str(version)[:32]!r}, expected a version as the metadata lists it"
         )
 
-    def _metrics(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+    def _metrics(self) -> Answered:
         from headrace.observe.metrics import CONTENT_TYPE, exposition
 
         return 200, exposition(self.service), (b"content-type", CONTENT_TYPE.encode())
@@ -226,6 +275,8 @@ class OipApp:
     async def _send_error(self, error: Exception, send: Send) -> None:
         status = http_status(error)
         extra: Headers = []
+        if status == 401:
+            extra.append((b"www-authenticate", b"Bearer"))
         if (seconds := retry_after(error)) is not None:
             extra.append((b"retry-after", seconds))
         if status == 413:

@@ -33,6 +33,12 @@ TABLE: tuple[Answered, ...] = (
     Answered(errors.RequestError, 400, "INVALID_ARGUMENT", "rejected"),
     Answered(errors.NotFound, 404, "NOT_FOUND", "rejected"),
     Answered(errors.NotOffered, 501, "UNIMPLEMENTED", "rejected"),
+    Answered(errors.Unauthenticated, 401, "UNAUTHENTICATED", "rejected"),
+    Answered(errors.AccessDenied, 403, "PERMISSION_DENIED", "rejected"),
+    # What the model repository holds cannot be served: these come from asking to load it.
+    Answered(errors.ConfigError, 400, "FAILED_PRECONDITION", "rejected"),
+    Answered(errors.ModelError, 400, "FAILED_PRECONDITION", "rejected"),
+    Answered(errors.PlanError, 400, "FAILED_PRECONDITION", "rejected"),
     Answered(errors.Overloaded, 429, "RESOURCE_EXHAUSTED", "refused"),
     Answered(errors.DeadlineExceeded, 504, "DEADLINE_EXCEEDED", "expired"),
     # 499 is nginx's code for a client that closed the connection: nobody reads it but logs and metrics.

@@ -5,106 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from time import time_ns
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.backend import Plan, Request, Result
+from headrace.backend import Result
 from headrace.config import ModelConfig, ModelSettings
-from headrace.errors import BackendUnavailable, ExecutionError, HeadraceError, NotFound, PlanError
+from headrace.errors import BackendUnavailable, ExecutionError, HeadraceError, NotFound, ParityError
 from headrace.observe.histogram import Histogram
 from headrace.observe.ledger import Books, totals
 from headrace.observe.ledger import create as create_ledger
 from headrace.observe.ledger import read as read_ledger
-from headrace.plan_file import PLAN_FILE
 from headrace.serving.decode import Decoder, InferCall
+from headrace.serving.errors import outcome
+from headrace.serving.opening import BatcherLike, EngineLike, OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.warmup import warmup_request
-from headrace.signature import Signature, TensorSpec
+from headrace.signature import TensorSpec
 
-if TYPE_CHECKING:
-    from headrace.engine import Engine
+__all__ = ["ModelHost", "OpenBatcher", "OpenEngine", "ServedModel", "open_batcher", "open_engine"]
 
 log = logging.getLogger("headrace.serving")
 
 # Leaves room above and below it, as Triton's own examples do.
 DEFAULT_LEVEL = 10
 LEVEL_MAX = 1_000_000
-
-
-class EngineLike(Protocol):
-    """What the host needs of `headrace.engine.Engine`."""
-
-    @property
-    def signature(self) -> Signature:
-        """The model's inputs and outputs."""
-
-    @property
-    def plan(self) -> Plan:
-        """What was chosen for the model."""
-
-    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
-        """Runs Requests together."""
-
-    def close(self) -> None:
-        """Gives everything back."""
-
-
-class BatcherLike(Protocol):
-    """What the host needs of `headrace.batcher.Batcher`."""
-
-    async def infer(
-        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
-    ) -> Result:
-        """Queues one Request and waits for its Result; cancelling the wait takes it out of the queue."""
-
-    def stats(self) -> dict[str, Any]:
-        """The ledger."""
-
-    def close(self) -> None:
-        """Answers what was accepted, then stops."""
-
-
-OpenEngine = Callable[[Path, ModelSettings], EngineLike]
-# (engine, settings), and ledger_fd=... where there is a ledger on disk.
-OpenBatcher = Callable[..., BatcherLike]
-
-
-def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
-    """Loads and compiles a model file, or maps the saved Plan that it is or that lies beside it.
-
-    A Plan that does not fit the model, the settings or this machine is an error where there is no model to compile in
-    its place; where there is one, it is compiled, and the log says why.
-    """
-    import headrace
-
-    plan = path.parent / PLAN_FILE
-    options: dict[str, Any] = {
-        "precision": settings.precision,
-        "threads": settings.threads,
-        "winograd": settings.winograd,
-    }
-    if path == plan:
-        return headrace.load_plan(plan.parent, **options)
-    if plan.is_file() and settings.backend in ("auto", "native"):
-        try:
-            return headrace.load_plan(plan.parent, model=path, **options)
-        except PlanError as error:
-            log.warning("compiling %s, because its saved plan is refused: %s", path, error)
-    model = headrace.load(str(path))
-    return model.compile(backend=settings.backend, **options)
-
-
-def open_batcher(engine: EngineLike, settings: ModelSettings, *, ledger_fd: int = -1) -> BatcherLike:
-    """Puts the C++ scheduler in front of an Engine; `ledger_fd` as for `headrace.Batcher`."""
-    from headrace.batcher import Batcher
-
-    return Batcher(
-        cast("Engine", engine),
-        slo_ms=settings.slo_ms,
-        max_queue=settings.max_queue,
-        max_batch=settings.max_batch,
-        ledger_fd=ledger_fd,
-    )
 
 
 def scheduler_priority(level: int) -> int:
@@ -115,23 +40,57 @@ def scheduler_priority(level: int) -> int:
     return DEFAULT_LEVEL - min(level, LEVEL_MAX) if level else 0
 
 
+class Duration:
+    """How many requests ended in a way, and how long they took together."""
+
+    __slots__ = ("count", "total_s")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Counts one."""
+        self.count += 1
+        self.total_s += seconds
+
+
+class ModelState(NamedTuple):
+    """A version in the repository index: READY, LOADING or UNAVAILABLE, and why."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
 class ServedModel:
     """One version of one model, loaded, warmed and answering.
 
     Attributes:
         stages: Seconds by stage: decode, encode, total (the Batcher knows the rest). Written by the event loop only.
+        source: What it was made from: equal to another's where loading again would change nothing.
+        succeeded: The requests that were answered with a Result.
+        failed: Those that were answered with an error, the rejected ones apart.
+        last_inference_ms: When the last Result was sent, in milliseconds of Unix time; 0 for never.
         rejected: Requests that never reached the Batcher, because they were wrong.
         nonfinite: Results in which an output had NaN or Inf.
     """
 
-    def __init__(self, config: ModelConfig, version: int, engine: EngineLike, batcher: BatcherLike) -> None:
+    def __init__(
+        self, config: ModelConfig, version: int, engine: EngineLike, batcher: BatcherLike, source: object = None
+    ) -> None:
         self.name = config.name
         self.version = str(version)
         self.settings = config.settings
         self.engine = engine
         self.batcher = batcher
+        self.source = source
         self.decoder = Decoder(engine.signature)
         self.stages = {stage: Histogram() for stage in ("decode", "encode", "total")}
+        self.succeeded = Duration()
+        self.failed = Duration()
+        self.last_inference_ms = 0
         self.rejected = 0
         self.nonfinite = 0
         self._guarded = tuple(
@@ -162,6 +121,22 @@ class ServedModel:
                 break
         return result
 
+    def ended(self, seconds: float, error: BaseException | None = None) -> None:
+        """Counts one request of any protocol when it has its answer.
+
+        Args:
+            seconds: Since it arrived.
+            error: What it was answered with; None for a Result.
+        """
+        self.stages["total"].observe(seconds)
+        if error is None:
+            self.succeeded.add(seconds)
+            self.last_inference_ms = time_ns() // 1_000_000
+        elif outcome(error) == "rejected":
+            self.rejected += 1
+        else:
+            self.failed.add(seconds)
+
     def _found_nonfinite(self, name: str, array: np.ndarray) -> None:
         self.nonfinite += 1
         if self.settings.nonfinite == "error":
@@ -188,6 +163,7 @@ class ServedModel:
                 "isa": plan.isa,
                 "precision": plan.precision,
                 "threads": plan.threads,
+                "parity": self.engine.parity,
             },
         }
 
@@ -227,6 +203,8 @@ class ModelHost:
         self._ledger = ledger
         self._draining = False
         self._closing: tuple[ServedModel, ...] = ()
+        # (model, version) -> why it was loaded and yet is not served.
+        self._refused: dict[tuple[str, int], str] = {}
         self.infer_routes: dict[str, ServedModel] = {}
 
     def load(self, progress: Callable[[str], None] | None = None) -> None:
@@ -235,21 +213,98 @@ class ModelHost:
         Args:
             progress: Told ``"NAME version V"`` before each load.
 
+        A version that fails its parity check is not served, and `find` says why; all others are.
+
         Raises:
             HeadraceError: A model could not be loaded or did not survive its warm-up; those before it stay loaded.
         """
         for name, config in self._models.items():
             for version in config.files:
-                if version not in self._served[name]:
-                    if progress is not None:
-                        progress(f"{name} version {version}")
+                if version in self._served[name]:
+                    continue
+                if progress is not None:
+                    progress(f"{name} version {version}")
+                try:
                     served = self._open(config, version)
-                    # A new dict, because the event loop may be looking through the old one.
-                    self._served[name] = {**self._served[name], version: served}
-                    self._publish()
+                except ParityError as error:
+                    log.error("model %s version %d is not served: %s", name, version, error)
+                    self._refused[name, version] = str(error)
+                    continue
+                # A new dict, because the event loop may be looking through the old one.
+                self._served[name] = {**self._served[name], version: served}
+                self._publish()
+
+    def prepare(self, config: ModelConfig) -> dict[int, ServedModel]:
+        """Loads and warms what `config` names beside what serves now. Blocking: call it beside the event loop.
+
+        Returns:
+            What to `swap` in: every version, those that would not change as they are.
+
+        Raises:
+            HeadraceError: A version could not be loaded or checked; nothing has changed.
+        """
+        current = self._served.get(config.name, {})
+        opened: dict[int, ServedModel] = {}
+        try:
+            for version, path in config.files.items():
+                kept = current.get(version)
+                if kept is not None and kept.source == _source(path, config.settings):
+                    opened[version] = kept
+                else:
+                    opened[version] = self._open(config, version)
+        except BaseException:
+            for version, served in opened.items():
+                if served is not current.get(version):
+                    served.close()
+            raise
+        return opened
+
+    def swap(self, config: ModelConfig, opened: dict[int, ServedModel]) -> list[ServedModel]:
+        """Lets what `prepare` made take the name, in one step. Call it on the event loop.
+
+        There, no request is between finding its model and entering its queue, so what is replaced gets no more of them.
+
+        Returns:
+            What was replaced, for `retire`.
+        """
+        name = config.name
+        replaced = [old for version, old in self._served.get(name, {}).items() if opened.get(version) is not old]
+        self._refused = {key: reason for key, reason in self._refused.items() if key[0] != name}
+        self._models = {**self._models, name: config}
+        self._served = {**self._served, name: opened}
+        self._publish()
+        return self._leaving(replaced)
+
+    def withdraw(self, name: str) -> list[ServedModel]:
+        """Takes a model's name away, in one step. Call it on the event loop, for the reason that `swap` gives.
+
+        Returns:
+            What served it, for `retire`.
+
+        Raises:
+            NotFound: No such model.
+        """
+        if name not in self._models:
+            raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._models)}")
+        versions = self._served[name]
+        self._models = {other: config for other, config in self._models.items() if other != name}
+        self._served = {other: loaded for other, loaded in self._served.items() if other != name}
+        self._publish()
+        return self._leaving(list(versions.values()))
+
+    def _leaving(self, models: list[ServedModel]) -> list[ServedModel]:
+        self._closing = (*self._closing, *models)
+        return models
+
+    def retire(self, models: Sequence[ServedModel]) -> None:
+        """Answers what they have accepted, then closes them. Blocking."""
+        for served in models:
+            served.close()
+            self._closing = tuple(other for other in self._closing if other is not served)
 
     def _open(self, config: ModelConfig, version: int) -> ServedModel:
         path = config.files[version]
+        source = _source(path, config.settings)
         engine = self._engine_opener(path, config.settings)
         try:
             engine.run_batch([warmup_request(engine.signature, path.parent.parent)])
@@ -262,7 +317,7 @@ class ModelHost:
             engine.close()
             raise
         log.info("loaded model %s version %d: %s", config.name, version, engine.plan)
-        return ServedModel(config, version, engine, batcher)
+        return ServedModel(config, version, engine, batcher, source)
 
     def _publish(self) -> None:
         """Rebuilds the routes in one assignment, so a request sees the old ones or the new ones."""
@@ -276,10 +331,25 @@ class ModelHost:
 
     @property
     def ready(self) -> bool:
-        """True once every version of every model was loaded and warmed, until `drain`."""
-        return not self._draining and all(
-            version in self._served[name] for name, config in self._models.items() for version in config.files
+        """True once every version of every model was loaded, warmed and checked, until `drain`.
+
+        A model that failed its check does not count, as long as another serves: it alone is not ready.
+        """
+        return not self._draining and self.loaded and (not self._models or any(self._served.values()))
+
+    @property
+    def loaded(self) -> bool:
+        """True once `load` has been through every version of every model."""
+        return all(
+            version in self._served[name] or (name, version) in self._refused
+            for name, config in self._models.items()
+            for version in config.files
         )
+
+    @property
+    def draining(self) -> bool:
+        """True after `drain`."""
+        return self._draining
 
     @property
     def names(self) -> list[str]:
@@ -320,7 +390,22 @@ class ModelHost:
             if number not in config.files:
                 have = ", ".join(map(str, sorted(config.files)))
                 raise NotFound(f"model {name!r}: got version {version[:32]!r}, expected one of {have}")
+        wanted = max(config.files) if version is None else number
+        if (reason := self._refused.get((name, wanted))) is not None:
+            raise BackendUnavailable(
+                f"model {name!r} version {wanted}: got state unavailable, expected ready: {reason}"
+            )
         raise BackendUnavailable(f"model {name!r}: got state loading, expected ready: try again later")
+
+    def states(self) -> list[ModelState]:
+        """Every version of every configured model, with why it is not ready where it is not."""
+        found: list[ModelState] = []
+        for name, config in self._models.items():
+            for version in sorted(config.files):
+                reason = self._refused.get((name, version))
+                state = "READY" if version in self._served[name] else "UNAVAILABLE" if reason else "LOADING"
+                found.append(ModelState(name, str(version), state, reason or ""))
+        return found
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """The ledger of every loaded version, by ``NAME/VERSION``."""
@@ -359,16 +444,7 @@ class ModelHost:
         Raises:
             NotFound: No such model.
         """
-        if name not in self._models:
-            raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._models)}")
-        versions = self._served[name]
-        self._models = {other: config for other, config in self._models.items() if other != name}
-        self._served = {other: loaded for other, loaded in self._served.items() if other != name}
-        self._publish()
-        self._closing = tuple(versions.values())
-        for served in self._closing:
-            served.close()
-        self._closing = ()
+        self.retire(self.withdraw(name))
 
     def close(self) -> None:
         """Unloads everything. Every error is logged, the first one is raised after all were tried."""
@@ -382,6 +458,15 @@ class ModelHost:
                 failure = failure or error
         if failure is not None:
             raise failure
+
+
+def _source(path: Path, settings: ModelSettings) -> object:
+    """What a version is made from: its settings, and the names, sizes and times of the files in its folder."""
+    try:
+        files = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in path.parent.iterdir()]
+    except OSError:
+        return object()  # equal to nothing: the opener will say what is wrong
+    return settings, path, tuple(sorted(files))
 
 
 def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:

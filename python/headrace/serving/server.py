@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -17,6 +18,7 @@ from headrace.serving.app import OipApp
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.host import ModelHost
 from headrace.serving.http_protocol import BoundedHttpProtocol, sweep
+from headrace.serving.repository import ModelRepository
 from headrace.serving.service import OipService
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ def run(
     grpc_port: int | None = None,
     body_bytes_max: int = BODY_BYTES_MAX,
     caller_header: str = CALLER_HEADER,
+    repository: Path | None = None,
+    admin_token: str | None = None,
     on_ready: Callable[[str, str | None], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> None:
@@ -49,6 +53,8 @@ def run(
         grpc_port: TCP port of gRPC; 0 takes a free one, None serves none.
         body_bytes_max: Longest request body accepted, in bytes.
         caller_header: The request header that names the caller, for fair shares.
+        repository: The folder that models may be loaded from while the server runs; None to offer no such thing.
+        admin_token: Who brings it may do that; None for nobody.
         on_ready: Called once, when every model is ready, with the server's URL and the ``HOST:PORT`` of gRPC (or None).
         progress: Told the name of each model before it loads.
 
@@ -58,7 +64,13 @@ def run(
         ExecutionError: A model is stuck in a Batch and could not be closed; its thread still runs.
         HeadraceError: A model could not be loaded.
     """
-    service = OipService(host, body_bytes_max=body_bytes_max, caller_header=caller_header)
+    service = OipService(
+        host,
+        body_bytes_max=body_bytes_max,
+        caller_header=caller_header,
+        repository=None if repository is None else ModelRepository(host, repository),
+        admin_token=admin_token,
+    )
     with contextlib.closing(_listen(address, port)) as listener:
         try:
             _loop_runner(_serve(service, listener, grpc_port, on_ready, progress))

@@ -332,6 +332,40 @@ def test_sigterm_is_a_clean_exit_and_json_lines_are_json(tmp_path: Path) -> None
         stop(process)
 
 
+def test_a_new_version_is_loaded_into_a_running_server_by_who_has_the_token(tmp_path: Path) -> None:
+    repository, token = tmp_path / "models", "0123456789abcdef"
+    save_model(repository / "m/1/model.onnx")
+    (tmp_path / "token").write_text(token)
+    process = start(repository, "--no-grpc", "--admin-token-file", str(tmp_path / "token"))
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        host = process.stdout.readline().removeprefix("ready: http://").strip()
+        with tritonclient.http.InferenceServerClient(host) as client:
+            reference = ReferenceEvaluator(save_model(repository / "m/2/model.onnx", 2.0))
+            with pytest.raises(tritonclient.http.InferenceServerException, match="got no valid token"):
+                client.load_model("m")
+            headers = {"authorization": f"Bearer {token}"}
+            client.load_model("m", headers=headers)
+            index = client.get_model_repository_index(headers=headers)
+            assert index == [{"name": "m", "version": "2", "state": "READY", "reason": ""}]
+            x = np.ones((1, 30), np.float32)
+            given = tritonclient.http.InferInput("x", [1, 30], "FP32")
+            given.set_data_from_numpy(x)
+            got = client.infer("m", [given]).as_numpy("p")
+            np.testing.assert_allclose(got, reference.run(None, {"x": x})[0], atol=1e-6)
+            (stats,) = client.get_inference_statistics("m")["model_stats"]
+            assert stats["inference_stats"]["success"]["count"] == 1
+            metadata = client.get_model_metadata("m")
+            assert metadata["parameters"]["parity"].endswith("against the reference backend, 0.001 allowed")
+            client.unload_model("m", headers=headers)
+            assert not client.is_model_ready("m")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        stop(process)
+
+
 def test_a_model_that_cannot_be_loaded_ends_the_start_with_one_message(tmp_path: Path) -> None:
     (tmp_path / "m/1").mkdir(parents=True)
     (tmp_path / "m/1/model.onnx").write_bytes(b"this is no model")

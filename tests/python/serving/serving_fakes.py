@@ -15,9 +15,11 @@ import numpy as np
 
 from headrace.backend import Plan, Request, Result
 from headrace.config import ModelConfig, ModelSettings
-from headrace.errors import DeadlineExceeded, ExecutionError, Overloaded
-from headrace.serving.app import OipApp, build_asgi
+from headrace.errors import DeadlineExceeded, ExecutionError, InvalidModel, Overloaded
+from headrace.serving.app import OipApp
 from headrace.serving.host import ModelHost
+from headrace.serving.repository import ModelRepository
+from headrace.serving.service import OipService
 from headrace.signature import Signature, TensorSpec
 
 DOUBLER = Signature((TensorSpec("x", "float32", ("n", 3)),), (TensorSpec("y", "float32", ("n", 3)),))
@@ -35,6 +37,7 @@ class FakeEngine:
     def __init__(self, signature: Signature = DOUBLER) -> None:
         self.signature = signature
         self.plan = Plan("fake", "cpu:0", "scalar", "fp32", 1)
+        self.parity = "not checked: a fake"
         self.gate = threading.Event()
         self.gate.set()
         self.computed: list[Request] = []
@@ -111,6 +114,7 @@ class FakeBatcher:
             **self.ledger,
             "batches": ran,
             "batch_sizes": [0, ran],
+            "batch_seconds": [0.0, 0.003 * ran],
             "queue_delay": took,
             "compute": took,
             "queue_delay_s": 0.0,
@@ -120,6 +124,9 @@ class FakeBatcher:
         }
 
     def close(self) -> None:
+        end = time.monotonic() + 5  # the event loop answers them meanwhile, if this is not its thread
+        while self.ledger["queued"] and time.monotonic() < end:
+            time.sleep(0.005)
         assert self.ledger["queued"] == 0, "closed with accepted Requests still unanswered"
 
 
@@ -138,11 +145,19 @@ class Served:
     batchers: list[FakeBatcher] = field(default_factory=list)
 
 
-def make_served(*configs: ModelConfig, load: bool = True, body_bytes_max: int = 1 << 20) -> Served:
+def make_served(
+    *configs: ModelConfig,
+    load: bool = True,
+    body_bytes_max: int = 1 << 20,
+    repository: Path | None = None,
+    admin_token: str | None = None,
+) -> Served:
     engines: list[FakeEngine] = []
     batchers: list[FakeBatcher] = []
 
     def engine_opener(path: Path, settings: ModelSettings) -> FakeEngine:
+        if path.is_file() and path.read_bytes() == b"broken":
+            raise InvalidModel(f"{path}: got something broken, expected a model")
         engines.append(FakeEngine(MIRROR if "mirror" in path.parts else DOUBLER))
         return engines[-1]
 
@@ -155,7 +170,13 @@ def make_served(*configs: ModelConfig, load: bool = True, body_bytes_max: int = 
         host.load()
         for engine in engines:
             engine.computed.clear()
-    return Served(host, build_asgi(host, body_bytes_max=body_bytes_max), engines, batchers)
+    service = OipService(
+        host,
+        body_bytes_max=body_bytes_max,
+        repository=None if repository is None else ModelRepository(host, repository),
+        admin_token=admin_token,
+    )
+    return Served(host, OipApp(service), engines, batchers)
 
 
 @dataclass

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 from serving_fakes import DOUBLER, MIRROR, FakeBatcher, FakeEngine, make_config, make_served
 
 import headrace
-from headrace.config import ModelSettings
+from headrace.config import ModelSettings, load_repository
+from headrace.engine import Engine
 from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, NotFound, StalePlan
 from headrace.serving.host import ModelHost, open_engine
 from headrace.serving.warmup import warmup_request
@@ -122,3 +123,41 @@ def test_a_saved_plan_is_served_where_it_fits(tmp_path: Path, caplog: pytest.Log
     np.testing.assert_array_equal(result["y"], [2.0])
     with pytest.raises(StalePlan, match="option 'threads': got 1 in the saved Plan, expected 2"):
         open_engine(plan, ModelSettings(threads=2))
+
+
+def test_a_model_is_compared_with_the_reference_before_it_serves(tmp_path: Path) -> None:
+    path = scaling_model(tmp_path / "1", 2.0)
+    assert open_engine(path, ModelSettings()).parity == "error 0 against the reference backend, 0.001 allowed"
+    assert open_engine(path, ModelSettings(parity=False)).parity == "not checked: parity = false"
+    assert "longer than parity_s_max" in open_engine(path, ModelSettings(parity_s_max=1e-9)).parity
+    assert open_engine(path, ModelSettings(backend="reference")).parity.startswith("not checked: it runs on the")
+    wide = open_engine(path, ModelSettings(parity_tolerance=0.5))
+    assert wide.parity.endswith("0.5 allowed")
+
+
+def test_a_model_that_differs_from_the_reference_is_not_served_and_the_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaling_model(tmp_path / "right/1", 2.0)
+    scaling_model(tmp_path / "wrong/1", 3.0)
+    real = Engine.run_batch
+
+    def run_batch(self: Engine, requests: Any) -> Any:
+        wrong = self.plan.backend == "native" and real(self, [{"x": np.ones(1, np.float32)}])[0]["y"] == 3.0
+        return [{"y": result["y"] * 1.01 if wrong else result["y"]} for result in real(self, requests)]
+
+    monkeypatch.setattr(Engine, "run_batch", run_batch)
+    host = ModelHost(load_repository(tmp_path))
+    host.load()
+    try:
+        assert host.ready
+        assert host.find("right").metadata(["1"])["parameters"]["parity"].startswith("error 0 against")
+        with pytest.raises(
+            BackendUnavailable, match=r"got state unavailable, expected ready: output 'y': got an error"
+        ):
+            host.find("wrong")
+        right, wrong = host.states()
+        assert (right.state, wrong.state) == ("READY", "UNAVAILABLE")
+        assert "expected at most 0.001 (parity_tolerance" in wrong.reason
+    finally:
+        host.close()

@@ -1,0 +1,187 @@
+"""The model repository extension: what is there, and loading and unloading it while everything else is served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace.config import ModelConfig, load_model_folder
+from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, MalformedRequest, NotFound, NotOffered
+from headrace.serving.host import ModelHost, ModelState
+
+
+class RepositoryRequest(msgspec.Struct, kw_only=True):
+    """The JSON body of a repository request over REST.
+
+    Attributes:
+        ready: Of an index: whether to list only what is ready.
+        parameters: Of a load or unload.
+    """
+
+    ready: bool = False
+    parameters: dict[str, Any] = {}
+
+
+_REQUEST = msgspec.json.Decoder(RepositoryRequest)
+
+
+def decode_repository_request(body: bytes) -> RepositoryRequest:
+    """Decodes the body of a repository request; an empty one asks for nothing special.
+
+    Raises:
+        MalformedRequest: It is no such body.
+    """
+    try:
+        return _REQUEST.decode(body) if body.strip() else RepositoryRequest()
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"body: {str(error)[:500]}, expected a repository request") from error
+
+
+def refuse_overrides(parameters: Iterable[str]) -> None:
+    """Raises `NotOffered` for a load that brings a configuration or files: models come from the folder alone."""
+    if given := sorted(parameters):
+        raise NotOffered(
+            f"parameters: got {given[0][:64]!r}, expected none: a model and its settings are loaded from the repository"
+        )
+
+
+class RepositoryLike(Protocol):
+    """What the protocol needs of a model repository; see `ModelRepository`."""
+
+    async def index(self) -> list[ModelState]:
+        """Every model there is."""
+
+    async def load(self, name: str) -> None:
+        """Loads a model, or loads it again."""
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out of service."""
+
+
+class ModelRepository:
+    """A folder of models and the host that serves some of them.
+
+    Args:
+        host: Serves them.
+        root: The folder, laid out as `headrace.config.load_repository` reads it.
+    """
+
+    def __init__(self, host: ModelHost, root: Path) -> None:
+        self._host = host
+        self._root = root
+        self._lock = asyncio.Lock()
+        # Name -> why it is not served as it lies in the folder: the error of the last load, or that it was unloaded.
+        self._notes: dict[str, str] = {}
+        self._loading: str | None = None
+        # The loop alone would not keep them.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def index(self) -> list[ModelState]:
+        """Every version of every model that is served, and every other model in the folder."""
+        found = self._host.states()
+        known = {state.name for state in found}
+        found = [self._noted(state) for state in found]
+        for name in self._folders():
+            if name == self._loading and name not in known:
+                found.append(ModelState(name, "", "LOADING", ""))
+            elif name not in known:
+                found.append(ModelState(name, "", "UNAVAILABLE", self._notes.get(name, "not loaded")))
+        return sorted(found)
+
+    def _noted(self, state: ModelState) -> ModelState:
+        """A model that serves although loading it again failed says so."""
+        note = self._notes.get(state.name)
+        return state._replace(reason=f"an older state serves: {note}") if note and state.state == "READY" else state
+
+    def _folders(self) -> list[str]:
+        try:
+            return sorted(entry.name for entry in self._root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        except OSError:
+            return []
+
+    async def load(self, name: str) -> None:
+        """Reads a model's folder again, and serves what is there now.
+
+        What is new or changed is loaded, warmed and checked beside what serves, then takes the name in one step. What
+        was replaced answers the requests it has accepted. One load runs at a time; it goes on if the caller does not
+        wait for it.
+
+        Raises:
+            NotFound: There is no such folder.
+            HeadraceError: It could not be loaded or checked; what served before still does.
+        """
+        await self._run(self._load(name))
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out of service; the requests it has accepted are answered.
+
+        Raises:
+            NotFound: It is not being served.
+        """
+        await self._run(self._unload(name))
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs to the end even if the client goes away: half a swap would lose requests."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _load(self, name: str) -> None:
+        async with self._lock:
+            if self._host.draining or not self._host.loaded:
+                state = "stopping" if self._host.draining else "starting"
+                raise BackendUnavailable(f"repository: got a load while the server is {state}, expected it running")
+            # Compared with the folder's own listing, so that no name can lead out of it.
+            if name not in self._folders():
+                raise NotFound(f"repository: got model {name[:128]!r}, expected one of {', '.join(self._folders())}")
+            self._loading = name
+            try:
+                config, opened = await asyncio.to_thread(self._prepare, name)
+            except HeadraceError as error:
+                self._notes[name] = f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                self._loading = None
+            self._notes.pop(name, None)
+            replaced = self._host.swap(config, opened)
+        await asyncio.to_thread(self._host.retire, replaced)
+
+    def _prepare(self, name: str) -> tuple[ModelConfig, Any]:
+        config = load_model_folder(self._root / name)
+        return config, self._host.prepare(config)
+
+    async def _unload(self, name: str) -> None:
+        async with self._lock:
+            withdrawn = self._host.withdraw(name)
+            self._notes[name] = "unloaded"
+        await asyncio.to_thread(self._host.retire, withdrawn)
+
+
+def read_token(path: Path | None, variable: str | None) -> str | None:
+    """The token that guards the repository, from a file or from the environment.
+
+    Args:
+        path: A file that holds it, and nothing else but white space around it.
+        variable: The value of ``HEADRACE_ADMIN_TOKEN``, which counts where there is no file.
+
+    Raises:
+        ConfigError: The file cannot be read, or the token is too short to be one.
+    """
+    if path is None and variable is None:
+        return None
+    where = "HEADRACE_ADMIN_TOKEN" if path is None else str(path)
+    try:
+        token = (variable or "") if path is None else path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: got {error}, expected a file with a token in it") from error
+    token = token.strip()
+    if len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"{where}: got {len(token)} characters, expected a token of 16 or more printable ASCII characters"
+        )
+    return token

@@ -1,0 +1,238 @@
+"""Loading and unloading models while others are served, over both protocols, and the statistics of what is served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc.aio as triton
+from serving_fakes import Answer, Served, acall, make_config, make_served, rows
+
+from headrace.config import load_repository
+from headrace.errors import ConfigError
+from headrace.serving import grpc_server
+from headrace.serving.grpc_app import GrpcApp
+from headrace.serving.repository import read_token
+
+TOKEN = "correct horse battery".replace(" ", "-")
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+
+
+def put(root: Path, name: str, version: int, content: bytes = b"a model") -> None:
+    folder = root / name / str(version)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.onnx").write_bytes(content)
+
+
+def serve(root: Path) -> Served:
+    return make_served(*load_repository(root), repository=root, admin_token=TOKEN)
+
+
+@contextlib.asynccontextmanager
+async def stock_client(served: Served) -> AsyncIterator[Any]:
+    listener = await grpc_server.start(GrpcApp(served.app.service), "127.0.0.1", 0, 1 << 20)
+    try:
+        async with triton.InferenceServerClient(listener.address) as client:
+            yield client
+    finally:
+        await listener.server.stop(5)
+
+
+async def post(served: Served, path: str, body: bytes = b"", headers: dict[str, str] = BEARER) -> Answer:
+    return await acall(served.app, "POST", "/v2/repository/" + path, body, headers)
+
+
+def state_of(index: list[dict[str, str]]) -> dict[tuple[str, str], str]:
+    return {(one["name"], one["version"]): one["state"] for one in index}
+
+
+@pytest.mark.parametrize("path", ["index", "models/doubler/load", "models/doubler/unload", "nonsense"])
+async def test_the_repository_is_closed_to_those_without_its_token(tmp_path: Path, path: str) -> None:
+    put(tmp_path, "doubler", 1)
+    served = serve(tmp_path)
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}, {"authorization": "Bearer grün"}):
+        answer = await post(served, path, headers=headers)
+        assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert TOKEN not in answer.error
+    tokenless = make_served(*load_repository(tmp_path), repository=tmp_path)
+    answer = await post(tokenless, path)
+    assert answer.status == 403
+    assert "--admin-token-file" in answer.error
+    assert served.host.find("doubler").version == "1"
+    async with stock_client(served) as client, stock_client(tokenless) as other:
+        for who, status in ((client, "UNAUTHENTICATED"), (other, "PERMISSION_DENIED")):
+            for ask in (who.get_model_repository_index(), who.load_model("doubler"), who.unload_model("doubler")):
+                with pytest.raises(triton.InferenceServerException) as caught:
+                    await ask
+                assert caught.value.status() == f"StatusCode.{status}"
+
+
+async def test_the_stock_client_loads_a_new_version_and_unloads_the_model(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    served = serve(tmp_path)
+    put(tmp_path, "doubler", 2)
+    put(tmp_path, "other", 1)
+    async with stock_client(served) as client:
+        index = await client.get_model_repository_index(headers=BEARER, as_json=True)
+        assert {(one["name"], one.get("version", "")): one["state"] for one in index["models"]} == {
+            ("doubler", "1"): "READY",
+            ("other", ""): "UNAVAILABLE",
+        }
+        await client.load_model("doubler", headers=BEARER)
+        await client.load_model("other", headers=BEARER)
+        assert not await _is_there(client, "doubler", "1")
+        assert await client.is_model_ready("doubler", "2")
+        assert await client.is_model_ready("other")
+        assert served.engines[0].closed
+        await client.unload_model("doubler", headers=BEARER)
+        assert not await _is_there(client, "doubler")
+        assert await client.is_server_ready()
+    index = (await post(served, "index")).json
+    assert index == [
+        {"name": "doubler", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"},
+        {"name": "other", "version": "1", "state": "READY", "reason": ""},
+    ]
+    assert [one["name"] for one in (await post(served, "index", b'{"ready": true}')).json] == ["other"]
+    assert (await post(served, "models/doubler/load")).status == 200
+    assert (await acall(served.app, "POST", "/v2/models/doubler/infer", rows(1, 2, 3))).status == 200
+
+
+async def _is_there(client: Any, name: str, version: str = "") -> bool:
+    try:
+        return bool(await client.is_model_ready(name, version))
+    except triton.InferenceServerException as error:
+        if error.status() != "StatusCode.NOT_FOUND":
+            raise
+        return False
+
+
+async def test_settings_are_read_again_and_what_did_not_change_stays(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    served = serve(tmp_path)
+    assert (await post(served, "models/doubler/load")).status == 200
+    assert len(served.engines) == 1
+    (tmp_path / "doubler/headrace.toml").write_text("max_queue = 3")
+    assert (await post(served, "models/doubler/load")).status == 200
+    assert served.host.find("doubler").settings.max_queue == 3
+    assert [engine.closed for engine in served.engines] == [True, False]
+
+
+async def test_a_load_that_fails_leaves_what_serves_and_says_why(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    served = serve(tmp_path)
+    put(tmp_path, "doubler", 2, b"broken")
+    answer = await post(served, "models/doubler/load")
+    assert answer.status == 400
+    assert "got something broken" in answer.error
+    assert (await acall(served.app, "POST", "/v2/models/doubler/infer", rows(1, 2, 3))).json["model_version"] == "1"
+    (only,) = (await post(served, "index")).json
+    assert (only["version"], only["state"]) == ("1", "READY")
+    assert "InvalidModel" in only["reason"]
+    put(tmp_path, "doubler", 2)
+    assert (await post(served, "models/doubler/load")).status == 200
+    assert [one["reason"] for one in (await post(served, "index")).json] == [""]
+
+
+async def test_requests_accepted_before_a_swap_are_answered_by_what_accepted_them(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    served = serve(tmp_path)
+    served.engines[0].gate.clear()
+    waiting = [
+        asyncio.create_task(acall(served.app, "POST", "/v2/models/doubler/infer", rows(1, 2, 3))) for _ in range(5)
+    ]
+    while served.batchers[0].ledger["queued"] < 5:
+        await asyncio.sleep(0.005)
+    put(tmp_path, "doubler", 2)
+    loading = asyncio.create_task(post(served, "models/doubler/load"))
+    while served.host.find("doubler").version == "1":
+        await asyncio.sleep(0.005)
+    after = await acall(served.app, "POST", "/v2/models/doubler/infer", rows(1, 2, 3))
+    assert after.json["model_version"] == "2"
+    served.engines[0].gate.set()
+    answers = await asyncio.gather(*waiting)
+    assert [answer.json["model_version"] for answer in answers] == ["1"] * 5
+    assert (await loading).status == 200
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../other", "%2e%2e", "", "nobody", ".hidden", "a/b"])
+async def test_no_name_leads_out_of_the_repository(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "models", "doubler", 1)
+    put(tmp_path, "other", 1)
+    put(tmp_path / "models", ".hidden", 1)
+    served = serve(tmp_path / "models")
+    assert (await post(served, f"models/{name}/load")).status == 404
+    async with stock_client(served) as client:
+        with pytest.raises(triton.InferenceServerException) as caught:
+            await client.load_model(name, headers=BEARER)
+        assert caught.value.status() == "StatusCode.NOT_FOUND"
+    assert served.host.names == ["doubler"]
+
+
+async def test_what_a_load_may_not_bring_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    served = serve(tmp_path)
+    assert (await post(served, "models/doubler/load", b'{"parameters": {"config": "{}"}}')).status == 501
+    assert (await post(served, "models/doubler/load", b'{"parameters": 3}')).status == 400
+    assert (await post(served, "models/doubler/load", b"[" * 100_000)).status == 400
+    assert (await post(served, "models/doubler/load", b" " * (2 << 20))).status == 413
+    assert (await acall(served.app, "GET", "/v2/repository/index", headers=BEARER)).status == 400
+    async with stock_client(served) as client:
+        with pytest.raises(triton.InferenceServerException, match="got 'config', expected none"):
+            await client.load_model("doubler", headers=BEARER, config="{}")
+
+
+def test_tokens_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    assert read_token(tmp_path / "token", "another-token-that-is-long") == TOKEN
+    assert read_token(None, TOKEN) == TOKEN
+    assert read_token(None, None) is None
+    for wrong in ("", "short", "sixteen or more, but with spaces"):
+        with pytest.raises(ConfigError, match="expected a token of 16"):
+            read_token(None, wrong)
+    with pytest.raises(ConfigError, match="expected a file with a token"):
+        read_token(tmp_path / "nothing", None)
+
+
+async def test_statistics_count_what_was_asked_alike_over_both_protocols() -> None:
+    served = make_served(make_config("doubler", versions=(1, 2)))
+    for values in ((1, 2, 3), (4, 5, 6), (666, 0, 0), (1, 2)):
+        await acall(served.app, "POST", "/v2/models/doubler/infer", rows(*values, shape=[1, 3]))
+    over_rest = (await acall(served.app, "GET", "/v2/models/doubler/versions/2/stats")).json["model_stats"]
+    async with stock_client(served) as client:
+        over_grpc = await client.get_inference_statistics("doubler", "2", as_json=True)
+        everything = await client.get_inference_statistics()
+        config = (await client.get_model_config("doubler")).config
+        with pytest.raises(triton.InferenceServerException, match="got version '3'"):
+            await client.get_inference_statistics("doubler", "3")
+    (one,) = over_rest
+    counts = {key: value["count"] for key, value in one["inference_stats"].items()}
+    assert counts == {
+        "success": 2, "fail": 1, "queue": 3, "compute_input": 3, "compute_infer": 3, "compute_output": 2,
+        "cache_hit": 0, "cache_miss": 0,
+    }  # fmt: skip
+    assert one["inference_stats"]["success"]["ns"] > 0
+    assert (one["inference_count"], one["execution_count"]) == (3, 3)
+    assert one["batch_stats"][0]["compute_infer"] == {"count": 3, "ns": 9_000_000}
+    assert one["last_inference"] > 1_600_000_000_000
+    (same,) = over_grpc["model_stats"]
+    assert json.loads(json.dumps(same)).keys() <= one.keys()
+    assert int(same["inference_stats"]["compute_infer"]["ns"]) == one["inference_stats"]["compute_infer"]["ns"]
+    assert int(same["inference_count"]) == 3
+    assert [(stats.name, stats.version) for stats in everything.model_stats] == [("doubler", "1"), ("doubler", "2")]
+    assert (config.name, config.max_batch_size, list(config.input[0].dims)) == ("doubler", 0, [-1, 3])
+    rest_config = (await acall(served.app, "GET", "/v2/models/doubler/config")).json
+    assert rest_config["output"] == [{"name": "y", "data_type": "TYPE_FP32", "dims": [-1, 3]}]
+    assert config.output[0].data_type == config.input[0].data_type == 11
+
+
+async def test_statistics_of_everything_and_of_what_is_not_there() -> None:
+    served = make_served(make_config("a"), make_config("b", versions=(1, 2)))
+    for path, count in (("/v2/models/stats", 3), ("/v2/models/b/stats", 2), ("/v2/models/a/versions/1/stats", 1)):
+        assert len((await acall(served.app, "GET", path)).json["model_stats"]) == count
+    for path in ("/v2/models/c/stats", "/v2/models/a/versions/2/stats", "/v2/models/c/config"):
+        assert (await acall(served.app, "GET", path)).status == 404
