@@ -73,7 +73,7 @@ setup(
     install_requires=["numpy>=2", "onnx>=1.19", "onnx-ir>=1.0", "ml_dtypes", "msgspec", "click", "rich"],
     extras_require={
         "serve": ["uvicorn", "uvloop", "httptools", "prometheus-client", "grpcio>=1.60", "protobuf>=4.25"],
-        "ray": ["ray[serve]", "pyyaml", "prometheus-client", "protobuf>=4.25"],
+        "ray": ["ray[serve]", "pyyaml", "prometheus-client", "grpcio>=1.60", "protobuf>=4.25"],
         "torch": ["torch", "onnxscript"],
         "plot": ["matplotlib"],
         "sklearn": ["scikit-learn", "skl2onnx"],

@@ -108,10 +108,18 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where a deployment listens. Port 0 takes a free one."""
+    """Where a deployment listens. Port 0 takes a free one.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port of REST.
+        grpc_port: Port of gRPC; None for one above that of REST, or a free one where that is 0.
+        caller_header: The request header that names the caller; callers who compete share a model fairly.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    grpc_port: Port | None = None
     caller_header: str = "x-headrace-caller"
 
 

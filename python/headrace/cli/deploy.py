@@ -60,6 +60,7 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
     ready = True
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    say("grpc", deployment.grpc)
     say("ready", deployment.url)
     try:
         _watch(deployment, stop, say)

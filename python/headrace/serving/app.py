@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from headrace.backend import Result
-from headrace.errors import Cancelled, MalformedRequest, NotFound
+from headrace.errors import Cancelled, NotFound
 from headrace.serving.body import (
     BODY_BYTES_MAX,
     CALLER_HEADER,
@@ -41,6 +41,7 @@ Scope = dict[str, Any]
 Headers = list[tuple[bytes, bytes]]
 # Status, body and content type.
 Answered = tuple[int, bytes, tuple[bytes, bytes]]
+Answer = Callable[[], Answered | Awaitable[Answered]]
 
 # They carry a name or two.
 REPOSITORY_BODY_BYTES_MAX = 1 << 20
@@ -106,6 +107,7 @@ class OipApp:
         stages = served.stages
         started = perf_counter()
         held = 0
+        served.users += 1
         failure: Exception | None = None
         try:
             headers = body_headers(scope["headers"], self._caller_header)
@@ -133,6 +135,7 @@ class OipApp:
                 await self._send(send, 200, payload, BINARY, length)
         finally:
             self._in_flight.give(held)
+            served.users -= 1
         served.ended(perf_counter() - started, failure)
 
     async def _run(self, served: ServedModel, call: InferCall, headers: BodyHeaders, receive: Receive) -> Result:
@@ -156,11 +159,12 @@ class OipApp:
             if served is not None and scope["method"] == "POST":
                 await self._infer(served, scope, receive, send)
                 return
+            answer: Answer
+            allowed: tuple[str, ...]
             if path.startswith("/v2/repository/"):
-                status, body, content_type = await self._repository(path, scope, receive)
-                await self._send(send, status, body, content_type)
-                return
-            answer, allowed = self._find(path)
+                answer, allowed = partial(self._repository, path, scope, receive), ("POST",)
+            else:
+                answer, allowed = self._find(path)
             if scope["method"] not in allowed:
                 expected = " or ".join(allowed)
                 body = _json({"error": f"{path[:128]}: got method {scope['method']}, expected {expected}"})
@@ -173,7 +177,7 @@ class OipApp:
             return
         await self._send(send, status, body, content_type)
 
-    def _find(self, path: str) -> tuple[Callable[[], Answered | Awaitable[Answered]], tuple[str, ...]]:
+    def _find(self, path: str) -> tuple[Answer, tuple[str, ...]]:
         """What answers `path`, and by which methods."""
         read = ("GET", "HEAD")
         match path.removesuffix("/").split("/")[1:]:
@@ -218,8 +222,6 @@ class OipApp:
         sent = dict(scope["headers"]).get(b"authorization")
         repository = self.service.repository(sent.decode("latin-1") if sent is not None else None)
         parts = path.removesuffix("/").split("/")[3:]
-        if scope["method"] != "POST":
-            raise MalformedRequest(f"{path[:128]}: got method {scope['method']}, expected POST")
         body = await read_body(receive, body_headers(scope["headers"], b""), REPOSITORY_BODY_BYTES_MAX, self._in_flight)
         self._in_flight.give(len(body))
         request = decode_repository_request(body)

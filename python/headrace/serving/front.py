@@ -9,6 +9,7 @@ and once more when it has drained, so that the counts of a deployment balance ac
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,27 @@ from typing import Any
 import msgspec
 from ray import serve
 
-from headrace.errors import NotFound
+from headrace.errors import ConfigError, NotFound, NotOffered
 from headrace.observe.ledger import Books, totals
 from headrace.observe.ledger import read as read_ledger
-from headrace.serving.app import JSON, Scope, build_asgi
-from headrace.serving.body import Receive, Send
+from headrace.serving import grpc_server
+from headrace.serving.app import JSON, OipApp, Scope
+from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER, Receive, Send
 from headrace.serving.errors import error_text, http_status
-from headrace.serving.host import ModelHost
+from headrace.serving.front_grpc import FrontGrpcApp
+from headrace.serving.host import ModelHost, ModelState
+from headrace.serving.service import OipService
+from headrace.serving.statistics import merged
 
 # Name of the application, and of the deployment in it.
 FRONT = "headrace-front"
 FRONT_DEPLOYMENT = "front"
+# Name of the deployment in each model's application.
+MODEL_DEPLOYMENT = "model"
+# Calls that still run when the front has to go get so long.
+GRPC_DRAIN_S_MAX = 10
+# The state of a Serve application in the words of the repository index.
+STATES = {"RUNNING": "READY", "DEPLOYING": "LOADING", "NOT_STARTED": "LOADING"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class ReplicaLedger:
         pid: Its process.
         stats: Its Batcher's ledger, with the Requests ``rejected`` before they got there.
         load: What it told the autoscaling policy.
+        statistics: The protocol's statistics of each version.
         final: True once it has drained: these are its last words.
     """
 
@@ -49,6 +61,7 @@ class ReplicaLedger:
     stats: dict[str, Any]
     load: dict[str, float]
     final: bool
+    statistics: tuple[dict[str, Any], ...] = ()
 
 
 class FrontApp:
@@ -60,19 +73,110 @@ class FrontApp:
         names: The models that are deployed beside it.
     """
 
-    def __init__(self, books: Callable[[], dict[str, Books]]) -> None:
+    def __init__(self, books: Callable[[], dict[str, Books]], service: OipService, grpc: GrpcFront | None) -> None:
         self.names: tuple[str, ...] = ()
         self._books = books
-        self._server = build_asgi(ModelHost([]))
+        self._server = OipApp(service)
+        self._grpc = grpc
+        self._handles: dict[str, Any] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request (ASGI 3)."""
-        if scope["type"] == "http" and scope["path"] == "/v2/ledger" and scope["method"] in ("GET", "HEAD"):
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http" and scope["path"] == "/v2/ledger" and scope["method"] in ("GET", "HEAD"):
             await send_json(200, msgspec.json.encode(self._books()), send)
         elif scope["type"] == "http" and (name := _model_of(scope["path"])) is not None:
             await _send_not_found(f"model: got {name[:128]!r}, expected one of {', '.join(self.names)}", send)
         else:
             await self._server(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        """Listens for gRPC as long as the application lives."""
+        await receive()
+        listener = None
+        try:
+            if self._grpc is not None:
+                app = FrontGrpcApp(self._server.service, self._handle_of)
+                listener = await grpc_server.start(app, self._grpc.host, self._grpc.port, BODY_BYTES_MAX)
+        except ConfigError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if listener is not None:
+            await listener.server.stop(GRPC_DRAIN_S_MAX)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _handle_of(self, name: str) -> Any:
+        if name not in self.names:
+            raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self.names)}")
+        if name not in self._handles:
+            # Kept, because each one made starts a router of its own.
+            self._handles[name] = serve.get_deployment_handle(MODEL_DEPLOYMENT, app_name=name)
+        return self._handles[name]
+
+
+@dataclass(frozen=True)
+class GrpcFront:
+    """Where the front listens for gRPC: an address of the machine it runs on, which is Ray's head, and a port."""
+
+    host: str
+    port: int
+
+
+class FrontService(OipService):
+    """What the front answers itself: nothing about one model alone, and the statistics of all."""
+
+    def __init__(self, front: Front, caller_header: str, admin_token: str | None) -> None:
+        super().__init__(
+            ModelHost([]), caller_header=caller_header, repository=DeployedRepository(front), admin_token=admin_token
+        )
+        self._front = front
+
+    async def statistics(self, name: str | None, version: str | None) -> dict[str, Any]:
+        """The statistics of one version, of every version of one model, or (None) of all."""
+        if name is not None and name not in self._front.names:
+            raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._front.names)}")
+        found = self._front.statistics(name)
+        if version is not None:
+            found = [one for one in found if one["version"] == version]
+            if not found:
+                raise NotFound(f"model {name!r}: got version {version[:32]!r}, expected a version that is deployed")
+        return {"model_stats": found}
+
+
+class DeployedRepository:
+    """The model repository of a deployment: it can be looked at; what is in it changes by deploying.
+
+    Args:
+        front: Knows the models.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def index(self) -> list[ModelState]:
+        """Every model, in the state in which Serve has it."""
+        applications = (await asyncio.to_thread(serve.status)).applications
+        found: list[ModelState] = []
+        for name in self._front.names:
+            application = applications.get(name)
+            state = STATES.get(application.status if application is not None else "", "UNAVAILABLE")
+            reason = "" if state == "READY" or application is None else application.message[:2000]
+            versions = [one["version"] for one in self._front.statistics(name)] or [""]
+            found.extend(ModelState(name, version, state, reason) for version in versions)
+        return found
+
+    async def load(self, name: str) -> None:
+        """Raises `NotOffered`."""
+        raise NotOffered(
+            f"repository: got a load of {name[:128]!r} on Ray, expected `headrace deploy` of a changed file"
+        )
+
+    async def unload(self, name: str) -> None:
+        """Raises `NotOffered`."""
+        raise NotOffered(f"repository: got an unload of {name[:128]!r} on Ray, expected the end of its deployment")
 
 
 class Front:
@@ -81,17 +185,44 @@ class Front:
     Args:
         names: The models that are deployed beside it.
         ledger: Folder of the request ledger on disk; None to go by what the replicas report.
+        grpc: Where to listen for gRPC; None for nowhere.
+        caller_header: The request header that names the caller.
+        admin_token: Who brings it may see the repository's index; None for nobody.
     """
 
-    def __init__(self, names: Sequence[str], ledger: Path | None = None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        ledger: Path | None = None,
+        grpc: GrpcFront | None = None,
+        caller_header: str = CALLER_HEADER,
+        admin_token: str | None = None,
+    ) -> None:
         self._ledgers: dict[str, dict[str, ReplicaLedger]] = {}
         self._ledger = ledger
-        self._app = FrontApp(self.books)
+        self._grpc = grpc
+        self._app = FrontApp(self.books, FrontService(self, caller_header, admin_token), grpc)
         self._app.names = tuple(names)
 
     def __serve_build_asgi_app__(self) -> FrontApp:
         """Called by Serve once, after the constructor."""
         return self._app
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that are deployed beside it."""
+        return self._app.names
+
+    def grpc(self) -> GrpcFront | None:
+        """Called through a handle by a deployment that joins this one: where gRPC is listened for."""
+        return self._grpc
+
+    def statistics(self, name: str | None) -> list[dict[str, Any]]:
+        """The protocol's statistics by version, of one model or (None) of all, over the replicas that are gone too."""
+        models = self._ledgers if name is None else {name: self._ledgers.get(name, {})}
+        return merged(
+            entry for replicas in models.values() for replica in replicas.values() for entry in replica.statistics
+        )
 
     def set_names(self, names: Sequence[str]) -> None:
         """Called through a handle whenever models come or go: a second deployment would lose the ledgers."""
@@ -132,19 +263,28 @@ async def send_json(status: int, body: bytes, send: Send) -> None:
 
 def _model_of(path: str) -> str | None:
     """The model a path of the protocol names."""
+    if path == "/v2/models/stats":
+        return None
     match path.split("/"):
         case ["", "v2", "models", name, *_]:
             return name
     return None
 
 
-def build_front(names: Sequence[str], ledger: Path | None = None) -> Any:
+def build_front(
+    names: Sequence[str],
+    ledger: Path | None = None,
+    grpc: GrpcFront | None = None,
+    caller_header: str = CALLER_HEADER,
+    admin_token: str | None = None,
+) -> Any:
     """Builds the front application, to be run at the prefix ``/``; the arguments are `Front`'s."""
     deployment = serve.deployment(
         name=FRONT_DEPLOYMENT,
         max_ongoing_requests=1000,
         # While the front is away its callers drop what they cannot send: a newer report comes twice a second.
         max_queued_requests=100,
-        ray_actor_options={"num_cpus": 0},
+        # On the head, where Serve's proxy listens too.
+        ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
     )
-    return deployment(serve.ingress()(Front)).bind(names, ledger)
+    return deployment(serve.ingress()(Front)).bind(names, ledger, grpc, caller_header, admin_token)

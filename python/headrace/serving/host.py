@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from time import time_ns
+from time import monotonic, sleep, time_ns
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +73,7 @@ class ServedModel:
         succeeded: The requests that were answered with a Result.
         failed: Those that were answered with an error, the rejected ones apart.
         last_inference_ms: When the last Result was sent, in milliseconds of Unix time; 0 for never.
+        users: Requests that have found this model and are not answered yet: they may still enter its queue.
         rejected: Requests that never reached the Batcher, because they were wrong.
         nonfinite: Results in which an output had NaN or Inf.
     """
@@ -91,6 +92,7 @@ class ServedModel:
         self.succeeded = Duration()
         self.failed = Duration()
         self.last_inference_ms = 0
+        self.users = 0
         self.rejected = 0
         self.nonfinite = 0
         self._guarded = tuple(
@@ -262,7 +264,7 @@ class ModelHost:
     def swap(self, config: ModelConfig, opened: dict[int, ServedModel]) -> list[ServedModel]:
         """Lets what `prepare` made take the name, in one step. Call it on the event loop.
 
-        There, no request is between finding its model and entering its queue, so what is replaced gets no more of them.
+        Requests find their models there, too, so that none finds what is replaced after it was replaced.
 
         Returns:
             What was replaced, for `retire`.
@@ -296,9 +298,17 @@ class ModelHost:
         self._closing = (*self._closing, *models)
         return models
 
-    def retire(self, models: Sequence[ServedModel]) -> None:
-        """Answers what they have accepted, then closes them. Blocking."""
+    def retire(self, models: Sequence[ServedModel], wait_s: float = 0.0) -> None:
+        """Answers what they have accepted, then closes them. Blocking.
+
+        Args:
+            models: What `swap` or `withdraw` returned.
+            wait_s: How long to wait for requests that have found them and are still on their way into the queue.
+        """
+        end = monotonic() + wait_s
         for served in models:
+            while served.users and monotonic() < end:
+                sleep(0.01)
             served.close()
             self._closing = tuple(other for other in self._closing if other is not served)
 

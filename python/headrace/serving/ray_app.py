@@ -24,14 +24,17 @@ from ray.serve.schema import LoggingConfig
 from headrace.config import DeployConfig, DeployedModel
 from headrace.errors import ConfigError, ExecutionError
 from headrace.serving import autoscaling
-from headrace.serving.app import build_asgi
+from headrace.serving.app import OipApp
 from headrace.serving.autoscaling import SloPolicy
 from headrace.serving.body import CALLER_HEADER
-from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, ReplicaLedger
+from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, MODEL_DEPLOYMENT, ReplicaLedger
+from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
 from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.load import LoadMeter, sample
+from headrace.serving.service import OipService
+from headrace.serving.statistics import statistics
 
-DEPLOYMENT = "model"
+DEPLOYMENT = MODEL_DEPLOYMENT
 # Replicas and callers push their metrics this often; the policy cannot react faster than that.
 METRICS_INTERVAL_S = 0.5
 # Window Serve averages its own counts over. Longer would keep an idle model "busy" for as long.
@@ -72,17 +75,31 @@ class ModelReplica:
         model = msgspec.structs.replace(deployed.model, settings=settings)
         self._host = ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener, ledger=ledger)
         self._host.load()
+        self._host.find(model.name)  # a replica whose model failed its parity check must not start
         self._name = model.name
-        self._caller_header = caller_header
         self._meter = LoadMeter()
         # Whoever runs the application without `deploy` has no front, and calls to it would wait forever.
         has_front = FRONT in serve.status().applications
         self._front = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT) if has_front else None
         self._load: dict[str, float] = {}
+        self._service = ReplicaService(self, self._host, caller_header=caller_header)
+        self._calls = GrpcApp(self._service)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once, after the constructor."""
-        return build_asgi(self._host, caller_header=self._caller_header)
+        return OipApp(self._service)
+
+    async def grpc(self, rpc: str, payload: bytes, info: CallInfo) -> bytes | Refusal:
+        """Called by the front through a handle: answers one call of the protocol's gRPC service."""
+        return await self._calls.relay(rpc, payload, info)
+
+    async def statistics(self) -> list[dict[str, Any]] | None:
+        """The statistics of this model on all replicas, by way of the front; None where there is none."""
+        if self._front is None:
+            return None
+        await self._front.report.remote(self._ledger(final=False))
+        found: list[dict[str, Any]] = await self._front.statistics.remote(self._name)
+        return found
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve on the event loop's thread, every `METRICS_INTERVAL_S` or more often."""
@@ -98,7 +115,8 @@ class ModelReplica:
         for stats in self._host.stats().values():
             total.update({key: value for key, value in stats.items() if isinstance(value, int | float)})
         replica = serve.get_replica_context().replica_id.unique_id
-        return ReplicaLedger(self._name, replica, os.getpid(), dict(total), self._load, final)
+        versions = tuple(statistics(served) for served in self._host)
+        return ReplicaLedger(self._name, replica, os.getpid(), dict(total), self._load, final, versions)
 
     def check_health(self) -> None:
         """Called by Serve every few seconds; raising restarts the replica."""
@@ -114,6 +132,28 @@ class ModelReplica:
             with contextlib.suppress(Exception):  # the front may be gone already, where everything shuts down
                 await asyncio.wait_for(self._front.report.remote(self._ledger(final=True)), LAST_REPORT_S_MAX)
         await asyncio.to_thread(self._host.close)
+
+
+class ReplicaService(OipService):
+    """What a replica answers: as one server does, but with the statistics of all replicas.
+
+    Args:
+        replica: Knows how to ask the front for those.
+        host: The model.
+        caller_header: The request header that names the caller.
+    """
+
+    def __init__(self, replica: ModelReplica, host: ModelHost, *, caller_header: str) -> None:
+        super().__init__(host, caller_header=caller_header)
+        self._replica = replica
+
+    async def statistics(self, name: str | None, version: str | None) -> dict[str, Any]:
+        """The statistics of one version, of every version of one model, or (None) of all."""
+        own = await super().statistics(name, version)
+        everywhere = await self._replica.statistics()
+        if everywhere is None:
+            return own
+        return {"model_stats": [one for one in everywhere if version in (None, one["version"])]}
 
 
 def build_app(

@@ -9,6 +9,7 @@ Example::
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,21 @@ from typing import Any
 import ray
 from ray import serve
 
-from headrace.config import DeployConfig, DeployedModel
+from headrace.config import DeployConfig, DeployedModel, HttpConfig
 from headrace.errors import ConfigError, ExecutionError
-from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, ReplicaLedger, build_front
+from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, GrpcFront, ReplicaLedger, build_front
 from headrace.serving.host import OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.ray_app import DEPLOYMENT, build_app
-from headrace.serving.ray_cluster import EXIT_S_MAX, connect, processes, start_serve, stop
+from headrace.serving.ray_cluster import (
+    EXIT_S_MAX,
+    check_port,
+    connect,
+    free_port,
+    processes,
+    start_serve,
+    stop,
+)
+from headrace.serving.repository import read_token
 
 
 @dataclass
@@ -34,12 +44,14 @@ class Deployment:
     Attributes:
         url: Where the server answers, ``http://HOST:PORT``.
         models: The models' names.
+        grpc: Where it answers gRPC, ``HOST:PORT``.
         tag: What the processes of the Ray that `deploy` started carry in their environment; None if it joined one.
     """
 
     url: str
     models: tuple[str, ...]
     tag: str | None = None
+    grpc: str = ""
     _left: list[int] | None = field(default=None, repr=False)
 
     def replicas(self) -> dict[str, dict[str, int]]:
@@ -86,7 +98,7 @@ class Deployment:
             serve.delete(name, _blocking=True)
         others = _deployed_models()
         if others:
-            _run_front(others)
+            _tell_front(others)
         else:
             serve.delete(FRONT, _blocking=True)
 
@@ -145,7 +157,8 @@ def deploy(
             )
             for deployed in config.models
         ]
-        _run_front(sorted({*names, *_deployed_models()}), config.ledger)
+        token = read_token(None, os.environ.get("HEADRACE_ADMIN_TOKEN"))
+        deployment.grpc = _run_front(sorted({*names, *_deployed_models()}), config.http, config.ledger, token)
         serve.run_many(targets, wait_for_applications_running=False)
         _wait_running((FRONT, *names), timeout_s, tell)
     except BaseException:
@@ -171,14 +184,26 @@ def _deployed_models() -> list[str]:
     return sorted(name for name, app in applications.items() if name != FRONT and DEPLOYMENT in app.deployments)
 
 
-def _run_front(names: Sequence[str], ledger: Path | None = None) -> None:
-    """Runs the front application, or tells the one that runs which models there are now."""
+def _tell_front(names: Sequence[str]) -> Any:
+    """Tells the front application which models there are now, and returns its handle."""
+    handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+    handle.set_names.remote(list(names)).result(timeout_s=30)
+    return handle
+
+
+def _run_front(names: Sequence[str], http: HttpConfig, ledger: Path | None, admin_token: str | None) -> str:
+    """Runs the front application where there is none, and says where it listens for gRPC."""
     if FRONT in serve.status().applications:
-        handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
-        handle.set_names.remote(list(names)).result(timeout_s=30)
-        return
-    target = serve.RunTarget(build_front(names, ledger), name=FRONT, route_prefix="/")
-    serve.run_many([target], wait_for_applications_running=False)
+        grpc = _tell_front(names).grpc.remote().result(timeout_s=30)
+    else:
+        wanted = http.grpc_port if http.grpc_port is not None else http.port + 1 if http.port else 0
+        if wanted:
+            check_port(http.host, wanted)
+        # A port is chosen here, so that the front takes the same one if it has to start again.
+        grpc = GrpcFront(http.host, wanted or free_port(http.host))
+        front = build_front(names, ledger, grpc, http.caller_header, admin_token)
+        serve.run_many([serve.RunTarget(front, name=FRONT, route_prefix="/")], wait_for_applications_running=False)
+    return f"[{grpc.host}]:{grpc.port}" if ":" in grpc.host else f"{grpc.host}:{grpc.port}"
 
 
 def _wait_running(names: Sequence[str], timeout_s: float, tell: Callable[[str], None]) -> None:

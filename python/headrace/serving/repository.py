@@ -13,6 +13,9 @@ from headrace.config import ModelConfig, load_model_folder
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, MalformedRequest, NotFound, NotOffered
 from headrace.serving.host import ModelHost, ModelState
 
+# A request whose body takes longer than this to arrive may find the model it was for closed.
+RETIRE_S_MAX = 60.0
+
 
 class RepositoryRequest(msgspec.Struct, kw_only=True):
     """The JSON body of a repository request over REST.
@@ -149,7 +152,7 @@ class ModelRepository:
                 self._loading = None
             self._notes.pop(name, None)
             replaced = self._host.swap(config, opened)
-        await asyncio.to_thread(self._host.retire, replaced)
+        await asyncio.to_thread(self._host.retire, replaced, RETIRE_S_MAX)
 
     def _prepare(self, name: str) -> tuple[ModelConfig, Any]:
         config = load_model_folder(self._root / name)
@@ -159,7 +162,7 @@ class ModelRepository:
         async with self._lock:
             withdrawn = self._host.withdraw(name)
             self._notes[name] = "unloaded"
-        await asyncio.to_thread(self._host.retire, withdrawn)
+        await asyncio.to_thread(self._host.retire, withdrawn, RETIRE_S_MAX)
 
 
 def read_token(path: Path | None, variable: str | None) -> str | None:

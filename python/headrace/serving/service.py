@@ -12,14 +12,7 @@ from headrace.serving.host import ModelHost, ServedModel
 from headrace.serving.repository import RepositoryLike
 from headrace.serving.statistics import statistics
 
-EXTENSIONS = (
-    "binary_tensor_data",
-    "schedule_policy",
-    "statistics",
-    "model_configuration",
-    "model_repository",
-    "model_repository(unload_dependents)",
-)
+EXTENSIONS = ("binary_tensor_data", "schedule_policy", "statistics", "model_configuration", "model_repository")
 
 
 class OipService:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from headrace.serving.host import ServedModel
@@ -48,6 +49,33 @@ def statistics(served: ServedModel) -> dict[str, Any]:
             if count
         ],
     }
+
+
+def merged(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The statistics of models from those of their replicas: one entry for each version, by name and version."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for entry in entries:
+        key = (entry["name"], int(entry["version"]))
+        found[key] = _sum(found[key], entry) if key in found else entry
+    return [found[key] for key in sorted(found)]
+
+
+def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for key, value in one.items():
+        if key == "batch_stats":
+            sizes: dict[int, dict[str, Any]] = {}
+            for batch in (*value, *other[key]):
+                size = batch["batch_size"]
+                sizes[size] = {**_sum(sizes[size], batch), "batch_size": size} if size in sizes else batch
+            total[key] = [sizes[size] for size in sorted(sizes)]
+        elif isinstance(value, dict):
+            total[key] = _sum(value, other[key])
+        elif isinstance(value, str):
+            total[key] = value
+        else:
+            total[key] = max(value, other[key]) if key == "last_inference" else value + other[key]
+    return total
 
 
 def _duration(count: int, total_s: float) -> dict[str, int]:

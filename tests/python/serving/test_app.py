@@ -53,6 +53,7 @@ def test_model_metadata_says_what_really_runs_it() -> None:
     assert got["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]
     assert got["parameters"] == {
         "version": "3", "backend": "fake", "device": "cpu:0", "isa": "scalar", "precision": "fp32", "threads": 1,
+        "parity": "not checked: a fake",
     }  # fmt: skip
     assert call(app, "GET", "/v2/models/doubler/versions/1").json["parameters"]["version"] == "1"
     assert call(app, "GET", "/v2/models/doubler/versions/1/ready").json == {"name": "doubler", "ready": True}

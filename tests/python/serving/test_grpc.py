@@ -17,7 +17,7 @@ import tritonclient.grpc.aio as triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oip_client import binary_request, read_answer
-from serving_fakes import DOUBLER, MIRROR, MIRROR_DTYPES, Served, acall, make_config, make_served
+from serving_fakes import DOUBLER, MIRROR, MIRROR_DTYPES, Served, acall, make_config, make_served, rows
 from tritonclient.grpc import service_pb2 as pb
 
 from headrace.errors import ConfigError, MalformedRequest, RequestError
@@ -338,6 +338,18 @@ async def test_the_clients_deadline_is_the_requests_and_the_smaller_one_counts()
     assert 40_000 < client_ms < 51_000  # grpc rounds up on its way
     assert own_ms == 7000
     assert first > level
+
+
+async def test_a_caller_is_the_same_over_both_protocols() -> None:
+    served = make_served()
+    body = rows(1, 2, 3)
+    await acall(served.app, "POST", "/v2/models/doubler/infer", body, {"x-headrace-caller": "ann"})
+    async with listening(served) as address, triton.InferenceServerClient(address) as client:
+        x = triton.InferInput("x", [1, 3], "FP32")
+        x.set_data_from_numpy(np.zeros((1, 3), np.float32))
+        await client.infer("doubler", [x], headers={"x-headrace-caller": "ann"})
+        await client.infer("doubler", [x])
+    assert served.batchers[0].callers == [b"ann", b"ann", None]
 
 
 async def test_a_call_that_is_cancelled_or_times_out_leaves_the_queue() -> None:

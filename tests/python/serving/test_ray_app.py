@@ -17,6 +17,8 @@ import pytest
 ray = pytest.importorskip("ray", reason="the Ray extra is not installed")
 
 import aiohttp  # noqa: E402
+import tritonclient.grpc.aio  # noqa: E402
+import tritonclient.http.aio  # noqa: E402
 from ray import cloudpickle  # noqa: E402
 
 from headrace.backend import Plan, Request, Result  # noqa: E402
@@ -36,6 +38,7 @@ from headrace.signature import Signature, TensorSpec  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
+TOKEN = "a-token-for-tests-only"
 SERVICE_S = 0.025  # of the fake model: one replica answers 40 requests per second
 
 
@@ -44,6 +47,7 @@ class FakeEngine:
 
     signature = Signature((TensorSpec("x", "float32", ("n",)),), (TensorSpec("y", "float32", ("n",)),))
     plan = Plan("fake", "cpu", "none", "fp32", 1)
+    parity = "not checked: a fake"
 
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:
         return [{"y": np.asarray(request["x"]) * 2} for request in requests]
@@ -65,21 +69,29 @@ class FakeBatcher:
     ) -> Result:
         self.lock = self.lock or asyncio.Lock()
         self.count["accepted"] += 1
-        async with self.lock:
-            await asyncio.sleep(SERVICE_S)
-            self.count["ok"] += 1
-            return self.engine.run_batch([req])[0]
+        try:
+            async with self.lock:
+                await asyncio.sleep(SERVICE_S)
+                self.count["ok"] += 1
+                return self.engine.run_batch([req])[0]
+        except asyncio.CancelledError:
+            self.count["cancelled"] += 1
+            raise
 
     def stats(self) -> dict[str, Any]:
-        waiting = self.count["accepted"] - self.count["ok"]
-        zero = dict.fromkeys(("failed", "expired", "cancelled", "refused", "batches", "offered_rps"), 0)
+        waiting = self.count["accepted"] - self.count["ok"] - self.count["cancelled"]
+        zero = dict.fromkeys(("failed", "expired", "refused", "batches", "offered_rps"), 0)
         return {
             **zero,
             "accepted": self.count["accepted"],
             "ok": self.count["ok"],
+            "cancelled": self.count["cancelled"],
             "queued": waiting,
             "queue_delay_s": max(0, waiting - 1) * SERVICE_S,
             "capacity_rps": 1 / SERVICE_S,
+            "batch_sizes": [0, self.count["ok"]],
+            "batch_seconds": [0.0, self.count["ok"] * SERVICE_S],
+            "queue_delay": {"count": self.count["accepted"], "total_s": 0.0},
         }
 
     def close(self) -> None:
@@ -110,7 +122,9 @@ def model(name: str, **scaling: Any) -> DeployedModel:
 def deployment() -> Iterator[Deployment]:
     elastic = model("elastic", min_replicas=0, max_replicas=2, down_hold_s=2, idle_s=4)
     steps: list[str] = []
-    deployed = deploy(DeployConfig(http=HttpConfig(port=0), models=[elastic]), progress=steps.append, **FAKES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADRACE_ADMIN_TOKEN", TOKEN)
+        deployed = deploy(DeployConfig(http=HttpConfig(port=0), models=[elastic]), progress=steps.append, **FAKES)
     assert "elastic is ready" in steps
     assert deployed.processes(), "the processes of our Ray must be found by their tag"
     yield deployed
@@ -192,6 +206,66 @@ def test_it_scales_up_down_to_zero_and_back_without_losing_a_request(deployment:
     assert len(replicas) == 3
     assert [one.final for one in replicas].count(True) == 2
     assert sum(one.stats["accepted"] for one in replicas) == sent
+
+
+async def test_the_stock_clients_work_over_both_protocols(deployment: Deployment) -> None:
+    x = np.array([1.5, -2, 3], np.float32)
+    host = deployment.url.removeprefix("http://")
+    answers: list[bytes] = []
+    for module, where in ((tritonclient.http.aio, host), (tritonclient.grpc.aio, deployment.grpc)):
+        async with module.InferenceServerClient(where) as client:
+            assert await client.is_server_live()
+            assert await client.is_server_ready()
+            given = module.InferInput("x", [3], "FP32")
+            given.set_data_from_numpy(x)
+            answers.append((await client.infer("elastic", [given])).as_numpy("y").tobytes())
+            assert await client.is_model_ready("elastic")
+            with pytest.raises(module.InferenceServerException, match="got 'nobody', expected one of elastic"):
+                await client.get_model_metadata("nobody")
+            wrong = module.InferInput("x", [1, 3], "FP32")
+            wrong.set_data_from_numpy(x[None])
+            with pytest.raises(module.InferenceServerException, match="got 2 dims in shape"):
+                await client.infer("elastic", [wrong])
+            with pytest.raises(module.InferenceServerException, match="got no valid token"):
+                await client.get_model_repository_index()
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            index = await client.get_model_repository_index(headers=headers)
+            listed = (
+                index if isinstance(index, list) else [{"name": one.name, "state": one.state} for one in index.models]
+            )
+            assert [(one["name"], one["state"]) for one in listed] == [("elastic", "READY")]
+            with pytest.raises(module.InferenceServerException, match="headrace deploy"):
+                await client.load_model("elastic", headers=headers)
+    assert answers == [(2 * x).tobytes()] * 2
+
+    # All replicas count, those that are gone too.
+    replicas = (await asyncio.to_thread(deployment.ledgers))["elastic"]
+    wanted = sum(one.stats["ok"] for one in replicas)
+    async with tritonclient.http.aio.InferenceServerClient(host) as client:
+        own = (await client.get_inference_statistics("elastic"))["model_stats"]
+        everything = (await client.get_inference_statistics())["model_stats"]
+    async with tritonclient.grpc.aio.InferenceServerClient(deployment.grpc) as client:
+        over_grpc = (await client.get_inference_statistics("elastic")).model_stats
+    for one in (*own, *everything):
+        assert one["name"] == "elastic"
+        assert one["inference_stats"]["success"]["count"] >= wanted
+    assert over_grpc[0].inference_stats.success.count >= wanted
+
+
+async def test_a_call_that_is_cancelled_at_the_front_is_cancelled_in_the_replica(deployment: Deployment) -> None:
+    def cancelled() -> float:
+        return sum(one.stats["cancelled"] for one in deployment.ledgers()["elastic"])
+
+    before = await asyncio.to_thread(cancelled)
+    async with tritonclient.grpc.aio.InferenceServerClient(deployment.grpc) as client:
+        given = tritonclient.grpc.aio.InferInput("x", [1], "FP32")
+        given.set_data_from_numpy(np.ones(1, np.float32))
+        many = [asyncio.ensure_future(client.infer("elastic", [given])) for _ in range(40)]
+        await asyncio.wait(many, return_when=asyncio.FIRST_COMPLETED)
+        for call in many:
+            call.cancel()
+        await asyncio.gather(*many, return_exceptions=True)
+    await asyncio.to_thread(wait_for, lambda: cancelled() > before, 10)
 
 
 def test_an_application_runs_without_our_deploy(deployment: Deployment) -> None:

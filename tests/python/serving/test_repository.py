@@ -18,6 +18,7 @@ from headrace.errors import ConfigError
 from headrace.serving import grpc_server
 from headrace.serving.grpc_app import GrpcApp
 from headrace.serving.repository import read_token
+from headrace.serving.statistics import merged
 
 TOKEN = "correct horse battery".replace(" ", "-")
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -159,6 +160,34 @@ async def test_requests_accepted_before_a_swap_are_answered_by_what_accepted_the
     assert (await loading).status == 200
 
 
+async def test_a_request_whose_body_arrives_during_a_swap_is_answered(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    served = serve(tmp_path)
+    body, arrived, sent = rows(1, 2, 3), asyncio.Event(), []
+
+    async def receive() -> dict[str, Any]:
+        await arrived.wait()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v2/models/doubler/infer", "headers": []}
+    slow = asyncio.create_task(served.app(scope, receive, send))
+    put(tmp_path, "doubler", 2)
+    loading = asyncio.create_task(post(served, "models/doubler/load"))
+    while served.host.find("doubler").version == "1":
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    assert not served.engines[0].closed
+    arrived.set()
+    await slow
+    assert sent[0]["status"] == 200
+    assert json.loads(sent[1]["body"])["model_version"] == "1"
+    assert (await loading).status == 200
+    assert served.engines[0].closed
+
+
 @pytest.mark.parametrize("name", ["..", ".", "../other", "%2e%2e", "", "nobody", ".hidden", "a/b"])
 async def test_no_name_leads_out_of_the_repository(tmp_path: Path, name: str) -> None:
     put(tmp_path / "models", "doubler", 1)
@@ -180,7 +209,7 @@ async def test_what_a_load_may_not_bring_is_refused(tmp_path: Path) -> None:
     assert (await post(served, "models/doubler/load", b'{"parameters": 3}')).status == 400
     assert (await post(served, "models/doubler/load", b"[" * 100_000)).status == 400
     assert (await post(served, "models/doubler/load", b" " * (2 << 20))).status == 413
-    assert (await acall(served.app, "GET", "/v2/repository/index", headers=BEARER)).status == 400
+    assert (await acall(served.app, "GET", "/v2/repository/index", headers=BEARER)).status == 405
     async with stock_client(served) as client:
         with pytest.raises(triton.InferenceServerException, match="got 'config', expected none"):
             await client.load_model("doubler", headers=BEARER, config="{}")
@@ -236,3 +265,20 @@ async def test_statistics_of_everything_and_of_what_is_not_there() -> None:
         assert len((await acall(served.app, "GET", path)).json["model_stats"]) == count
     for path in ("/v2/models/c/stats", "/v2/models/a/versions/2/stats", "/v2/models/c/config"):
         assert (await acall(served.app, "GET", path)).status == 404
+
+
+async def test_the_statistics_of_replicas_add_up() -> None:
+    served = make_served(make_config("doubler", versions=(1, 2)))
+    for _ in range(2):
+        await acall(served.app, "POST", "/v2/models/doubler/infer", rows(1, 2, 3))
+    one = (await served.app.service.statistics("doubler", None))["model_stats"]
+    other = [{**entry, "batch_stats": [], "last_inference": 1} for entry in one]
+    first, second = merged([*one, *other])
+    assert (first["version"], second["version"]) == ("1", "2")
+    assert second["inference_stats"]["success"]["count"] == second["inference_count"] == 4
+    assert second["batch_stats"] == one[1]["batch_stats"]
+    assert second["last_inference"] == one[1]["last_inference"]
+    (alone, both) = merged([one[0]]) + merged([one[1], one[1]])
+    assert alone == one[0]
+    assert both["batch_stats"][0]["batch_size"] == 1
+    assert both["batch_stats"][0]["compute_infer"]["count"] == 4
