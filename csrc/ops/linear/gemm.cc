@@ -154,6 +154,9 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
     Word* a = packed + thread * packed_size;
     pack_rows(kernels, task, row, row_end - row, b.k(), a);
     int64_t col = panel * kernels.panel_cols;
+    // Threads take tasks in turn, so that this one's next is likely to be that many further on.
+    int64_t after = index + run.threads();
+    bool last = after >= row_blocks * ranges;
     Epilogue epilogue = task.epilogue;
     if (epilogue.bias) epilogue.bias += col;
     if (epilogue.residual) {
@@ -162,6 +165,7 @@ void gemm(const OpRun& run, const GemmKernels& kernels, const PackedPanels& b,
     }
     kernels.multiply({.a = a,
                       .b = b.panel(panel),
+                      .next = last ? nullptr : b.panel(b.panels() * (after % ranges) / ranges),
                       .rows = row_end - row,
                       .k = kernels.words(b.k()),
                       .cols = std::min(b.cols(), panel_end * kernels.panel_cols) - col,

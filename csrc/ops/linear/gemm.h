@@ -90,6 +90,8 @@ inline constexpr int64_t kGemmRowStride = 400;
 struct GemmBlock {
   const Word* a = nullptr;
   const Word* b = nullptr;  // first panel
+  // The panel that this thread is likely to read after these, to be fetched meanwhile; may be null.
+  const Word* next = nullptr;
   int64_t rows = 0;
   int64_t rows_packed = 0;  // that `a` was packed together with; 0 if these are all
   int64_t k = 0;            // words

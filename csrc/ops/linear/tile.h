@@ -189,21 +189,23 @@ void multiply(const GemmBlock& block) {
     const int panels = panels_of<Dot>(static_cast<int>(block.rows));
     const int64_t wide = panels * kCols;
     for (; block.cols - col >= wide; col += wide, b += panels * panel) {
-      kWideTiles<Dot>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, b + panels* panel,
-                                      kCols, out);
+      const Word* next =
+          block.cols - col > wide || block.next == nullptr ? b + panels * panel : block.next;
+      kWideTiles<Dot>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, next, kCols, out);
       settle<Dot>(out, block.rows, panels, block.a + kGemmBlockWords, b + block.k * kCols, panel);
       finish(block, out, wide, 0, block.rows, col, wide);
     }
   }
   for (; col < block.cols; col += kCols, b += panel) {
     const int64_t cols = block.cols - col < kCols ? block.cols - col : kCols;
+    const Word* after = block.cols - col > kCols || block.next == nullptr ? b + panel : block.next;
     for (int64_t t = 0; t < tiles; ++t) {
       // Even tiles, not full ones and a rest: 16 rows run as 8 + 8.
       const int64_t row = block.rows * t / tiles;
       const int64_t rows = block.rows * (t + 1) / tiles - row;
       // Each tile brings in its share of the next panel: all of it during one would be more than
       // memory gives in that time.
-      const Word* next = b + panel + panel * t / tiles;
+      const Word* next = after + panel * t / tiles;
       // What the caller reads next comes first: it is little.
       if (fetch < fetch_end) {
         next = fetch;
