@@ -104,7 +104,24 @@ def _attention(attributes: Attributes, _opset: int) -> Callable[..., Any]:
     return run
 
 
+def _embedding_norm(attributes: Attributes, _opset: int) -> Callable[..., Any]:
+    epsilon = attributes.get("epsilon", 1e-5)
+
+    def run(scale: Tensor, bias: Tensor | None, *pairs: Tensor | None) -> Tensor:
+        total = None
+        for rows, ids in zip(pairs[::2], [*pairs[1::2], None], strict=False):
+            if rows is None:
+                continue
+            term = rows if ids is None else rows[ids]
+            total = term if total is None else total + term
+        assert total is not None
+        return torch.nn.functional.layer_norm(total, scale.shape, scale, bias, epsilon)
+
+    return run
+
+
 OPS: dict[str, Maker] = {
+    "headrace.EmbeddingNorm": _embedding_norm,
     "headrace.Linear": _linear,
     "headrace.FusedConv": _fused_conv,
     "headrace.MaxPool": _pool("MaxPool"),

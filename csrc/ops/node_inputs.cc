@@ -48,4 +48,22 @@ int64_t int_at(const ConstTensorView& tensor, int64_t i) {
   return tensor.dtype == DType::kI32 ? tensor.as<int32_t>()[i] : tensor.as<int64_t>()[i];
 }
 
+void require_index_dtype(const NodeSpec& spec, size_t input) {
+  DType dtype = spec.input_dtypes[input];
+  if (dtype != DType::kI32 && dtype != DType::kI64) unsupported_dtype(spec, input);
+}
+
+int64_t normalize_index(int64_t index, int64_t length) {
+  if (index < -length || index >= length) {
+    fail(ErrorKind::kExecution, "got index ", index, ", expected one in [", -length, ", ",
+         length - 1, "]");
+  }
+  return from_front(index, length);
+}
+
+void check_indices(const ConstTensorView& indices, int64_t length) {
+  int64_t n = indices.elements();
+  for (int64_t i = 0; i < n; ++i) normalize_index(int_at(indices, i), length);
+}
+
 }  // namespace headrace

@@ -44,4 +44,15 @@ class IntList {
 // An int32 or int64 tensor's element, as int64.
 int64_t int_at(const ConstTensorView& tensor, int64_t i);
 
+// Refuses the node unless that input has int32 or int64 elements.
+void require_index_dtype(const NodeSpec& spec, size_t input);
+// Throws Error(kExecution) for an index outside [-length, length); else counts it from the front.
+int64_t normalize_index(int64_t index, int64_t length);
+// The same for every element of a tensor, which is then known to hold indices.
+void check_indices(const ConstTensorView& indices, int64_t length);
+// Of an index that has been checked.
+inline int64_t from_front(int64_t index, int64_t length) {
+  return index < 0 ? index + length : index;
+}
+
 }  // namespace headrace

@@ -8,15 +8,6 @@
 namespace headrace {
 namespace {
 
-void check_indices(const ConstTensorView& indices, int64_t length) {
-  int64_t n = indices.elements();
-  for (int64_t i = 0; i < n; ++i) normalize_index(int_at(indices, i), length);
-}
-
-int64_t from_front(int64_t index, int64_t length) {
-  return index < 0 ? index + length : index;
-}
-
 class Gather : public Op {
  public:
   explicit Gather(const NodeSpec& spec) : axis_(spec.int_or("axis", 0)) {
@@ -218,11 +209,6 @@ std::unique_ptr<Op> make(const NodeSpec& spec) {
 }
 
 }  // namespace
-
-void require_index_dtype(const NodeSpec& spec, size_t input) {
-  DType dtype = spec.input_dtypes[input];
-  if (dtype != DType::kI32 && dtype != DType::kI64) unsupported_dtype(spec, input);
-}
 
 void register_gather(OpRegistry& registry) {
   registry.add("Gather", make<Gather>);

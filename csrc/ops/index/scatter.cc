@@ -87,10 +87,6 @@ class ScatterOp : public Op {
   Apply apply_;
 };
 
-int64_t from_front(int64_t index, int64_t length) {
-  return index < 0 ? index + length : index;
-}
-
 class ScatterElements final : public ScatterOp {
  public:
   explicit ScatterElements(const NodeSpec& spec) : ScatterOp(spec), axis_(spec.int_or("axis", 0)) {}

@@ -15,6 +15,8 @@ struct NormKernels {
   // y = x / sqrt(mean of squares + epsilon) * scale.
   void (*rms_norm)(const float* x, float* y, int64_t rows, int64_t n, const float* scale,
                    float epsilon);
+  // y = a + b over n elements; a null b stands for 0.
+  void (*sum)(const float* a, const float* b, float* y, int64_t n);
   // Mean and variance of n elements.
   void (*moments)(const float* x, int64_t n, float* mean, float* variance);
   // y = x * factor + offset, with one factor and offset for all n elements, or one for each.

@@ -159,6 +159,13 @@ void rms_norm(const float* x, float* y, int64_t rows, int64_t n, const float* sc
   norm_all<false>(x, y, rows, n, scale, nullptr, epsilon, nullptr, nullptr);
 }
 
+void sum_of_two(const float* a, const float* b, float* y, int64_t n) {
+  if (b == nullptr) return each_vector(a, y, n, [](Vf v, int64_t, int64_t) { return v; });
+  each_vector(a, y, n, [=](Vf v, int64_t i, int64_t lanes) __attribute__((always_inline)) {
+    return v + load_some(b + i, lanes);
+  });
+}
+
 void moments(const float* x, int64_t n, float* mean, float* variance) {
   *mean = mean_of(x, n);
   *variance = variance_of(x, n, *mean);
@@ -181,6 +188,7 @@ void affine_each(const float* x, float* y, int64_t n, const float* factors, cons
 extern const NormKernels norm_kernels = {
     .layer_norm = layer_norm,
     .rms_norm = rms_norm,
+    .sum = sum_of_two,
     .moments = moments,
     .affine = affine,
     .affine_each = affine_each,

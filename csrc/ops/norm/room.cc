@@ -22,6 +22,7 @@ void require_one_dtype(const NodeSpec& spec, size_t inputs) {
 void register_norm_ops(OpRegistry& registry) {
   registry.add("LayerNormalization", make_layer_norm);
   registry.add("RMSNormalization", make_layer_norm);
+  registry.add("headrace.EmbeddingNorm", make_embedding_norm);
   registry.add("BatchNormalization", make_batch_norm);
   registry.add("InstanceNormalization", make_group_norm);
   registry.add("GroupNormalization", make_group_norm);

@@ -11,6 +11,7 @@ namespace headrace {
 
 // Factories by file.
 std::unique_ptr<Op> make_layer_norm(const NodeSpec& spec);
+std::unique_ptr<Op> make_embedding_norm(const NodeSpec& spec);
 std::unique_ptr<Op> make_batch_norm(const NodeSpec& spec);
 std::unique_ptr<Op> make_group_norm(const NodeSpec& spec);
 std::unique_ptr<Op> make_lp_norm(const NodeSpec& spec);

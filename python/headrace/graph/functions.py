@@ -268,6 +268,19 @@ def _layer_norm(body: _Body, node: ir.Node, names: list[Any]) -> str:
     return y if shift is None else body.op("Add", y, shift)
 
 
+def _embedding_norm(body: _Body, node: ir.Node, names: list[Any]) -> str:
+    scale, shift, *pairs = names
+    terms = [
+        rows if ids is None else body.op("Gather", rows, ids)
+        for rows, ids in zip(pairs[::2], [*pairs[1::2], None], strict=False)
+        if rows is not None
+    ]
+    y = terms[0]
+    for term in terms[1:]:
+        y = body.op("Add", y, term)
+    return _layer_norm(body, node, [y, scale, shift, None])
+
+
 def _rms_norm(body: _Body, node: ir.Node, names: list[Any]) -> str:
     return body.op("Mul", _normalised(body, node, names[0]), names[1])
 
@@ -294,6 +307,7 @@ _BODIES = {
     "MaxPool": _pool,
     "AveragePool": _pool,
     "Attention": _attention,
+    "EmbeddingNorm": _embedding_norm,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _rms_norm,
     "Gelu": _gelu,

@@ -15,6 +15,7 @@ from headrace.graph.passes.bytes import map_bytes, move_bytes
 from headrace.graph.passes.channels_last import to_channels_last
 from headrace.graph.passes.clean import fold_constants, lift_constants, merge_repeats, remove_copies
 from headrace.graph.passes.conv import fuse_conv
+from headrace.graph.passes.embedding import fuse_embeddings
 from headrace.graph.passes.layout import settle_layout
 from headrace.graph.passes.linear import fuse_linear, fuse_residual
 from headrace.graph.passes.norm import fuse_norms
@@ -73,6 +74,7 @@ def fuse(graph: ir.Graph) -> None:
     for fusion in (
         fuse_gelu,
         fuse_norms,
+        fuse_embeddings,
         fuse_conv,
         fuse_linear,
         settle_layout,
