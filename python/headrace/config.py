@@ -44,6 +44,31 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 NonFinitePolicy = Literal["allow", "count", "error"]
 
 
+class RolloutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a new version takes over from the running one: the table ``[rollout]`` of ``headrace.toml``.
+
+    Attributes:
+        mode: ``"replace"``: as soon as it is loaded and checked. ``"canary"``: after it has answered a share of the
+            requests well. ``"shadow"``: after it was given copies of a share of them, and its answers were compared.
+        share: That share of the requests, above 0 and at most 1.
+        min_requests: Requests that a candidate must have run before it takes over.
+        min_s: Seconds that a trial lasts at least.
+        failures_max: Share of failed requests that is tolerated beyond the running version's.
+        slower_max: How many times the running version's latency (p50 and p95) is tolerated.
+        tolerance: Difference (`headrace.parity.Parity`) beyond which two answers count as divergent.
+        divergent_max: Share of divergent answers that is tolerated of a shadow; None to count them only.
+    """
+
+    mode: Literal["replace", "canary", "shadow"] = "replace"
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    min_requests: Positive = 100
+    min_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    failures_max: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
+    slower_max: PositiveFloat = 1.5
+    tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.02
+    divergent_max: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a model is compiled and scheduled: the keys of ``headrace.toml``.
 
@@ -77,6 +102,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     parity_tolerance: PositiveFloat | None = None
     parity_s_max: PositiveFloat = 5.0
     nonfinite: NonFinitePolicy = "count"
+    rollout: RolloutSettings = RolloutSettings()
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):

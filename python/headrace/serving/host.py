@@ -101,13 +101,16 @@ class ServedModel:
             if config.settings.nonfinite != "allow" and "float" in spec.dtype
         )
 
-    async def infer(self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None) -> Result:
+    async def infer(
+        self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None, *, priority: int | None = None
+    ) -> Result:
         """Runs one decoded request through the Batcher and the guards.
 
         Args:
             call: The decoded request.
             deadline_ms: Milliseconds the answer is worth waiting for, beside what `call` says; the smaller counts.
             caller: Whose request it is, for fair shares; None for those without a name.
+            priority: The Batcher's, in place of what `call` says.
 
         Raises:
             HeadraceError: Whatever the Batcher answers with, or `ExecutionError` where a guard refuses the Result.
@@ -115,7 +118,8 @@ class ServedModel:
         if call.timeout_us:
             own_ms = call.timeout_us / 1000
             deadline_ms = own_ms if deadline_ms is None else min(deadline_ms, own_ms)
-        priority = scheduler_priority(call.priority)
+        if priority is None:
+            priority = scheduler_priority(call.priority)
         result = await self.batcher.infer(call.inputs, deadline_ms=deadline_ms, priority=priority, caller=caller)
         for name in self._guarded:
             if not np.isfinite(result[name]).all():

@@ -1,0 +1,181 @@
+"""A new version on trial: who answers, what is counted, and what is decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from headrace.backend import Result
+from headrace.config import RolloutSettings
+from headrace.errors import DeadlineExceeded, ExecutionError, Overloaded
+from headrace.serving.decode import InferCall
+from headrace.serving.rollout import SHADOWS_MAX, Evidence, Trial, judge, wilson_low
+
+CALL = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=0)
+
+
+class FakeVersion:
+    """Answers with its own number, later or not at all when a test asks for it."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        self.seen: list[tuple[float | None, int | None]] = []
+        self.act: Callable[[], Any] = lambda: float(version)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def infer(
+        self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None, *, priority: int | None = None
+    ) -> Result:
+        self.seen.append((deadline_ms, priority))
+        await self.gate.wait()
+        return {"y": np.full(2, self.act(), np.float32)}
+
+
+def raising(error: Exception) -> Callable[[], Any]:
+    def act() -> Any:
+        raise error
+
+    return act
+
+
+def trial(**settings: Any) -> tuple[Trial, FakeVersion, FakeVersion]:
+    running, candidate = FakeVersion("1"), FakeVersion("2")
+    return Trial(RolloutSettings(**settings), running, candidate), running, candidate
+
+
+async def send(on: Trial, count: int) -> list[str]:
+    return [(await on.infer(CALL))[0].version for _ in range(count)]
+
+
+@given(st.floats(0.01, 1.0))
+def test_a_canary_answers_exactly_its_share(share: float) -> None:
+    async def main() -> None:
+        on, *_ = trial(mode="canary", share=share)
+        answered = await send(on, 200)
+        assert abs(answered.count("2") - 200 * share) <= 1
+        assert on.evidence["candidate"].requests == answered.count("2")
+        assert on.evidence["running"].requests == answered.count("1")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [ExecutionError("got NaN"), Overloaded("full"), ZeroDivisionError("bug")])
+def test_what_a_canary_fails_at_the_running_version_answers(error: Exception) -> None:
+    async def main() -> None:
+        on, running, candidate = trial(mode="canary", share=0.5)
+        candidate.act = raising(error)
+        assert set(await send(on, 20)) == {"1"}
+        assert len(candidate.seen) == 10
+        assert len(running.seen) == 20
+        failed = 0 if isinstance(error, Overloaded) else 10
+        assert on.evidence["candidate"].failed == failed
+        assert on.judge().action == ("rollback" if failed else "wait")
+
+    asyncio.run(main())
+
+
+def test_a_retry_has_what_is_left_of_the_deadline() -> None:
+    async def main() -> None:
+        on, running, candidate = trial(mode="canary", share=1)
+        candidate.act = raising(ExecutionError("no"))
+        await on.infer(CALL, 1000.0)
+        left = running.seen[0][0]
+        assert left is not None
+        assert 0 < left < 1000
+        candidate.act = raising(DeadlineExceeded("late"))
+        with pytest.raises(DeadlineExceeded):
+            await on.infer(CALL, 1000.0)
+        assert len(running.seen) == 1
+
+    asyncio.run(main())
+
+
+def test_a_shadow_answers_nobody_and_its_differences_are_counted() -> None:
+    async def main() -> None:
+        on, running, candidate = trial(mode="shadow", share=0.5, tolerance=0.1, divergent_max=0.2)
+        candidate.act = running.act
+        assert set(await send(on, 20)) == {"1"}
+        await settle(on)
+        seen = on.evidence["candidate"]
+        assert (seen.requests, seen.compared, seen.divergent) == (10, 10, 0)
+        assert on.judge().action == "wait"
+        candidate.act = lambda: 3.0
+        await send(on, 20)
+        await settle(on)
+        assert (seen.compared, seen.divergent, seen.worst) == (20, 10, 2.0)
+        assert on.judge().action == "rollback"
+        assert "10 of 20 answers" in on.judge().reason
+        candidate.act = raising(ExecutionError("no"))
+        assert set(await send(on, 4)) == {"1"}
+        await settle(on)
+        assert seen.failed == 2
+        assert all(deadline is None and priority is not None and priority < 0 for deadline, priority in candidate.seen)
+
+    asyncio.run(main())
+
+
+async def settle(on: Trial) -> None:
+    while on._shadows:
+        await asyncio.sleep(0)
+
+
+def test_a_slow_shadow_holds_nothing_up() -> None:
+    async def main() -> None:
+        on, _, candidate = trial(mode="shadow", share=1)
+        candidate.gate.clear()
+        assert set(await send(on, SHADOWS_MAX + 5)) == {"1"}
+        assert on.evidence["candidate"].skipped == 5
+        await on.close()
+        assert not on._shadows
+
+    asyncio.run(main())
+
+
+def evidence(
+    requests: int = 0, failed: int = 0, latency_s: float = 0.01, compared: int = 0, divergent: int = 0
+) -> Evidence:
+    found = Evidence(requests=requests, failed=failed, compared=compared, divergent=divergent)
+    found.latencies_s.extend([latency_s] * (requests - failed))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("candidate", "elapsed_s", "action", "reason"),
+    [
+        (evidence(99), 60, "wait", "99 of 100 requests"),
+        (evidence(100), 5, "wait", "5.0 of 10 s"),
+        (evidence(100), 10, "promote", "100 requests"),
+        (evidence(4, failed=4), 0, "rollback", "failures: got 4 of 4"),
+        (evidence(100, failed=1), 10, "promote", ""),
+        (evidence(100, failed=10), 10, "rollback", "failures"),
+        (evidence(100, latency_s=0.02), 10, "rollback", "latency: got 20.00 ms at p50"),
+        (evidence(100, latency_s=0.015), 10, "promote", ""),
+        (evidence(99, latency_s=0.5), 10, "wait", ""),
+        (evidence(100, compared=100, divergent=100), 10, "promote", ""),
+    ],
+)
+def test_decisions(candidate: Evidence, elapsed_s: float, action: str, reason: str) -> None:
+    decision = judge(RolloutSettings(mode="canary"), evidence(1000), candidate, elapsed_s)
+    assert decision.action == action
+    assert reason in decision.reason
+
+
+def test_a_candidate_may_fail_as_often_as_the_running_version() -> None:
+    running = evidence(1000, failed=100)
+    assert judge(RolloutSettings(), running, evidence(200, failed=20), 10).action == "promote"
+    assert judge(RolloutSettings(), running, evidence(200, failed=60), 10).action == "rollback"
+
+
+@given(st.integers(1, 500), st.floats(0, 1))
+def test_wilson_agrees_with_scipy(of: int, share: float) -> None:
+    count = round(share * of)
+    expected = binomtest(count, of).proportion_ci(0.95, method="wilson").low
+    assert wilson_low(count, of) == pytest.approx(expected, abs=1e-4)
