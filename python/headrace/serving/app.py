@@ -31,7 +31,7 @@ from headrace.serving.body import (
 from headrace.serving.decode import InferCall
 from headrace.serving.encode import encode
 from headrace.serving.errors import error_text, http_status, retry_after
-from headrace.serving.host import ModelHost, ServedModel
+from headrace.serving.host import ModelHost, Route, ServedModel
 from headrace.serving.json_data import PART_BYTES
 from headrace.serving.repository import decode_repository_request, refuse_overrides
 from headrace.serving.service import OipService
@@ -93,9 +93,9 @@ class OipApp:
         """Answers one request (ASGI 3)."""
         kind = scope["type"]
         if kind == "http":
-            served = self.host.infer_routes.get(scope["path"])
-            if served is not None and scope["method"] == "POST":
-                await self._infer(served, scope, receive, send)
+            path = scope["path"]
+            if path in self.host.infer_routes and scope["method"] == "POST":
+                await self._infer(path, scope, receive, send)
             else:
                 await self._route(scope, receive, send)
         elif kind == "lifespan":
@@ -103,11 +103,12 @@ class OipApp:
         else:
             await send({"type": "websocket.close", "code": 1000})
 
-    async def _infer(self, served: ServedModel, scope: Scope, receive: Receive, send: Send) -> None:
-        stages = served.stages
+    async def _infer(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self.host.infer_routes[path]
+        served = found = route.served
         started = perf_counter()
         held = 0
-        served.users += 1
+        found.users += 1
         failure: Exception | None = None
         try:
             headers = body_headers(scope["headers"], self._caller_header)
@@ -119,11 +120,11 @@ class OipApp:
             else:
                 call = await _in_turns(served.decoder.steps(body, headers.json_length))
             del body
-            stages["decode"].observe(perf_counter() - received)
-            result = await self._run(served, call, headers, receive)
+            served.stages["decode"].observe(perf_counter() - received)
+            served, result = await self._run(route, call, headers, receive)
             computed = perf_counter()
             payload, json_length = encode(served.name, served.version, call.id, call.outputs, result)
-            stages["encode"].observe(perf_counter() - computed)
+            served.stages["encode"].observe(perf_counter() - computed)
         except Exception as error:
             failure = error
             await self._send_error(error, send)
@@ -135,14 +136,16 @@ class OipApp:
                 await self._send(send, 200, payload, BINARY, length)
         finally:
             self._in_flight.give(held)
-            served.users -= 1
+            found.users -= 1
         served.ended(perf_counter() - started, failure)
 
-    async def _run(self, served: ServedModel, call: InferCall, headers: BodyHeaders, receive: Receive) -> Result:
+    async def _run(
+        self, route: Route, call: InferCall, headers: BodyHeaders, receive: Receive
+    ) -> tuple[ServedModel, Result]:
         """Runs `call`; where the client goes away meanwhile, takes it out of the queue and raises `Cancelled`."""
         watched = self._watch.enter(receive)
         try:
-            return await served.infer(call, headers.deadline_ms, headers.caller)
+            return await route.infer(call, headers.deadline_ms, headers.caller)
         except asyncio.CancelledError:
             if not watched.gone:
                 raise
@@ -155,9 +158,8 @@ class OipApp:
         """Every route but the inference of a loaded model."""
         try:
             path = _without_root(scope)
-            served = self.host.infer_routes.get(path)
-            if served is not None and scope["method"] == "POST":
-                await self._infer(served, scope, receive, send)
+            if path in self.host.infer_routes and scope["method"] == "POST":
+                await self._infer(path, scope, receive, send)
                 return
             answer: Answer
             allowed: tuple[str, ...]

@@ -162,12 +162,13 @@ class GrpcApp(grpc.GenericRpcHandler):  # type: ignore[misc]
         self._service.in_flight.take(len(payload))
         try:
             request = parse(ModelInferRequest, payload)
-            served = self._service.host.find(request.model_name, request.model_version or None)
+            route = self._service.host.route(request.model_name, request.model_version or None)
+            served = route.served
             try:
                 call = grpc_codec.decode(served.decoder, request)
                 served.stages["decode"].observe(perf_counter() - started)
                 deadline_ms = None if info.remaining_s is None else 1000 * info.remaining_s
-                result = await served.infer(call, deadline_ms, info.caller)
+                served, result = await route.infer(call, deadline_ms, info.caller)
                 computed = perf_counter()
                 answer = grpc_codec.encode(served.name, served.version, call, result)
                 served.stages["encode"].observe(perf_counter() - computed)

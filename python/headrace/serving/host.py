@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep, time_ns
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from headrace.backend import Result
 from headrace.config import ModelConfig, ModelSettings
-from headrace.errors import BackendUnavailable, ExecutionError, HeadraceError, NotFound, ParityError
+from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, HeadraceError, NotFound, ParityError
 from headrace.observe.histogram import Histogram
 from headrace.observe.ledger import Books, totals
 from headrace.observe.ledger import create as create_ledger
@@ -20,6 +21,7 @@ from headrace.observe.ledger import read as read_ledger
 from headrace.serving.decode import Decoder, InferCall
 from headrace.serving.errors import outcome
 from headrace.serving.opening import BatcherLike, EngineLike, OpenBatcher, OpenEngine, open_batcher, open_engine
+from headrace.serving.rollout import Trial
 from headrace.serving.warmup import warmup_request
 from headrace.signature import TensorSpec
 
@@ -179,6 +181,22 @@ class ServedModel:
         self.engine.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the requests to one model go: to a version, or to two while a candidate is on trial."""
+
+    served: ServedModel
+    trial: Trial[ServedModel] | None = None
+
+    async def infer(
+        self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None
+    ) -> tuple[ServedModel, Result]:
+        """Runs one request as `ServedModel.infer` does, and says which version answered it."""
+        if self.trial is None:
+            return self.served, await self.served.infer(call, deadline_ms, caller)
+        return await self.trial.infer(call, deadline_ms, caller)
+
+
 class ModelHost:
     """Loads models and finds them by name and version.
 
@@ -211,7 +229,8 @@ class ModelHost:
         self._closing: tuple[ServedModel, ...] = ()
         # (model, version) -> why it was loaded and yet is not served.
         self._refused: dict[tuple[str, int], str] = {}
-        self.infer_routes: dict[str, ServedModel] = {}
+        self._trials: dict[str, Trial[ServedModel]] = {}
+        self.infer_routes: dict[str, Route] = {}
 
     def load(self, progress: Callable[[str], None] | None = None) -> None:
         """Loads and warms every version that is not loaded yet. Blocking: call it beside the event loop, not on it.
@@ -278,8 +297,42 @@ class ModelHost:
         self._refused = {key: reason for key, reason in self._refused.items() if key[0] != name}
         self._models = {**self._models, name: config}
         self._served = {**self._served, name: opened}
+        self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
         return self._leaving(replaced)
+
+    def begin_trial(self, name: str, opened: dict[int, ServedModel]) -> Trial[ServedModel]:
+        """Puts the newest version that `prepare` made on trial beside the one that answers. Call it on the event loop.
+
+        Raises:
+            ConfigError: Its inputs or outputs are not the running version's, so that they cannot stand in for each
+                other.
+        """
+        running, candidate = self.find(name), opened[max(opened)]
+        if candidate.engine.signature != running.engine.signature:
+            raise ConfigError(
+                f"model {name!r}: got version {candidate.version} with other inputs or outputs than version "
+                f"{running.version}, expected the same for a {candidate.settings.rollout.mode} (or mode 'replace')"
+            )
+        trial = Trial(candidate.settings.rollout, running, candidate)
+        self._trials = {**self._trials, name: trial}
+        self._publish()
+        return trial
+
+    def trial(self, name: str) -> Trial[ServedModel] | None:
+        """The trial of a model, if there is one."""
+        return self._trials.get(name)
+
+    def give_up(self, name: str, opened: dict[int, ServedModel]) -> list[ServedModel]:
+        """Ends a trial, or what would have been one. Call it on the event loop.
+
+        Returns:
+            What `prepare` made and nobody needs, for `retire`.
+        """
+        self._trials = {other: trial for other, trial in self._trials.items() if other != name}
+        self._publish()
+        serving = list(self._served.get(name, {}).values())
+        return self._leaving([served for served in opened.values() if served not in serving])
 
     def withdraw(self, name: str) -> list[ServedModel]:
         """Takes a model's name away, in one step. Call it on the event loop, for the reason that `swap` gives.
@@ -292,11 +345,14 @@ class ModelHost:
         """
         if name not in self._models:
             raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._models)}")
-        versions = self._served[name]
+        leaving = list(self._served[name].values())
+        if (trial := self._trials.get(name)) is not None:
+            leaving.append(trial.candidate)
         self._models = {other: config for other, config in self._models.items() if other != name}
         self._served = {other: loaded for other, loaded in self._served.items() if other != name}
+        self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
-        return self._leaving(list(versions.values()))
+        return self._leaving(leaving)
 
     def _leaving(self, models: list[ServedModel]) -> list[ServedModel]:
         self._closing = (*self._closing, *models)
@@ -335,12 +391,12 @@ class ModelHost:
 
     def _publish(self) -> None:
         """Rebuilds the routes in one assignment, so a request sees the old ones or the new ones."""
-        routes: dict[str, ServedModel] = {}
+        routes: dict[str, Route] = {}
         for name, versions in self._served.items():
             for version, served in versions.items():
-                routes[f"/v2/models/{name}/versions/{version}/infer"] = served
+                routes[f"/v2/models/{name}/versions/{version}/infer"] = Route(served)
             if versions:
-                routes[f"/v2/models/{name}/infer"] = versions[max(versions)]
+                routes[f"/v2/models/{name}/infer"] = Route(versions[max(versions)], self._trials.get(name))
         self.infer_routes = routes
 
     @property
@@ -371,9 +427,12 @@ class ModelHost:
         return list(self._models)
 
     def __iter__(self) -> Iterator[ServedModel]:
-        """Every loaded version of every model."""
-        for versions in self._served.values():
+        """Every loaded version of every model, those on trial included where their number is their own."""
+        for name, versions in self._served.items():
             yield from versions.values()
+            trial = self._trials.get(name)
+            if trial is not None and int(trial.candidate.version) not in versions:
+                yield trial.candidate
 
     def versions(self, name: str) -> list[str]:
         """The loaded versions of one model, oldest first."""
@@ -411,6 +470,10 @@ class ModelHost:
             )
         raise BackendUnavailable(f"model {name!r}: got state loading, expected ready: try again later")
 
+    def route(self, name: str, version: str | None = None) -> Route:
+        """Where a request goes; the arguments and errors are `find`'s."""
+        return Route(self.find(name, version), self._trials.get(name) if version is None else None)
+
     def states(self) -> list[ModelState]:
         """Every version of every configured model, with why it is not ready where it is not."""
         found: list[ModelState] = []
@@ -419,6 +482,9 @@ class ModelHost:
                 reason = self._refused.get((name, version))
                 state = "READY" if version in self._served[name] else "UNAVAILABLE" if reason else "LOADING"
                 found.append(ModelState(name, str(version), state, reason or ""))
+            if (trial := self._trials.get(name)) is not None:
+                status = trial.status()
+                found.append(ModelState(name, status["candidate"]["version"], "LOADING", _on_trial(status)))
         return found
 
     def stats(self) -> dict[str, dict[str, Any]]:
@@ -472,6 +538,11 @@ class ModelHost:
                 failure = failure or error
         if failure is not None:
             raise failure
+
+
+def _on_trial(status: dict[str, Any]) -> str:
+    counts = ", ".join(f"{key} {value:g}" for key, value in status["candidate"].items() if key != "version")
+    return f"on trial as a {status['mode']} with {status['share']:.0%} of the requests: {status['state']} ({counts})"
 
 
 def _source(path: Path, settings: ModelSettings) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,13 @@ import msgspec
 
 from headrace.config import ModelConfig, load_model_folder
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, MalformedRequest, NotFound, NotOffered
-from headrace.serving.host import ModelHost, ModelState
+from headrace.serving.host import ModelHost, ModelState, ServedModel
+from headrace.serving.rollout import Trial
+
+log = logging.getLogger("headrace.serving")
+
+# How often a trial is judged.
+JUDGE_S = 0.1
 
 # A request whose body takes longer than this to arrive may find the model it was for closed.
 RETIRE_S_MAX = 60.0
@@ -80,6 +87,8 @@ class ModelRepository:
         # Name -> why it is not served as it lies in the folder: the error of the last load, or that it was unloaded.
         self._notes: dict[str, str] = {}
         self._loading: str | None = None
+        # Model on trial -> what was opened for it.
+        self._on_trial: dict[str, dict[int, ServedModel]] = {}
         # The loop alone would not keep them.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -109,9 +118,10 @@ class ModelRepository:
     async def load(self, name: str) -> None:
         """Reads a model's folder again, and serves what is there now.
 
-        What is new or changed is loaded, warmed and checked beside what serves, then takes the name in one step. What
-        was replaced answers the requests it has accepted. One load runs at a time; it goes on if the caller does not
-        wait for it.
+        What is new or changed is loaded, warmed and checked beside what serves, then takes the name in one step, or, as
+        the model's settings say (`headrace.config.RolloutSettings`), goes on trial first; then this returns as soon as
+        the trial has begun. What was replaced answers the requests it has accepted. One load runs at a time; it goes
+        on if the caller does not wait for it.
 
         Raises:
             NotFound: There is no such folder.
@@ -142,6 +152,7 @@ class ModelRepository:
             # Compared with the folder's own listing, so that no name can lead out of it.
             if name not in self._folders():
                 raise NotFound(f"repository: got model {name[:128]!r}, expected one of {', '.join(self._folders())}")
+            await self._end_trial(name)
             self._loading = name
             try:
                 config, opened = await asyncio.to_thread(self._prepare, name)
@@ -151,8 +162,64 @@ class ModelRepository:
             finally:
                 self._loading = None
             self._notes.pop(name, None)
+            if self._tried_first(name, config, opened):
+                await self._begin_trial(config, opened)
+                return
             replaced = self._host.swap(config, opened)
         await asyncio.to_thread(self._host.retire, replaced, RETIRE_S_MAX)
+
+    def _tried_first(self, name: str, config: ModelConfig, opened: dict[int, ServedModel]) -> bool:
+        """Whether what was opened has to prove itself: there is something that serves, and that would change."""
+        versions = self._host.versions(name)
+        return (
+            config.settings.rollout.mode != "replace"
+            and bool(versions)
+            and opened[max(opened)] is not self._host.find(name)
+        )
+
+    async def _begin_trial(self, config: ModelConfig, opened: dict[int, ServedModel]) -> None:
+        name = config.name
+        try:
+            trial = self._host.begin_trial(name, opened)
+        except HeadraceError as error:
+            self._notes[name] = f"{type(error).__name__}: {error}"
+            await asyncio.to_thread(self._host.retire, self._host.give_up(name, opened))
+            raise
+        self._on_trial[name] = opened
+        log.info("model %s version %s is on trial as a %s", name, trial.candidate.version, trial.settings.mode)
+        task = asyncio.create_task(self._conclude(trial, config, opened))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _conclude(self, trial: Trial[ServedModel], config: ModelConfig, opened: dict[int, ServedModel]) -> None:
+        """Waits for the evidence, then lets the candidate take over or gives it up."""
+        name = config.name
+        while (decision := trial.judge()).action == "wait":
+            await asyncio.sleep(JUDGE_S)
+            if self._host.trial(name) is not trial:
+                return
+        async with self._lock:
+            if self._host.trial(name) is not trial:
+                return
+            log.warning("model %s version %s: %s: %s", name, trial.candidate.version, decision.action, decision.reason)
+            if decision.action == "promote":
+                self._on_trial.pop(name)
+                replaced = self._host.swap(config, opened)
+                await trial.close()
+            else:
+                self._notes[name] = f"version {trial.candidate.version} was rolled back: {decision.reason}"
+                await self._end_trial(name)
+                return
+        await asyncio.to_thread(self._host.retire, replaced)
+
+    async def _end_trial(self, name: str) -> None:
+        """Gives up the candidate of a model, if it has one."""
+        trial = self._host.trial(name)
+        if trial is None:
+            return
+        given_up = self._host.give_up(name, self._on_trial.pop(name))
+        await trial.close()
+        await asyncio.to_thread(self._host.retire, given_up)
 
     def _prepare(self, name: str) -> tuple[ModelConfig, Any]:
         config = load_model_folder(self._root / name)
@@ -160,6 +227,7 @@ class ModelRepository:
 
     async def _unload(self, name: str) -> None:
         async with self._lock:
+            await self._end_trial(name)
             withdrawn = self._host.withdraw(name)
             self._notes[name] = "unloaded"
         await asyncio.to_thread(self._host.retire, withdrawn, RETIRE_S_MAX)

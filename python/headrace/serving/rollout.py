@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from headrace.backend import Result
 from headrace.config import RolloutSettings
@@ -39,12 +39,17 @@ Action = Literal["wait", "promote", "rollback"]
 class Version(Protocol):
     """What a trial needs of a served version."""
 
-    version: str
+    @property
+    def version(self) -> str:
+        """Its number."""
 
     async def infer(
         self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None, *, priority: int | None = None
     ) -> Result:
         """Runs one decoded request."""
+
+
+V = TypeVar("V", bound=Version)
 
 
 @dataclass
@@ -146,7 +151,7 @@ def quantile(values: Sequence[float] | deque[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
-class Trial:
+class Trial(Generic[V]):
     """Requests to a model while a candidate is on trial. Used from the server's event loop only.
 
     Args:
@@ -155,7 +160,7 @@ class Trial:
         candidate: The version on trial. Its signature must be the running version's.
     """
 
-    def __init__(self, settings: RolloutSettings, running: Version, candidate: Version) -> None:
+    def __init__(self, settings: RolloutSettings, running: V, candidate: V) -> None:
         self.settings = settings
         self.running = running
         self.candidate = candidate
@@ -171,7 +176,7 @@ class Trial:
 
     async def infer(
         self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None
-    ) -> tuple[Version, Result]:
+    ) -> tuple[V, Result]:
         """Answers one request, and says which version did.
 
         Raises:

@@ -42,6 +42,8 @@ class FakeEngine:
         self.gate.set()
         self.computed: list[Request] = []
         self.closed = False
+        self.broken = False
+        self.factor = 2
 
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:
         assert not self.closed
@@ -52,13 +54,15 @@ class FakeEngine:
     def _run(self, request: Request) -> Result:
         if self.signature is MIRROR:
             return {name.replace("in_", "out_"): array for name, array in request.items()}
+        if self.broken:
+            raise ExecutionError("node 'boom': got a broken engine, expected a whole one")
         x = request["x"]
         if x.size and x.flat[0] == 666:
             raise ExecutionError("node 'boom': got 666, expected anything else")
         if x.size and x.flat[0] == 667:
             raise ZeroDivisionError("secret detail")
         with np.errstate(over="ignore"):
-            return {"y": x * np.float32(2)}
+            return {"y": x * np.float32(self.factor)}
 
     def close(self) -> None:
         self.closed = True

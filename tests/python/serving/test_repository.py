@@ -282,3 +282,84 @@ async def test_the_statistics_of_replicas_add_up() -> None:
     assert alone == one[0]
     assert both["batch_stats"][0]["batch_size"] == 1
     assert both["batch_stats"][0]["compute_infer"]["count"] == 4
+
+
+async def infer(served: Served, count: int) -> list[str]:
+    """The versions that answered so many requests, all of which must be answered."""
+    answers = [await acall(served.app, "POST", "/v2/models/doubler/infer", rows(1, 2, 3)) for _ in range(count)]
+    assert {answer.status for answer in answers} == {200}
+    return [answer.json["model_version"] for answer in answers]
+
+
+async def begin_trial(root: Path, settings: str) -> Served:
+    """A model with version 2 on trial beside version 1."""
+    put(root, "doubler", 1)
+    (root / "doubler/headrace.toml").write_text("[rollout]\n" + settings)
+    served = serve(root)
+    put(root, "doubler", 2)
+    assert (await post(served, "models/doubler/load")).status == 200
+    return served
+
+
+async def until(served: Served, state: str) -> str:
+    """Sends requests until the index has version 2 in a state; returns the reason that goes with it."""
+    for _ in range(500):
+        index = (await post(served, "index")).json
+        for one in index:
+            if (one["version"] in ("2", "1")) and state in one["state"] + " " + one["reason"]:
+                return str(one["reason"])
+        await infer(served, 1)
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"never became {state}: {index}")
+
+
+async def test_a_canary_that_does_well_takes_over(tmp_path: Path) -> None:
+    served = await begin_trial(
+        tmp_path, 'mode = "canary"\nshare = 0.5\nmin_requests = 10\nmin_s = 0\nslower_max = 1000'
+    )
+    assert sorted(await infer(served, 6)) == ["1"] * 3 + ["2"] * 3
+    assert (await acall(served.app, "GET", "/v2/models/doubler")).json["versions"] == ["1"]
+    index = (await post(served, "index")).json
+    assert [(one["version"], one["state"]) for one in index] == [("1", "READY"), ("2", "LOADING")]
+    assert "on trial as a canary with 50% of the requests: 3 of 10 requests" in index[1]["reason"]
+    while len(await infer(served, 1)) and "1" in await infer(served, 4):
+        await asyncio.sleep(0.01)
+    assert (await post(served, "index")).json == [{"name": "doubler", "version": "2", "state": "READY", "reason": ""}]
+    await asyncio.sleep(0.05)
+    assert [engine.closed for engine in served.engines] == [True, False]
+
+
+async def test_a_canary_that_fails_is_rolled_back_and_nobody_notices(tmp_path: Path) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"\nshare = 0.5')
+    served.engines[1].broken = True
+    assert set(await infer(served, 20)) == {"1"}
+    reason = await until(served, "rolled back")
+    assert "version 2 was rolled back: failures: got" in reason
+    assert [engine.closed for engine in served.engines] == [False, True]
+    assert set(await infer(served, 4)) == {"1"}
+
+
+async def test_a_shadow_is_compared_and_rolled_back_when_it_differs(tmp_path: Path) -> None:
+    served = await begin_trial(tmp_path, 'mode = "shadow"\nshare = 1\ndivergent_max = 0.1')
+    served.engines[1].factor = 3
+    assert set(await infer(served, 20)) == {"1"}
+    reason = await until(served, "rolled back")
+    assert "answers that differ by more than 0.02 (worst 0.5)" in reason
+    assert set(await infer(served, 4)) == {"1"}
+
+
+async def test_a_load_ends_the_trial_before_it(tmp_path: Path) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"\nshare = 0.5')
+    assert "2" in await infer(served, 2)
+    put(tmp_path, "doubler", 3)
+    assert (await post(served, "models/doubler/load")).status == 200
+    assert set(await infer(served, 4)) == {"1", "3"}
+    assert [engine.closed for engine in served.engines] == [False, True, False]
+    assert (await post(served, "models/doubler/unload")).status == 200
+    assert all(engine.closed for engine in served.engines)
+
+
+async def test_a_trial_ends_with_the_server(tmp_path: Path) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"')
+    await asyncio.to_thread(served.host.close)
+    assert all(engine.closed for engine in served.engines)
