@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from headrace.observe.ledger import Books, read, totals
-
 from .load import Client, Tally, session
-from .model import NAME, save
+from .model import save
+from .report import Report
 from .server import Server
+from .swap import swap
 
 CONNECTIONS = 8
 # Of the deadline that a request without its own gets, in the campaigns that overload.
@@ -22,42 +21,6 @@ SLO_MS = 250
 OVERLOAD = 10
 # A client that is one Python process adds some of its own to what it measures.
 CLIENT_SLACK_MS = 25
-
-
-@dataclass
-class Report:
-    """What a campaign saw.
-
-    Attributes:
-        facts: Numbers, by what they are.
-        promises: What must hold at any length, and whether it did.
-        bars: What is only measured well on a quiet machine over a longer time, and whether it held.
-    """
-
-    facts: dict[str, float | int | str] = field(default_factory=dict)
-    promises: dict[str, bool] = field(default_factory=dict)
-    bars: dict[str, bool] = field(default_factory=dict)
-
-    def add(self, who: str, tally: Tally) -> None:
-        """Notes how some clients' requests ended."""
-        for outcome, count in sorted(tally.outcomes.items()):
-            self.facts[f"{who} {outcome}"] = count
-        for index, note in enumerate(tally.notes):
-            self.facts[f"{who} note {index}"] = note
-        self.promises[f"{who}: every answer is bit for bit the right one"] = tally.outcomes["wrong"] == 0
-        self.promises[f"{who}: no 5xx but 503"] = tally.outcomes["failed"] == 0
-
-    def balance(self, ledger: Path, *tallies: Tally) -> Books:
-        """Checks the ledger against itself and against what the clients got."""
-        books = totals(read(ledger))[NAME]
-        ok = sum(tally.outcomes["ok"] for tally in tallies)
-        broken = sum(tally.outcomes["broken"] for tally in tallies)
-        for name, count in vars(books).items():
-            self.facts[f"ledger {name}"] = count
-        self.promises["the ledger balances"] = books.balanced and books.queued == 0
-        self.promises["the ledger knows of every answer"] = ok <= books.ok <= ok + broken
-        self.promises["the ledger has no failure"] = books.failed == 0
-        return books
 
 
 async def kill(folder: Path, seed: int, seconds: float) -> Report:
@@ -174,4 +137,5 @@ CAMPAIGNS: dict[str, Callable[[Path, int, float], Coroutine[Any, Any, Report]]] 
     "drain": drain,
     "overload": overload,
     "greedy": greedy,
+    "swap": swap,
 }

@@ -26,7 +26,9 @@ class Case:
     expected: np.ndarray
 
 
-def save(repository: Path, layers: int, settings: str = "", version: int = 1, seed: int = 3) -> list[Case]:
+def save(
+    repository: Path, layers: int, settings: str = "", version: int = 1, seed: int = 3, scale: float = 1.0
+) -> list[Case]:
     """Puts a model into a repository.
 
     Args:
@@ -35,6 +37,7 @@ def save(repository: Path, layers: int, settings: str = "", version: int = 1, se
         settings: What its ``headrace.toml`` says.
         version: Its version.
         seed: Of its weights.
+        scale: Of its answers.
 
     Returns:
         Requests to it, with their answers.
@@ -47,11 +50,14 @@ def save(repository: Path, layers: int, settings: str = "", version: int = 1, se
         weights.append(numpy_helper.from_array(values, f"w{index}"))
         nodes.append(helper.make_node("MatMul", [f"h{index}", f"w{index}"], [f"p{index}"]))
         nodes.append(helper.make_node("Tanh", [f"p{index}"], [f"h{index + 1}"]))
+    last = f"h{len(shapes)}"
+    weights.append(numpy_helper.from_array(np.float32(scale), "scale"))
+    nodes.append(helper.make_node("Mul", [last, "scale"], ["y"]))
     graph = helper.make_graph(
         nodes,
         NAME,
         [helper.make_tensor_value_info("h0", TensorProto.FLOAT, ["n", 1])],
-        [helper.make_tensor_value_info(f"h{len(shapes)}", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -19,9 +20,10 @@ class Server:
     Args:
         repository: What it serves.
         ledger: Folder of its request ledger.
+        environment: Variables beside ours.
     """
 
-    def __init__(self, repository: Path, ledger: Path) -> None:
+    def __init__(self, repository: Path, ledger: Path, environment: dict[str, str] | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -32,12 +34,13 @@ class Server:
             sys.executable, "-c", "from headrace.cli.main import main; main()", "serve", str(repository),
             "--port", str(self.port), "--grpc-port", "0", "--ledger", str(ledger),
         ]  # fmt: skip
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Starts it and waits until it is ready."""
         begun = time.monotonic()
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, env=self._environment)
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("ready: "):

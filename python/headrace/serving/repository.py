@@ -210,7 +210,7 @@ class ModelRepository:
                 self._notes[name] = f"version {trial.candidate.version} was rolled back: {decision.reason}"
                 await self._end_trial(name)
                 return
-        await asyncio.to_thread(self._host.retire, replaced)
+        await asyncio.to_thread(self._host.retire, replaced, RETIRE_S_MAX)
 
     async def _end_trial(self, name: str) -> None:
         """Gives up the candidate of a model, if it has one."""
@@ -219,7 +219,7 @@ class ModelRepository:
             return
         given_up = self._host.give_up(name, self._on_trial.pop(name))
         await trial.close()
-        await asyncio.to_thread(self._host.retire, given_up)
+        await asyncio.to_thread(self._host.retire, given_up, RETIRE_S_MAX)
 
     def _prepare(self, name: str) -> tuple[ModelConfig, Any]:
         config = load_model_folder(self._root / name)
