@@ -131,7 +131,7 @@ def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
 
 
 def _decode_error() -> type[Exception]:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     error: type[Exception] = DecodeError
     return error
