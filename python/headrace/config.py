@@ -44,15 +44,20 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 NonFinitePolicy = Literal["allow", "count", "error"]
 
 
+CANARY_SHARE_MAX = 0.5
+
+
 class RolloutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a new version takes over from the running one: the table ``[rollout]`` of ``headrace.toml``.
 
     Attributes:
         mode: ``"replace"``: as soon as it is loaded and checked. ``"canary"``: after it has answered a share of the
             requests well. ``"shadow"``: after it was given copies of a share of them, and its answers were compared.
-        share: That share of the requests, above 0 and at most 1.
+        share: That share of the requests, above 0 and at most 1; of a canary at most 0.5, so that there is something to
+            compare it with.
         min_requests: Requests that a candidate must have run before it takes over.
         min_s: Seconds that a trial lasts at least.
+        max_s: Seconds after which a candidate that could not prove itself is rolled back.
         failures_max: Share of failed requests that is tolerated beyond the running version's.
         slower_max: How many times the running version's latency (p50 and p95) is tolerated.
         tolerance: Difference (`headrace.parity.Parity`) beyond which two answers count as divergent.
@@ -63,10 +68,16 @@ class RolloutSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     min_requests: Positive = 100
     min_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    max_s: PositiveFloat = 3600.0
     failures_max: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
     slower_max: PositiveFloat = 1.5
     tolerance: Annotated[float, msgspec.Meta(ge=0)] = 0.02
     divergent_max: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a canary that would answer more requests than the running version."""
+        if self.mode == "canary" and self.share > CANARY_SHARE_MAX:
+            raise ValueError(f"share: got {self.share:g} for a canary, expected at most {CANARY_SHARE_MAX:g}")
 
 
 class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -37,23 +38,24 @@ async def drain(folder: Path, seed: int, seconds: float) -> Report:
     return report
 
 
-async def _ended(folder: Path, seed: int, seconds: float, end: Callable[[Server], object]) -> Report:
+async def _ended(folder: Path, seed: int, seconds: float, end: Callable[[Server], int]) -> Report:
     chance, report, tally = random.Random(seed), Report(), Tally()
     cases = save(folder / "models", layers=2)
     with Server(folder / "models", folder / "ledger") as server:
-        ends = 0
+        ends, codes = 0, set[int]()
         async with session() as http:
             load = asyncio.create_task(Client(http, server.url, cases).closed_loop(CONNECTIONS, seconds, tally))
             while True:
                 await asyncio.wait({load}, timeout=chance.uniform(0.5, 1.5))
                 if load.done():
                     break
-                await asyncio.to_thread(end, server)
+                codes.add(await asyncio.to_thread(end, server))
                 ends += 1
                 await asyncio.to_thread(server.start)
             await load
         await asyncio.to_thread(server.stop)
     report.facts["ends"] = ends
+    report.promises["the server ended as it was told to"] = codes <= {0, -signal.SIGKILL}
     report.facts["slowest start in s"] = round(max(server.starts_s), 2)
     report.add("clients", tally)
     books = report.balance(server.ledger, tally)

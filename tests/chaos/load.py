@@ -76,6 +76,7 @@ class Client:
                     _note(tally, f"{outcome}: {response.status} {payload[:200]!r}")
                 if response.status == 429 and "Retry-After" not in response.headers:
                     _note(tally, "429 without Retry-After")
+                    outcome = "failed"
         except (aiohttp.ClientError, TimeoutError, OSError):
             outcome = "broken"
         tally.outcomes[outcome] += 1

@@ -48,9 +48,9 @@ class Server:
                 return
         raise RuntimeError(f"got exit code {self._process.wait()}, expected a server")
 
-    def kill(self) -> None:
-        """kill -9."""
-        self._end(signal.SIGKILL)
+    def kill(self) -> int:
+        """kill -9. Returns its exit code, which is the signal's number below zero."""
+        return self._end(signal.SIGKILL)
 
     def stop(self) -> int:
         """SIGTERM: it answers what it accepted. Returns its exit code."""

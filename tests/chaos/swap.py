@@ -70,13 +70,15 @@ async def swap(folder: Path, seed: int, seconds: float) -> Report:
                 await asyncio.to_thread(_put, repository, version, change)
                 serving = await admin.bring(version)
                 what = f"{change.mode} {'broken ' * change.broken}{'other ' * change.other}taken"
-                report.promises[f"{what}: {change.taken}"] = (serving == version) == change.taken
+                promise = f"{what}: {change.taken}"
+                as_told = (serving == version) == change.taken
+                report.promises[promise] = as_told and report.promises.get(promise, True)
                 ended[what] = ended.get(what, 0) + 1
                 if serving != version:
                     shutil.rmtree(repository / NAME / str(version))
             stop.set()
             await load
-        await asyncio.to_thread(server.stop)
+        code = await asyncio.to_thread(server.stop)
     finally:
         await asyncio.to_thread(server.kill)
     report.facts |= {f"times {what.removesuffix(' taken')}": count for what, count in ended.items()}
@@ -84,6 +86,8 @@ async def swap(folder: Path, seed: int, seconds: float) -> Report:
     books = report.balance(server.ledger, tally, failures=True)
     report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent
     report.promises["nothing was lost"] = books.lost == 0
+    report.promises["versions were taken, and rolled back"] = len(ended) >= len(CHANGES) - 2
+    report.promises["SIGTERM ended it with exit code 0"] = code == 0
     return report
 
 

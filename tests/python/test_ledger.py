@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -139,6 +141,15 @@ def test_books_that_do_not_balance_are_an_error(tmp_path: Path, monkeypatch: pyt
     code, output = run("anywhere")
     assert code == 1
     assert "DOES NOT BALANCE" in output
+
+
+def test_a_request_that_ended_twice_unbalances_the_books(tmp_path: Path) -> None:
+    os.close(create(tmp_path, "m", "1"))
+    (path,) = tmp_path.iterdir()
+    header = path.read_bytes()[:256]
+    path.write_bytes(header + struct.pack("=8q", 3, 0, 4, 0, 0, 0, 0, 0))
+    assert not totals(read(tmp_path))["m"].balanced
+    assert run(str(tmp_path))[0] == 1
 
 
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:

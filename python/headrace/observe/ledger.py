@@ -83,8 +83,9 @@ class Books:
 
     @property
     def balanced(self) -> bool:
-        """Whether every accepted Request is accounted for."""
-        return self.accepted == self.ok + self.failed + self.expired + self.cancelled + self.queued + self.lost
+        """Whether every accepted Request is accounted for, and none twice."""
+        ended = self.ok + self.failed + self.expired + self.cancelled
+        return self.queued >= 0 and self.lost >= 0 and self.accepted == ended + self.queued + self.lost
 
     def _values(self) -> tuple[int, ...]:
         return tuple(vars(self).values())
@@ -120,12 +121,16 @@ def create(folder: str | Path, model: str, version: str) -> int:
     path = Path(folder) / f"{model}-{version}-{owner.pid}-{time.time_ns()}{SUFFIX}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        # Readers see whole files only.
+        draft = path.with_suffix(".draft")
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             os.write(fd, header.ljust(_HEADER_BYTES) + _COUNTS.pack(*[0] * len(_NAMES)))
+            draft.rename(path)
         except BaseException:
             os.close(fd)
+            draft.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise ConfigError(f"ledger: got {error}, expected a folder that files can be made in") from error

@@ -163,7 +163,8 @@ class GrpcApp(grpc.GenericRpcHandler):  # type: ignore[misc]
         try:
             request = parse(ModelInferRequest, payload)
             route = self._service.host.route(request.model_name, request.model_version or None)
-            served = route.served
+            served = found = route.served
+            found.users += 1
             try:
                 call = grpc_codec.decode(served.decoder, request)
                 served.stages["decode"].observe(perf_counter() - started)
@@ -175,6 +176,8 @@ class GrpcApp(grpc.GenericRpcHandler):  # type: ignore[misc]
             except BaseException as error:  # a call that is cancelled counts too
                 served.ended(perf_counter() - started, error)
                 raise
+            finally:
+                found.users -= 1
             served.ended(perf_counter() - started)
         finally:
             self._service.in_flight.give(len(payload))

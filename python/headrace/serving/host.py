@@ -3,58 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from time import monotonic, sleep, time_ns
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from headrace.backend import Result
 from headrace.config import ModelConfig, ModelSettings
-from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, HeadraceError, NotFound, ParityError
-from headrace.observe.histogram import Histogram
+from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, NotFound, ParityError
 from headrace.observe.ledger import Books, totals
 from headrace.observe.ledger import create as create_ledger
 from headrace.observe.ledger import read as read_ledger
-from headrace.serving.decode import Decoder, InferCall
-from headrace.serving.errors import outcome
-from headrace.serving.opening import BatcherLike, EngineLike, OpenBatcher, OpenEngine, open_batcher, open_engine
+from headrace.serving.opening import OpenBatcher, OpenEngine, open_batcher, open_engine
+from headrace.serving.retiring import Retiring
 from headrace.serving.rollout import Trial
+from headrace.serving.served import Route, ServedModel
 from headrace.serving.warmup import warmup_request
-from headrace.signature import TensorSpec
 
-__all__ = ["ModelHost", "OpenBatcher", "OpenEngine", "ServedModel", "open_batcher", "open_engine"]
+__all__ = ["ModelHost", "OpenBatcher", "OpenEngine", "Route", "ServedModel", "open_batcher", "open_engine"]
 
 log = logging.getLogger("headrace.serving")
-
-# Leaves room above and below it, as Triton's own examples do.
-DEFAULT_LEVEL = 10
-LEVEL_MAX = 1_000_000
-
-
-def scheduler_priority(level: int) -> int:
-    """The Batcher's priority, in which larger goes first, of a protocol level, in which 1 is the highest.
-
-    The protocol leaves to the server what a request without a level (0) counts as; here it is `DEFAULT_LEVEL`.
-    """
-    return DEFAULT_LEVEL - min(level, LEVEL_MAX) if level else 0
-
-
-class Duration:
-    """How many requests ended in a way, and how long they took together."""
-
-    __slots__ = ("count", "total_s")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total_s = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Counts one."""
-        self.count += 1
-        self.total_s += seconds
 
 
 class ModelState(NamedTuple):
@@ -64,137 +30,6 @@ class ModelState(NamedTuple):
     version: str
     state: str
     reason: str
-
-
-class ServedModel:
-    """One version of one model, loaded, warmed and answering.
-
-    Attributes:
-        stages: Seconds by stage: decode, encode, total (the Batcher knows the rest). Written by the event loop only.
-        source: What it was made from: equal to another's where loading again would change nothing.
-        succeeded: The requests that were answered with a Result.
-        failed: Those that were answered with an error, the rejected ones apart.
-        last_inference_ms: When the last Result was sent, in milliseconds of Unix time; 0 for never.
-        users: Requests that have found this model and are not answered yet: they may still enter its queue.
-        rejected: Requests that never reached the Batcher, because they were wrong.
-        nonfinite: Results in which an output had NaN or Inf.
-    """
-
-    def __init__(
-        self, config: ModelConfig, version: int, engine: EngineLike, batcher: BatcherLike, source: object = None
-    ) -> None:
-        self.name = config.name
-        self.version = str(version)
-        self.settings = config.settings
-        self.engine = engine
-        self.batcher = batcher
-        self.source = source
-        self.decoder = Decoder(engine.signature)
-        self.stages = {stage: Histogram() for stage in ("decode", "encode", "total")}
-        self.succeeded = Duration()
-        self.failed = Duration()
-        self.last_inference_ms = 0
-        self.users = 0
-        self.rejected = 0
-        self.nonfinite = 0
-        self._guarded = tuple(
-            spec.name
-            for spec in engine.signature.outputs
-            if config.settings.nonfinite != "allow" and "float" in spec.dtype
-        )
-
-    async def infer(
-        self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None, *, priority: int | None = None
-    ) -> Result:
-        """Runs one decoded request through the Batcher and the guards.
-
-        Args:
-            call: The decoded request.
-            deadline_ms: Milliseconds the answer is worth waiting for, beside what `call` says; the smaller counts.
-            caller: Whose request it is, for fair shares; None for those without a name.
-            priority: The Batcher's, in place of what `call` says.
-
-        Raises:
-            HeadraceError: Whatever the Batcher answers with, or `ExecutionError` where a guard refuses the Result.
-        """
-        if call.timeout_us:
-            own_ms = call.timeout_us / 1000
-            deadline_ms = own_ms if deadline_ms is None else min(deadline_ms, own_ms)
-        if priority is None:
-            priority = scheduler_priority(call.priority)
-        result = await self.batcher.infer(call.inputs, deadline_ms=deadline_ms, priority=priority, caller=caller)
-        for name in self._guarded:
-            if not np.isfinite(result[name]).all():
-                self._found_nonfinite(name, result[name])
-                break
-        return result
-
-    def ended(self, seconds: float, error: BaseException | None = None) -> None:
-        """Counts one request of any protocol when it has its answer.
-
-        Args:
-            seconds: Since it arrived.
-            error: What it was answered with; None for a Result.
-        """
-        self.stages["total"].observe(seconds)
-        if error is None:
-            self.succeeded.add(seconds)
-            self.last_inference_ms = time_ns() // 1_000_000
-        elif outcome(error) == "rejected":
-            self.rejected += 1
-        else:
-            self.failed.add(seconds)
-
-    def _found_nonfinite(self, name: str, array: np.ndarray) -> None:
-        self.nonfinite += 1
-        if self.settings.nonfinite == "error":
-            count = array.size - np.count_nonzero(np.isfinite(array))
-            raise ExecutionError(
-                f"model {self.name!r} version {self.version}: got {count} NaN or Inf of {array.size} values "
-                f"in output {name!r}, expected finite values (nonfinite = 'error')"
-            )
-
-    def metadata(self, versions: Sequence[str]) -> dict[str, Any]:
-        """The protocol's model metadata; ``parameters`` says what really runs the model, and where."""
-        plan = self.engine.plan
-        signature = self.engine.signature
-        return {
-            "name": self.name,
-            "versions": list(versions),
-            "platform": "headrace_onnx",
-            "inputs": [_tensor_metadata(spec) for spec in signature.inputs],
-            "outputs": [_tensor_metadata(spec) for spec in signature.outputs],
-            "parameters": {
-                "version": self.version,
-                "backend": plan.backend,
-                "device": plan.device,
-                "isa": plan.isa,
-                "precision": plan.precision,
-                "threads": plan.threads,
-                "parity": self.engine.parity,
-            },
-        }
-
-    def close(self) -> None:
-        """Answers what was accepted, then gives the Batcher and the Engine back."""
-        self.batcher.close()
-        self.engine.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where the requests to one model go: to a version, or to two while a candidate is on trial."""
-
-    served: ServedModel
-    trial: Trial[ServedModel] | None = None
-
-    async def infer(
-        self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None
-    ) -> tuple[ServedModel, Result]:
-        """Runs one request as `ServedModel.infer` does, and says which version answered it."""
-        if self.trial is None:
-            return self.served, await self.served.infer(call, deadline_ms, caller)
-        return await self.trial.infer(call, deadline_ms, caller)
 
 
 class ModelHost:
@@ -226,7 +61,7 @@ class ModelHost:
         self._batcher_opener = batcher_opener
         self._ledger = ledger
         self._draining = False
-        self._closing: tuple[ServedModel, ...] = ()
+        self._retiring = Retiring()
         # (model, version) -> why it was loaded and yet is not served.
         self._refused: dict[tuple[str, int], str] = {}
         self._trials: dict[str, Trial[ServedModel]] = {}
@@ -299,7 +134,7 @@ class ModelHost:
         self._served = {**self._served, name: opened}
         self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
-        return self._leaving(replaced)
+        return self._retiring.enter(replaced)
 
     def begin_trial(self, name: str, opened: dict[int, ServedModel]) -> Trial[ServedModel]:
         """Puts the newest version that `prepare` made on trial beside the one that answers. Call it on the event loop.
@@ -332,7 +167,7 @@ class ModelHost:
         self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
         serving = list(self._served.get(name, {}).values())
-        return self._leaving([served for served in opened.values() if served not in serving])
+        return self._retiring.enter([served for served in opened.values() if served not in serving])
 
     def withdraw(self, name: str) -> list[ServedModel]:
         """Takes a model's name away, in one step. Call it on the event loop, for the reason that `swap` gives.
@@ -352,25 +187,19 @@ class ModelHost:
         self._served = {other: loaded for other, loaded in self._served.items() if other != name}
         self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
-        return self._leaving(leaving)
-
-    def _leaving(self, models: list[ServedModel]) -> list[ServedModel]:
-        self._closing = (*self._closing, *models)
-        return models
+        return self._retiring.enter(leaving)
 
     def retire(self, models: Sequence[ServedModel], wait_s: float = 0.0) -> None:
         """Answers what they have accepted, then closes them. Blocking.
 
         Args:
-            models: What `swap` or `withdraw` returned.
+            models: What `swap`, `give_up` or `withdraw` returned.
             wait_s: How long to wait for requests that have found them and are still on their way into the queue.
+
+        Raises:
+            HeadraceError: What closing raised, after all were tried.
         """
-        end = monotonic() + wait_s
-        for served in models:
-            while served.users and monotonic() < end:
-                sleep(0.01)
-            served.close()
-            self._closing = tuple(other for other in self._closing if other is not served)
+        self._retiring.retire(models, wait_s)
 
     def _open(self, config: ModelConfig, version: int) -> ServedModel:
         path = config.files[version]
@@ -498,10 +327,15 @@ class ModelHost:
         """The books of each model: of every process that kept them in the same folder, or else of this one alone."""
         if self._ledger is not None:
             return totals(read_ledger(self._ledger))
-        books: dict[str, Books] = {}
-        for served in self:
+        books = dict(self._retiring.books)
+        for served in self._everything():
             books[served.name] = books.get(served.name, Books()) + Books.of_stats(served.batcher.stats())
         return books
+
+    def _everything(self) -> list[ServedModel]:
+        """Every version there is: serving, on trial or being closed."""
+        serving = [served for versions in self._served.values() for served in versions.values()]
+        return [*serving, *(trial.candidate for trial in self._trials.values()), *self._retiring]
 
     def stalled(self) -> list[str]:
         """Versions whose running Batch has taken longer than their `stall_s`, as ``NAME/VERSION``.
@@ -510,7 +344,7 @@ class ModelHost:
         """
         return [
             f"{served.name}/{served.version}"
-            for served in (*self, *self._closing)
+            for served in self._everything()
             if served.batcher.stats().get("running_s", 0.0) > served.settings.stall_s
         ]
 
@@ -527,7 +361,10 @@ class ModelHost:
         self.retire(self.withdraw(name))
 
     def close(self) -> None:
-        """Unloads everything. Every error is logged, the first one is raised after all were tried."""
+        """Unloads everything, and waits for what is being closed already.
+
+        Every error is logged, the first one is raised after all were tried.
+        """
         self.drain()
         failure: HeadraceError | None = None
         for name in list(self._models):
@@ -536,6 +373,7 @@ class ModelHost:
             except HeadraceError as error:
                 log.error("could not close model %s: %s", name, error)
                 failure = failure or error
+        self._retiring.wait()
         if failure is not None:
             raise failure
 
@@ -552,9 +390,3 @@ def _source(path: Path, settings: ModelSettings) -> object:
     except OSError:
         return object()  # equal to nothing: the opener will say what is wrong
     return settings, path, tuple(sorted(files))
-
-
-def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
-    """The protocol says -1 for a dim that may vary."""
-    dims = [-1 if isinstance(dim, str) else dim for dim in spec.dims]
-    return {"name": spec.name, "datatype": spec.oip_datatype, "shape": dims}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,13 +148,10 @@ class ModelRepository:
 
     async def _load(self, name: str) -> None:
         async with self._lock:
-            if self._host.draining or not self._host.loaded:
-                state = "stopping" if self._host.draining else "starting"
-                raise BackendUnavailable(f"repository: got a load while the server is {state}, expected it running")
+            self._check_running("a load")
             # Compared with the folder's own listing, so that no name can lead out of it.
             if name not in self._folders():
                 raise NotFound(f"repository: got model {name[:128]!r}, expected one of {', '.join(self._folders())}")
-            await self._end_trial(name)
             self._loading = name
             try:
                 config, opened = await asyncio.to_thread(self._prepare, name)
@@ -162,11 +161,34 @@ class ModelRepository:
             finally:
                 self._loading = None
             self._notes.pop(name, None)
-            if self._tried_first(name, config, opened):
-                await self._begin_trial(config, opened)
-                return
-            replaced = self._host.swap(config, opened)
-        await asyncio.to_thread(self._host.retire, replaced, RETIRE_S_MAX)
+            leaving, failure = await self._end_trial(name), None
+            if not self._tried_first(name, config, opened):
+                leaving += self._host.swap(config, opened)
+            else:
+                try:
+                    self._begin_trial(config, opened)
+                except HeadraceError as error:
+                    self._notes[name], failure = f"{type(error).__name__}: {error}", error
+                    leaving += self._host.give_up(name, opened)
+        await self._retire(leaving)
+        if failure is not None:
+            raise failure
+
+    async def _retire(self, models: list[ServedModel]) -> None:
+        """Closes versions outside of the lock, on a thread that nobody waits for where the server ends first."""
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def retire() -> None:
+            try:
+                self._host.retire(models, RETIRE_S_MAX)
+            except Exception as error:
+                log.error("could not close a version: %s", error)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(done.set)
+
+        if models:
+            threading.Thread(target=retire, name="headrace-retire", daemon=True).start()
+            await done.wait()
 
     def _tried_first(self, name: str, config: ModelConfig, opened: dict[int, ServedModel]) -> bool:
         """Whether what was opened has to prove itself: there is something that serves, and that would change."""
@@ -177,14 +199,10 @@ class ModelRepository:
             and opened[max(opened)] is not self._host.find(name)
         )
 
-    async def _begin_trial(self, config: ModelConfig, opened: dict[int, ServedModel]) -> None:
+    def _begin_trial(self, config: ModelConfig, opened: dict[int, ServedModel]) -> None:
+        """Puts what was opened on trial; raises as `ModelHost.begin_trial` does."""
         name = config.name
-        try:
-            trial = self._host.begin_trial(name, opened)
-        except HeadraceError as error:
-            self._notes[name] = f"{type(error).__name__}: {error}"
-            await asyncio.to_thread(self._host.retire, self._host.give_up(name, opened))
-            raise
+        trial = self._host.begin_trial(name, opened)
         self._on_trial[name] = opened
         log.info("model %s version %s is on trial as a %s", name, trial.candidate.version, trial.settings.mode)
         task = asyncio.create_task(self._conclude(trial, config, opened))
@@ -204,22 +222,21 @@ class ModelRepository:
             log.warning("model %s version %s: %s: %s", name, trial.candidate.version, decision.action, decision.reason)
             if decision.action == "promote":
                 self._on_trial.pop(name)
-                replaced = self._host.swap(config, opened)
+                leaving = self._host.swap(config, opened)
                 await trial.close()
             else:
                 self._notes[name] = f"version {trial.candidate.version} was rolled back: {decision.reason}"
-                await self._end_trial(name)
-                return
-        await asyncio.to_thread(self._host.retire, replaced, RETIRE_S_MAX)
+                leaving = await self._end_trial(name)
+        await self._retire(leaving)
 
-    async def _end_trial(self, name: str) -> None:
-        """Gives up the candidate of a model, if it has one."""
+    async def _end_trial(self, name: str) -> list[ServedModel]:
+        """Gives up the candidate of a model, if it has one; returns it for `_retire`."""
         trial = self._host.trial(name)
         if trial is None:
-            return
-        given_up = self._host.give_up(name, self._on_trial.pop(name))
+            return []
+        leaving = self._host.give_up(name, self._on_trial.pop(name))
         await trial.close()
-        await asyncio.to_thread(self._host.retire, given_up, RETIRE_S_MAX)
+        return leaving
 
     def _prepare(self, name: str) -> tuple[ModelConfig, Any]:
         config = load_model_folder(self._root / name)
@@ -227,10 +244,16 @@ class ModelRepository:
 
     async def _unload(self, name: str) -> None:
         async with self._lock:
-            await self._end_trial(name)
-            withdrawn = self._host.withdraw(name)
+            self._check_running("an unload")
+            leaving = await self._end_trial(name)
+            leaving += self._host.withdraw(name)
             self._notes[name] = "unloaded"
-        await asyncio.to_thread(self._host.retire, withdrawn, RETIRE_S_MAX)
+        await self._retire(leaving)
+
+    def _check_running(self, what: str) -> None:
+        if self._host.draining or not self._host.loaded:
+            state = "stopping" if self._host.draining else "starting"
+            raise BackendUnavailable(f"repository: got {what} while the server is {state}, expected it running")
 
 
 def read_token(path: Path | None, variable: str | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc.aio as triton
-from serving_fakes import Answer, Served, acall, make_config, make_served, rows
+from serving_fakes import MIRROR, Answer, Served, acall, make_config, make_served, rows
 
 from headrace.config import load_repository
 from headrace.errors import ConfigError
@@ -363,3 +363,35 @@ async def test_a_trial_ends_with_the_server(tmp_path: Path) -> None:
     served = await begin_trial(tmp_path, 'mode = "canary"')
     await asyncio.to_thread(served.host.close)
     assert all(engine.closed for engine in served.engines)
+
+
+async def test_a_candidate_of_another_signature_is_refused_a_trial(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    (tmp_path / "doubler/headrace.toml").write_text('[rollout]\nmode = "canary"')
+    served = serve(tmp_path)
+    served.engines[0].signature = MIRROR
+    put(tmp_path, "doubler", 2)
+    answer = await post(served, "models/doubler/load")
+    assert answer.status == 400
+    assert "got version 2 with other inputs or outputs than version 1" in answer.error
+    assert [engine.closed for engine in served.engines] == [False, True]
+    assert (await post(served, "index")).json[0]["state"] == "READY"
+
+
+async def test_nothing_is_unloaded_while_the_server_starts(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    served = make_served(*load_repository(tmp_path), repository=tmp_path, admin_token=TOKEN, load=False)
+    answer = await post(served, "models/doubler/unload")
+    assert answer.status == 503
+    assert "got an unload while the server is starting" in answer.error
+
+
+async def test_the_books_keep_what_versions_did_that_are_gone(tmp_path: Path) -> None:
+    put(tmp_path, "doubler", 1)
+    served = serve(tmp_path)
+    await infer(served, 3)
+    put(tmp_path, "doubler", 2)
+    assert (await post(served, "models/doubler/load")).status == 200
+    await infer(served, 2)
+    books = (await acall(served.app, "GET", "/v2/ledger")).json["doubler"]
+    assert (books["accepted"], books["ok"]) == (5, 5)

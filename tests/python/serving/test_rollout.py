@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from headrace.backend import Result
-from headrace.config import RolloutSettings
-from headrace.errors import DeadlineExceeded, ExecutionError, Overloaded
+from headrace.config import ModelSettings, RolloutSettings
+from headrace.errors import DeadlineExceeded, ExecutionError, Overloaded, ShapeMismatch
 from headrace.serving.decode import InferCall
 from headrace.serving.rollout import SHADOWS_MAX, Evidence, Trial, judge, wilson_low
 
 CALL = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=0)
+SOON = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=40_000)
 
 
 class FakeVersion:
@@ -26,15 +27,14 @@ class FakeVersion:
 
     def __init__(self, version: str) -> None:
         self.version = version
-        self.seen: list[tuple[float | None, int | None]] = []
+        self.settings = ModelSettings(stall_s=0.05)
+        self.seen: list[float | None] = []
         self.act: Callable[[], Any] = lambda: float(version)
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def infer(
-        self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None, *, priority: int | None = None
-    ) -> Result:
-        self.seen.append((deadline_ms, priority))
+    async def infer(self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None) -> Result:
+        self.seen.append(deadline_ms)
         await self.gate.wait()
         return {"y": np.full(2, self.act(), np.float32)}
 
@@ -55,7 +55,7 @@ async def send(on: Trial, count: int) -> list[str]:
     return [(await on.infer(CALL))[0].version for _ in range(count)]
 
 
-@given(st.floats(0.01, 1.0))
+@given(st.floats(0.01, 0.5))
 def test_a_canary_answers_exactly_its_share(share: float) -> None:
     async def main() -> None:
         on, *_ = trial(mode="canary", share=share)
@@ -67,33 +67,68 @@ def test_a_canary_answers_exactly_its_share(share: float) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("error", [ExecutionError("got NaN"), Overloaded("full"), ZeroDivisionError("bug")])
+@pytest.mark.parametrize(
+    "error", [ExecutionError("got NaN"), Overloaded("full"), DeadlineExceeded("late"), ZeroDivisionError("bug")]
+)
 def test_what_a_canary_fails_at_the_running_version_answers(error: Exception) -> None:
     async def main() -> None:
         on, running, candidate = trial(mode="canary", share=0.5)
         candidate.act = raising(error)
         assert set(await send(on, 20)) == {"1"}
-        assert len(candidate.seen) == 10
-        assert len(running.seen) == 20
-        failed = 0 if isinstance(error, Overloaded) else 10
-        assert on.evidence["candidate"].failed == failed
-        assert on.judge().action == ("rollback" if failed else "wait")
+        assert (len(candidate.seen), len(running.seen)) == (10, 20)
+        assert (on.evidence["candidate"].requests, on.evidence["candidate"].failed) == (10, 10)
+        assert on.judge().action == "rollback"
 
     asyncio.run(main())
 
 
-def test_a_retry_has_what_is_left_of_the_deadline() -> None:
+def test_what_neither_version_can_answer_says_nothing_about_the_candidate() -> None:
     async def main() -> None:
-        on, running, candidate = trial(mode="canary", share=1)
-        candidate.act = raising(ExecutionError("no"))
-        await on.infer(CALL, 1000.0)
-        left = running.seen[0][0]
-        assert left is not None
-        assert 0 < left < 1000
-        candidate.act = raising(DeadlineExceeded("late"))
-        with pytest.raises(DeadlineExceeded):
-            await on.infer(CALL, 1000.0)
-        assert len(running.seen) == 1
+        on, running, candidate = trial(mode="canary", share=0.5)
+        running.act = candidate.act = raising(ExecutionError("got NaN"))
+        for _ in range(8):
+            with pytest.raises(ExecutionError):
+                await on.infer(CALL)
+        assert on.evidence["candidate"].failed == 0
+        assert on.evidence["running"].failed == 8
+        assert on.judge().action == "wait"
+
+    asyncio.run(main())
+
+
+def test_a_wrong_request_is_nobodys_failure() -> None:
+    async def main() -> None:
+        on, running, candidate = trial(mode="canary", share=0.5)
+        running.act = candidate.act = raising(ShapeMismatch("got [3], expected [2]"))
+        for _ in range(8):
+            with pytest.raises(ShapeMismatch):
+                await on.infer(CALL)
+        assert on.evidence["candidate"].requests == on.evidence["running"].requests == 0
+
+    asyncio.run(main())
+
+
+def test_a_canary_that_hangs_holds_no_request_for_long() -> None:
+    async def main() -> None:
+        on, _, candidate = trial(mode="canary", share=0.5)
+        candidate.gate.clear()
+        assert set(await send(on, 8)) == {"1"}
+        assert on.evidence["candidate"].failed == 4
+        assert on.judge().action == "rollback"
+
+    asyncio.run(main())
+
+
+def test_both_attempts_together_have_the_time_of_one() -> None:
+    async def main() -> None:
+        on, running, candidate = trial(mode="canary", share=0.5)
+        candidate.gate.clear()
+        await on.infer(CALL)
+        await on.infer(SOON, 1000.0)
+        first, second = candidate.seen[0], running.seen[1]
+        assert first == 20.0
+        assert second is not None
+        assert second <= 20.0
 
     asyncio.run(main())
 
@@ -117,7 +152,7 @@ def test_a_shadow_answers_nobody_and_its_differences_are_counted() -> None:
         assert set(await send(on, 4)) == {"1"}
         await settle(on)
         assert seen.failed == 2
-        assert all(deadline is None and priority is not None and priority < 0 for deadline, priority in candidate.seen)
+        assert candidate.seen == [None] * 22
 
     asyncio.run(main())
 
@@ -130,6 +165,7 @@ async def settle(on: Trial) -> None:
 def test_a_slow_shadow_holds_nothing_up() -> None:
     async def main() -> None:
         on, _, candidate = trial(mode="shadow", share=1)
+        candidate.settings = ModelSettings()
         candidate.gate.clear()
         assert set(await send(on, SHADOWS_MAX + 5)) == {"1"}
         assert on.evidence["candidate"].skipped == 5
@@ -153,7 +189,11 @@ def evidence(
         (evidence(99), 60, "wait", "99 of 100 requests"),
         (evidence(100), 5, "wait", "5.0 of 10 s"),
         (evidence(100), 10, "promote", "100 requests"),
-        (evidence(4, failed=4), 0, "rollback", "failures: got 4 of 4"),
+        (evidence(1, failed=1), 0, "wait", ""),
+        (evidence(2, failed=2), 0, "wait", ""),
+        (evidence(3, failed=3), 0, "rollback", "failures: got 3 of 3"),
+        (evidence(100, failed=1, latency_s=0.1), 10, "rollback", "latency"),
+        (evidence(3), 3601, "rollback", "no verdict"),
         (evidence(100, failed=1), 10, "promote", ""),
         (evidence(100, failed=10), 10, "rollback", "failures"),
         (evidence(100, latency_s=0.02), 10, "rollback", "latency: got 20.00 ms at p50"),
@@ -166,6 +206,12 @@ def test_decisions(candidate: Evidence, elapsed_s: float, action: str, reason: s
     decision = judge(RolloutSettings(mode="canary"), evidence(1000), candidate, elapsed_s)
     assert decision.action == action
     assert reason in decision.reason
+
+
+def test_a_canary_leaves_something_to_compare_it_with() -> None:
+    with pytest.raises(ValueError, match=r"got 0\.6 for a canary, expected at most 0\.5"):
+        RolloutSettings(mode="canary", share=0.6)
+    assert judge(RolloutSettings(mode="canary"), evidence(50), evidence(100), 10).action == "wait"
 
 
 def test_a_candidate_may_fail_as_often_as_the_running_version() -> None:

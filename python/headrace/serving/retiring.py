@@ -1,0 +1,61 @@
+"""Versions that are on their way out: they answer what they have accepted, then are closed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from time import monotonic, sleep
+
+from headrace.observe.ledger import Books
+from headrace.serving.served import ServedModel
+
+POLL_S = 0.01
+
+
+class Retiring:
+    """The versions being closed, and the books of those that are. Safe to use from any thread.
+
+    Attributes:
+        books: Of every version that was closed, by model.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._models: tuple[ServedModel, ...] = ()
+        self.books: dict[str, Books] = {}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        """Those that are not closed yet."""
+        return iter(self._models)
+
+    def enter(self, models: Sequence[ServedModel]) -> list[ServedModel]:
+        """Notes versions that get no more requests, for `retire`; returns them."""
+        with self._lock:
+            self._models = (*self._models, *models)
+        return list(models)
+
+    def retire(self, models: Sequence[ServedModel], wait_s: float) -> None:
+        """Answers what they have accepted, then closes them; see `ModelHost.retire`."""
+        end, failure = monotonic() + wait_s, None
+        for served in models:
+            while served.users and monotonic() < end:
+                sleep(POLL_S)
+            try:
+                served.close()
+            except Exception as error:
+                failure = failure or error
+            finally:
+                self._forget(served)
+        if failure is not None:
+            raise failure
+
+    def wait(self) -> None:
+        """Waits until every one is closed."""
+        while self._models:
+            sleep(POLL_S)
+
+    def _forget(self, served: ServedModel) -> None:
+        books = Books.of_stats(served.batcher.stats())
+        with self._lock:
+            self._models = tuple(other for other in self._models if other is not served)
+            self.books = {**self.books, served.name: self.books.get(served.name, Books()) + books}
