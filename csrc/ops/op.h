@@ -169,13 +169,13 @@ class Op {
   virtual bool can_overwrite(size_t /*input*/) const { return false; }
 
   // True if output 0 has the rows of input 0 (all dims but the last), each made from that row, the
-  // same row of the other inputs that are not constants, and constants. Such an op may be run on
-  // some of the rows, as a matrix.
+  // same row of the other inputs that are not constants, and constants, all of them for every row.
+  // Such an op may be run on some of the rows, as a matrix, and gets its constants whole.
   virtual bool row_wise() const { return false; }
 
   // True if output 0 has the leading dim of input 0, and each of its slices along it, an image say,
   // is made from that slice of input 0, the same slice of the other inputs that are not constants,
-  // and constants. Such an op may be run on some of the slices.
+  // and constants, all of them for every slice. Such an op may be run on some of the slices.
   virtual bool image_wise() const { return false; }
 
   // True if the op has packed what it needs from this constant input. Plans drop constants that

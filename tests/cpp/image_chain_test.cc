@@ -1,4 +1,6 @@
 // Convolutions taken image by image give the bits that the same ops give one by one.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -118,6 +120,39 @@ HR_TEST(image_chain_gives_the_bits_of_its_ops_one_by_one) {
         }
       }
     }
+  }
+}
+
+HR_TEST(image_chain_leaves_out_sums_with_constant_images) {
+  const Shape shape = {3, 80, 90, kFew};
+  Weights weights;
+  std::vector<float> given = random_floats(shape.elements(), 5);
+  auto make = [&](bool added) {
+    ProgramBuilder builder(selected_isa());
+    ValueId x = builder.add_input(maps("x", kFew));
+    auto constant = [&](const char* name, const std::vector<float>& data, Shape dims) {
+      return builder.add_constant(name, {DType::kF32, dims, data.data()}, nullptr);
+    };
+    ValueId up = constant("up", weights.up, {kMany, kFew, 1, 1});
+    ValueId down = constant("down", weights.down, {kFew, kMany, 1, 1});
+    ValueId a = builder.add_op(conv(1, DType::kF32, DType::kF32), {x, up}, {"a"})[0];
+    std::vector<ValueId> inputs = {a, down};
+    if (added) inputs.insert(inputs.end(), {kAbsent, constant("given", given, shape)});
+    ValueId y = builder.add_op(conv(1, DType::kF32, DType::kF32), inputs, {"y"})[0];
+    builder.add_output(maps("y", kFew), y);
+    return builder.finish();
+  };
+  Batch batch = make_batch({shape, shape});
+  Plan plan(make(true), 2), plain(make(false), 2);
+  Run sums = plan.run(batch.requests), products = plain.run(batch.requests);
+  for (size_t r = 0; r < 2; ++r) {
+    const float* got = sums.output(r, 0).as<float>();
+    const float* product = products.output(r, 0).as<float>();
+    float off = 0.0f;
+    for (size_t i = 0; i < given.size(); ++i) {
+      off = std::max(off, std::abs(got[i] - (product[i] + given[i])));
+    }
+    HR_CHECK(off <= 1e-5f);
   }
 }
 

@@ -23,7 +23,7 @@ class Conv : public Op {
     return channels_last_ && y_bf16_ == residual_bf16_ && input == kResidual;
   }
   bool consumes(size_t input) const override { return input == kWeight && constant_; }
-  bool image_wise() const override { return channels_last_ && constant_; }
+  bool image_wise() const override { return channels_last_ && constant_ && !own_images_; }
 
  private:
   enum Input : size_t { kX, kWeight, kBias, kResidual };
@@ -43,6 +43,7 @@ class Conv : public Op {
   Shape weight_shape_;  // of constant weights
   bool y_bf16_ = false;
   bool residual_bf16_ = false;
+  bool own_images_ = false;  // the residual is a constant, of which each image of Y has its own
   bool constant_ = false;
   Packed packed_;
 };
@@ -68,6 +69,7 @@ Conv::Conv(const NodeSpec& node)
   check(node.output_dtypes[0], "an output", low);
   y_bf16_ = node.output_dtypes[0] == DType::kBF16;
   residual_bf16_ = node.has_input(kResidual) && node.input_dtypes[kResidual] == DType::kBF16;
+  own_images_ = node.is_constant(kResidual);
   std::string layout = node.string_or("layout", "nchw");
   if (layout != (channels_last_ ? "nhwc" : "nchw")) {
     node.unsupported(str("got layout '", layout, "', expected ", channels_last_ ? "nhwc" : "nchw"));

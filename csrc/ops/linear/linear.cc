@@ -88,6 +88,7 @@ std::unique_ptr<Op> make_linear(const NodeSpec& spec) {
   parts.epilogue = epilogue_of(spec);
   parts.consumed = 1u << kWeight | 1u << kBias;
   if (spec.has_input(kResidual)) parts.residual = kResidual;
+  parts.own_rows = spec.is_constant(kResidual);
   if (spec.has_input(kBias)) {
     const ConstTensorView& bias = spec.constants[kBias];
     if (bias.shape != Shape{cols}) {

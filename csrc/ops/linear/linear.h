@@ -14,6 +14,7 @@ class PackedLinear : public Op {
     Packed bias;                 // float; empty if none
     Epilogue epilogue;           // its activation
     int residual = -1;           // the input that is the residual
+    bool own_rows = false;       // the residual is a constant, of which each row of Y has its own
     unsigned consumed = 0;       // bit i: input i is packed or copied here
     bool matrices_only = false;  // X must have two dims
   };
@@ -26,7 +27,7 @@ class PackedLinear : public Op {
   bool can_overwrite(size_t input) const override {
     return static_cast<int>(input) == parts_.residual;
   }
-  bool row_wise() const override { return true; }
+  bool row_wise() const override { return !parts_.own_rows; }
   bool consumes(size_t input) const override { return input < 32 && parts_.consumed >> input & 1; }
 
  private:

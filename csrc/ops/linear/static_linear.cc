@@ -29,7 +29,7 @@ class QuantizedLinear : public Op {
   void infer(InputViews inputs, std::span<Shape> outputs) const override;
   void run(const OpRun& run) const override;
   bool can_overwrite(size_t input) const override { return input == kResidual && overwrites_; }
-  bool row_wise() const override { return true; }
+  bool row_wise() const override { return !own_rows_; }
   bool consumes(size_t input) const override { return input >= kWeight && input <= kBias; }
 
  private:
@@ -40,6 +40,7 @@ class QuantizedLinear : public Op {
   StaticQuantization quantization_;
   const StaticKernels& kernels_;
   bool overwrites_;
+  bool own_rows_;  // the residual is a constant, of which each row of Y has its own
   int64_t k_ = 0;
   int64_t cols_ = 0;
   int64_t panels_ = 0;
@@ -57,7 +58,9 @@ const StaticKernels& kernels_of(const NodeSpec& node, size_t weight) {
 }
 
 QuantizedLinear::QuantizedLinear(const NodeSpec& node)
-    : quantization_(node, kResidual), kernels_(kernels_of(node, kWeight)) {
+    : quantization_(node, kResidual),
+      kernels_(kernels_of(node, kWeight)),
+      own_rows_(node.is_constant(kResidual)) {
   overwrites_ =
       quantization_.has_residual() && node.input_dtypes[kResidual] == node.output_dtypes[0];
   const Shape& shape = node.constants[kWeight].shape;

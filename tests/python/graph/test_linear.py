@@ -148,3 +148,19 @@ def test_an_activation_after_the_residual_is_outside_linear(optimise, f32) -> No
     )
     assert result.ops == {"Linear": 1, "Relu": 1}
     result.agrees(x=f32(3, 4))
+
+
+def test_a_constant_of_the_outputs_shape_is_added_row_by_row(optimise, f32) -> None:
+    # Enough rows that two threads take Linears in a row block by block.
+    result = optimise(
+        "g (float[2, 331, 8] x) => (float[2, 331, 24] y)"
+        " { m = MatMul(x, w1)  a = Add(m, b)  h = Relu(a)  n = MatMul(h, w2)  y = Add(n, c) }",
+        {"w1": f32(8, 16), "b": f32(16), "w2": f32(16, 24), "c": f32(2, 331, 24)},
+    )
+    assert result.ops == {"Linear": 2}
+    requests = [{"x": f32(2, 331, 8)} for _ in range(2)]
+    engine = result.model.compile(backend="native", threads=2)
+    for request, got in zip(requests, engine.run_batch(requests), strict=True):
+        (want,) = result.agrees(**request)
+        np.testing.assert_allclose(got["y"], want, rtol=1e-5, atol=1e-5)
+        assert engine(request)["y"].tobytes() == got["y"].tobytes()
