@@ -71,10 +71,14 @@ class PackedMatMulInteger : public Op {
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     infer_matmul(inputs[0].shape, shape_, outputs);
     if (inputs.size() < 3 || !inputs[2].present()) return;
-    int64_t rows = inputs[0].shape.elements() / std::max<int64_t>(shape_[0], 1);
-    if (inputs[2].elements() != 1 && inputs[2].elements() != rows) {
-      fail(ErrorKind::kShapeMismatch, "got a_zero_point of shape ", to_string(inputs[2].shape),
-           ", expected a scalar or [", rows, "]");
+    // One for each row of a matrix, the same in all of A's, or one for each row of A.
+    Shape each = inputs[0].shape;
+    each[each.rank() - 1] = 1;
+    Shape rows{each.rank() > 1 ? each[each.rank() - 2] : 1};
+    const Shape& zeros = inputs[2].shape;
+    if (inputs[2].elements() != 1 && zeros != rows && zeros != each) {
+      fail(ErrorKind::kShapeMismatch, "got a_zero_point of shape ", to_string(zeros),
+           ", expected a scalar, ", to_string(rows), " or ", to_string(each));
     }
   }
 
@@ -85,9 +89,10 @@ class PackedMatMulInteger : public Op {
       ConstTensorView zero;
       if (run.has_input(2)) zero = run.input(2).view(r);
       // A zero point for each row makes each row a product of its own.
-      int64_t parts = zero.present() ? zero.elements() : 1;
+      int64_t zeros = zero.present() ? zero.elements() : 1;
+      int64_t parts = zeros == 1 ? 1 : rows;
       for (int64_t part = 0; part < parts; ++part) {
-        run_rows(run, r, rows / parts * part, rows / parts, zero_at(zero, part));
+        run_rows(run, r, rows / parts * part, rows / parts, zero_at(zero, part % zeros));
         run.release_scratch();
       }
     }

@@ -233,6 +233,40 @@ def test_a_sum_of_two_quantised_tensors_is_one_op(dtype):
     assert ops_of(model)["QuantizedAdd"] == 1
 
 
+def test_a_constant_sum_has_rows_of_its_own():
+    # Enough rows that two threads take products in a row block by block.
+    graph = Graph(12)
+    w1, _ = graph.weight((8, 16), None, "int8")
+    w2, _ = graph.weight((16, 24), None, "int8")
+    hidden = graph.pair(graph.op("MatMul", graph.pair("x", 0.03, 120, "uint8"), w1), 0.05, 100, "uint8")
+    given, _ = graph.weight((331, 24), None, "uint8")
+    out = quantised_output(graph, graph.op("Add", graph.op("MatMul", hidden, w2), given), "int8")
+    model = run(graph, {"x": (331, 8)}, out, {"y_dtype": "int8"})
+    assert ops_of(model) == {"QuantizeLinear": 1, "QuantizedLinear": 2}
+
+
+def test_a_constant_sum_follows_channels_last():
+    graph = Graph(13)
+    w, _ = graph.weight((6, 3, 3, 3), 0, "int8")
+    conv = graph.op("Relu", graph.op("Conv", graph.pair("x", 0.03, 120, "uint8"), w))
+    conv = graph.pair(conv, 0.05, 0, "uint8")  # behind an activation, so that the sum is an op of its own
+    given, _ = graph.weight((2, 6, 6, 6), None, "uint8")
+    out = quantised_output(graph, graph.op("Add", conv, given), "uint8")
+    model = run(graph, {"x": (2, 3, 8, 8)}, out, {"y_dtype": "uint8"})
+    assert ops_of(model) == {"QuantizeLinear": 1, "QuantizedConv": 1, "QuantizedAdd": 1, "Transpose": 2}
+
+
+def test_a_product_whose_bytes_are_read_in_another_scale_is_added_as_read():
+    graph = Graph(14)
+    w, _ = graph.weight((16, 24), None, "int8")
+    product = graph.op("MatMul", graph.pair("x", 0.03, 120, "uint8"), w)
+    rounded = graph.op("QuantizeLinear", product, graph.const(np.float32(0.07)), graph.const(np.uint8(100)))
+    read = graph.op("DequantizeLinear", rounded, graph.const(np.float32(0.03)), graph.const(np.uint8(90)))
+    out = quantised_output(graph, graph.op("Add", read, graph.pair("r", 0.04, 7, "uint8")), "int8")
+    model = run(graph, {"x": (5, 16), "r": (5, 24)}, out, {"y_dtype": "int8"})
+    assert ops_of(model) == {"QuantizeLinear": 2, "QuantizedLinear": 1, "QuantizedAdd": 1}
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("chain", [["HardSwish"], ["Sigmoid"], ["LeakyRelu", "Tanh"], ["silu"]])
 def test_a_function_of_one_byte_is_looked_up(dtype, chain):
@@ -396,6 +430,20 @@ def test_a_product_of_integers_with_constant_weights(a_dtype, b_dtype, b_zero, a
     want = (feeds["a"].astype(np.int32) - shift) @ (
         b.astype(np.int32) - (0 if zeros is None else zeros.astype(np.int32))
     )
+    np.testing.assert_array_equal(on_every_isa(hr.load(proto), feeds), want)
+
+
+@pytest.mark.parametrize("k", [0, 33])
+@pytest.mark.parametrize("zeros", [(5,), (3, 5, 1)])
+def test_rows_of_several_matrices_have_zero_points(k, zeros):
+    graph = Graph(15)
+    b = graph.rng.integers(-128, 127, (k, 9), endpoint=True).astype(np.int8)
+    out = graph.op("MatMulInteger", "a", graph.const(b), "z")
+    shapes = {"a": (3, 5, k), "z": zeros}
+    proto = graph.model(shapes, out, TensorProto.INT32, TensorProto.UINT8)
+    feeds = {name: graph.rng.integers(0, 256, shape).astype(np.uint8) for name, shape in shapes.items()}
+    shift = feeds["z"].astype(np.int32).reshape(-1, 5, 1)
+    want = (feeds["a"].astype(np.int32) - shift) @ b.astype(np.int32)
     np.testing.assert_array_equal(on_every_isa(hr.load(proto), feeds), want)
 
 

@@ -203,12 +203,13 @@ class _Rewriter:
         return True
 
     def bytewise(self, node: ir.Node) -> bool:
-        """QuantizedAdd of tensors of one shape, QuantizedMap."""
+        """QuantizedAdd of tensors of one shape, QuantizedMap of a tensor and its table."""
         rank = _rank(node.outputs[0])
         inputs = [value for value in node.inputs if value is not None]
         if rank is None or rank < 3 or not any(self.is_last(value) for value in inputs):
             return False
-        turned = [value if is_constant(value) else self.last(node, value, rank) for value in inputs]
+        images = len(inputs) if node.op_type == "QuantizedAdd" else 1
+        turned = [*(self.last(node, value, rank) for value in inputs[:images]), *inputs[images:]]
         self.put(node, fused(node.op_type, turned, dict(node.attributes)), rank)
         return True
 

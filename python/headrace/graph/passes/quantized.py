@@ -230,9 +230,14 @@ def _product_of(value: ir.Value | None) -> tuple[ir.Node | None, Quantization | 
             return product, None
         found = dequantized(value)
         product = producer(found[0], op_type, domain=HEADRACE_DOMAIN) if found is not None else None
-        if product is not None and found is not None:
+        if product is not None and found is not None and _is_rounded_to(product, found[1]):
             return product, found[1]
     return None, None
+
+
+def _is_rounded_to(product: ir.Node, read: Quantization) -> bool:
+    """Whether the bytes of `product` stand for the numbers that they are `read` as: nothing says that they do."""
+    return all(attribute(product, name) == attr.value for name, attr in read.attributes("y").items())
 
 
 def _takes_sum(value: ir.Value | None, add: ir.Node) -> bool:
