@@ -9,7 +9,15 @@ import pytest
 
 from headrace.errors import ExecutionError, HeadraceError
 
-TABLES = {"words": (11, 24), "types": (2, 24), "places": (40, 24), "row": (24,), "scale": (24,), "bias": (24,)}
+TABLES = {
+    "words": (11, 24),
+    "types": (2, 24),
+    "narrow": (11, 1),
+    "places": (40, 24),
+    "row": (24,),
+    "scale": (24,),
+    "bias": (24,),
+}
 NORM = "y = LayerNormalization <axis = -1> (s, scale, bias)"
 # The terms and their sum; which of them are looked up, first the words.
 SUMS = {
@@ -66,6 +74,7 @@ def test_a_sum_of_embeddings_is_normalised_as_it_is_made(optimise, weights, name
     ("inputs", "body"),
     [
         (INPUTS, "w = Gather(words, ids)  s = Relu(w)"),
+        (INPUTS, "w = Gather(narrow, ids)  s = Add(w, row)"),  # repeats along a row
         ("int64[b, n] ids, float[b, 1, 24] given", "w = Gather(words, ids)  s = Add(w, given)"),  # repeats along n
         ("int64[b, n] ids, float[m, n, 24] given", "w = Gather(words, ids)  s = Add(w, given)"),  # m may be 1
         ("int64[b, n] ids, float[b, n, 24] given", "w = Gather(words, ids)  v = Relu(w)  s = Add(v, given)"),

@@ -61,9 +61,9 @@ def _fuse(graph: ir.Graph, node: ir.Node) -> bool:
     first = next((term for term in found[:2] if term.ids is not None and term.leading == shape[:-1]), None)
     if first is None or len(found) < len(terms):
         return False
-    found.remove(first)
     if not all(_repeats(term.leading, shape[:-1]) and _width(term) == shape[-1] for term in found):
         return False
+    found.remove(first)
     inputs = [scale, input_at(node, 2)]
     for term in (first, *found):
         inputs += [term.rows, term.ids]
