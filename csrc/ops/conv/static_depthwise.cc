@@ -7,14 +7,14 @@
 namespace headrace {
 
 HEADRACE_DECLARE_KERNELS(ByteDepthwiseKernels, byte_depthwise)
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
 namespace avx512_vnni {
 extern const ByteDepthwiseKernels byte_depthwise;
 }
 #endif
 
 const ByteDepthwiseKernels& byte_depthwise_for(Isa isa, [[maybe_unused]] bool wide) {
-#if defined(__x86_64__)
+#if defined(HEADRACE_KERNELS_X86)
   if (isa >= Isa::kAvx512Vnni && !wide) return avx512_vnni::byte_depthwise;
 #endif
   return HEADRACE_KERNELS(isa, byte_depthwise);
