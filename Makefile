@@ -54,7 +54,7 @@ test-asan: $(STAMPS)/deps
 	$(call sanitized_tests,address,)
 	# In two processes side by side, but for what waits for something to happen in time.
 	build/cpp-address/headrace_tests --without @batcher --part 1/2 & first=$$!; \
-	  build/cpp-address/headrace_tests --without @batcher --part 2/2 && wait $$first
+	  build/cpp-address/headrace_tests --without @batcher --part 2/2; second=$$?; wait $$first && exit $$second
 	build/cpp-address/headrace_tests @batcher
 
 # Only what has threads of its own, and the ops that its tests run: ops run inside the pool and share nothing but their
