@@ -3,8 +3,8 @@
 // Scores are held transposed, a key per row and a query per lane, so that the softmax over keys
 // needs no reduction across lanes. The second product reads the probabilities as scalars.
 //
-// A query's results depend on its own row, K, V and mask alone: lanes never mix, and blocks of keys
-// have a fixed size.
+// A query's results depend on its own row, K, V and mask alone, and on which of its group's queries
+// are masked: lanes never mix, and blocks of keys have a fixed size.
 #pragma once
 
 #include "ops/attention/mask.h"
