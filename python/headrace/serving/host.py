@@ -373,7 +373,7 @@ class ModelHost:
             except HeadraceError as error:
                 log.error("could not close model %s: %s", name, error)
                 failure = failure or error
-        self._retiring.wait()
+        self._retiring.finish()
         if failure is not None:
             raise failure
 

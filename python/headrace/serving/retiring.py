@@ -22,6 +22,7 @@ class Retiring:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: tuple[ServedModel, ...] = ()
+        self._claimed: set[ServedModel] = set()
         self.books: dict[str, Books] = {}
 
     def __iter__(self) -> Iterator[ServedModel]:
@@ -38,6 +39,8 @@ class Retiring:
         """Answers what they have accepted, then closes them; see `ModelHost.retire`."""
         end, failure = monotonic() + wait_s, None
         for served in models:
+            if not self._claim(served):
+                continue
             while served.users and monotonic() < end:
                 sleep(POLL_S)
             try:
@@ -49,13 +52,23 @@ class Retiring:
         if failure is not None:
             raise failure
 
-    def wait(self) -> None:
-        """Waits until every one is closed."""
+    def finish(self) -> None:
+        """Closes those that nobody is closing, and waits until every other one is closed."""
+        self.retire(self._models, 0.0)
         while self._models:
             sleep(POLL_S)
+
+    def _claim(self, served: ServedModel) -> bool:
+        """Whether it falls to the caller to close it."""
+        with self._lock:
+            if served in self._claimed or served not in self._models:
+                return False
+            self._claimed.add(served)
+            return True
 
     def _forget(self, served: ServedModel) -> None:
         books = Books.of_stats(served.batcher.stats())
         with self._lock:
             self._models = tuple(other for other in self._models if other is not served)
+            self._claimed.discard(served)
             self.books = {**self.books, served.name: self.books.get(served.name, Books()) + books}

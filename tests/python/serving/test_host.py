@@ -161,3 +161,10 @@ def test_a_model_that_differs_from_the_reference_is_not_served_and_the_others_ar
         assert "expected at most 0.001 (parity_tolerance" in wrong.reason
     finally:
         host.close()
+
+
+def test_closing_ends_although_a_retirement_was_given_up() -> None:
+    served = make_served()
+    served.host.withdraw("doubler")  # and whoever was to retire it was cancelled
+    served.host.close()
+    assert served.engines[0].closed
