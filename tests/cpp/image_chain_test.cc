@@ -1,27 +1,22 @@
 // Convolutions taken image by image give the bits that the same ops give one by one.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <random>
 #include <vector>
 
+#include "batch.h"
 #include "check.h"
 #include "heap.h"
-#include "runtime/plan.h"
 
 namespace headrace {
 namespace {
 
+using test::Batch;
+using test::make_batch;
+using test::random_floats;
+using test::same_bits;
+
 constexpr int64_t kFew = 4;
 constexpr int64_t kMany = 48;
-
-std::vector<float> random_floats(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, 0.3f);
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 struct Weights {
   std::vector<float> up = random_floats(kMany * kFew, 1), depthwise = random_floats(kMany * 9, 2),
@@ -71,23 +66,6 @@ Program make_program(const Weights& weights, DType inner) {
   return builder.finish();
 }
 
-struct Batch {
-  std::vector<std::vector<float>> data;
-  std::vector<ConstTensorView> views;
-  std::vector<RequestInputs> requests;
-};
-
-Batch make_batch(const std::vector<Shape>& shapes) {
-  Batch batch;
-  uint32_t seed = 9;
-  for (const Shape& shape : shapes) batch.data.push_back(random_floats(shape.elements(), ++seed));
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    batch.views.push_back({DType::kF32, shapes[i], batch.data[i].data()});
-  }
-  for (const ConstTensorView& view : batch.views) batch.requests.emplace_back(&view, 1);
-  return batch;
-}
-
 HR_TEST(image_chain_is_as_long_as_its_ops_keep_images_apart) {
   Weights weights;
   Program program = make_program(weights, DType::kF32);
@@ -113,9 +91,7 @@ HR_TEST(image_chain_gives_the_bits_of_its_ops_one_by_one) {
           Run steps = alone.run({&batch.requests[r], 1}, &profile);
           HR_CHECK_EQ(profile.size(), size_t{4});
           for (size_t o = 0; o < 2; ++o) {
-            ConstTensorView a = together.output(r, o), b = steps.output(0, o);
-            HR_CHECK(a.shape == b.shape);
-            HR_CHECK(std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0);
+            HR_CHECK(same_bits(together.output(r, o), steps.output(0, o)));
           }
         }
       }

@@ -1,25 +1,20 @@
 // Chains of row-wise ops give the bits that the same ops give one by one.
-#include <cstring>
-#include <random>
 #include <vector>
 
+#include "batch.h"
 #include "check.h"
 #include "heap.h"
-#include "runtime/plan.h"
 
 namespace headrace {
 namespace {
 
+using test::Batch;
+using test::make_batch;
+using test::random_floats;
+using test::same_bits;
+
 constexpr int64_t kWidth = 48;
 constexpr int64_t kWide = 96;
-
-std::vector<float> random_floats(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0.0f, 0.3f);
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 struct Weights {
   std::vector<float> up = random_floats(kWidth * kWide, 1), down = random_floats(kWide * kWidth, 2),
@@ -59,28 +54,6 @@ Program make_program(const Weights& weights, const std::string& precision) {
   builder.add_output({"n", DType::kF32, {{-1, "a"}, {-1, "b"}, {kWidth, ""}}}, n);
   builder.add_output({"y", DType::kF32, {{-1, "a"}, {-1, "b"}, {kWide, ""}}}, y);
   return builder.finish();
-}
-
-struct Batch {
-  std::vector<std::vector<float>> data;
-  std::vector<ConstTensorView> views;
-  std::vector<RequestInputs> requests;
-};
-
-Batch make_batch(const std::vector<Shape>& shapes) {
-  Batch batch;
-  for (const Shape& shape : shapes) {
-    batch.data.push_back(random_floats(shape.elements(), static_cast<uint32_t>(shape[1] + 9)));
-  }
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    batch.views.push_back({DType::kF32, shapes[i], batch.data[i].data()});
-  }
-  for (const ConstTensorView& view : batch.views) batch.requests.emplace_back(&view, 1);
-  return batch;
-}
-
-bool same_bits(const ConstTensorView& a, const ConstTensorView& b) {
-  return a.shape == b.shape && std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())) == 0;
 }
 
 HR_TEST(row_chain_is_as_long_as_its_values_have_the_same_rows) {
