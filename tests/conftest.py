@@ -11,7 +11,7 @@ import pytest
 
 TIMED = tuple(
     f"tests/{path}"
-    for path in ("chaos", "python/cli", "python/examples/test_demo.py", "python/serving", "python/test_batcher")
+    for path in ("chaos", "python/cli", "python/examples/test_demo.py", "python/serving", "python/batcher")
 )
 
 

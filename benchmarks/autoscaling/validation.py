@@ -36,6 +36,7 @@ class One:
     """One replica, always."""
 
     name = "one replica"
+    bounds = (1, 1)
 
     def __call__(self, sample: Sample) -> int:
         """One."""

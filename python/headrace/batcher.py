@@ -24,7 +24,7 @@ import numpy as np
 
 from headrace import _core
 from headrace.backend import Request, Result
-from headrace.errors import ConfigError, HeadraceError
+from headrace.errors import BackendUnavailable, ConfigError, HeadraceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -79,7 +79,8 @@ class Batcher:
             self._enqueue = self._check_and_submit
         self._engine = engine
         self._scheduler.fit(_warmup_runs(engine, max_batch))
-        self._loops: dict[asyncio.AbstractEventLoop, _core.Mailbox] = {}
+        # None once closed.
+        self._loops: dict[asyncio.AbstractEventLoop, _core.Mailbox] | None = {}
         self._loops_lock = threading.Lock()
         self._notifier = _Notifier()
         _live.add(self)
@@ -129,7 +130,8 @@ class Batcher:
                 `Cancelled` where the Batcher was closed first.
         """
         loop = asyncio.get_running_loop()
-        mailbox = self._loops.get(loop)
+        loops = self._loops
+        mailbox = None if loops is None else loops.get(loop)
         if mailbox is None:
             mailbox = self._open_mailbox(loop)
         future: asyncio.Future[Result] = loop.create_future()
@@ -167,8 +169,8 @@ class Batcher:
         self._scheduler.close(drain)
         self._notifier.close()
         with self._loops_lock:
-            loops, self._loops = self._loops, {}
-        for loop, mailbox in loops.items():
+            loops, self._loops = self._loops, None
+        for loop, mailbox in (loops or {}).items():
             with contextlib.suppress(RuntimeError):  # the loop is closed, and its watch on the mailbox with it
                 loop.call_soon_threadsafe(_close_mailbox, loop, mailbox)
         _live.discard(self)
@@ -194,6 +196,8 @@ class Batcher:
 
     def _open_mailbox(self, loop: asyncio.AbstractEventLoop) -> _core.Mailbox:
         with self._loops_lock:
+            if self._loops is None:  # nobody would close this one
+                raise BackendUnavailable("got a Request for a closed Batcher")
             for other in [other for other in self._loops if other.is_closed()]:
                 del self._loops[other]
             mailbox = _core.Mailbox()

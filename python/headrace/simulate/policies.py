@@ -29,6 +29,7 @@ class HeadracePolicy:
     def __init__(self, service: Service, config: PolicyConfig, report_s: float = 0.5, name: str = "Headrace") -> None:
         self.name = name
         self.config = config
+        self.bounds = (config.min_replicas, config.max_replicas)
         self.reasons: Counter[str] = Counter()
         self._capacity_rps = service.capacity_rps
         self._state = PolicyState()
@@ -120,7 +121,7 @@ class RayPolicy:
             downscale_delay_s=downscale_delay_s,
             look_back_period_s=max(look_back_s, 10.001),  # Ray wants more than its metrics_interval_s, which it ignores
         )
-        self._bounds = (min_replicas, max_replicas)
+        self.bounds = (min_replicas, max_replicas)
         self._look_back_s, self._push_s = look_back_s, push_s
         self._recent: deque[tuple[float, float]] = deque()
         self._pushed_s = -math.inf
@@ -144,7 +145,7 @@ class RayPolicy:
             config=self._config,
         )
         wanted = self._decide(ctx, sample.now_s)
-        return max(self._bounds[0], min(self._bounds[1], wanted))
+        return max(self.bounds[0], min(self.bounds[1], wanted))
 
     def _decide(self, ctx: Any, now_s: float) -> int:
         """As `_apply_autoscaling_config` does, which cannot be told the time."""
@@ -197,7 +198,7 @@ class HpaPolicy:
         if not 0 < target <= 1:
             raise ConfigError(f"policy hpa: got target={target:g}, expected 0 < it <= 1")
         self.name = name
-        self._bounds = (max(1, min_replicas), max_replicas)
+        self.bounds = (max(1, min_replicas), max_replicas)
         self._target, self._sync_s, self._window_s = target, sync_s, window_s
         self._down_s, self._tolerance = down_s, tolerance
         self._busy_s = self._ready_s = 0.0
@@ -214,12 +215,12 @@ class HpaPolicy:
             self._busy_s = self._ready_s = 0.0
             self._window_from_s = sample.now_s
         if sample.now_s - self._synced_s < self._sync_s - 1e-9:
-            return max(self._bounds[0], sample.target)
+            return max(self.bounds[0], sample.target)
         self._synced_s = sample.now_s
         return self._sync(sample)
 
     def _sync(self, sample: Sample) -> int:
-        low, high = self._bounds
+        low, high = self.bounds
         wish = max(low, min(high, self._wish(sample)))
         self._wishes.append((sample.now_s, wish))
         while self._wishes[0][0] < sample.now_s - self._down_s:

@@ -76,9 +76,15 @@ class Sample:
 
 
 class Policy(Protocol):
-    """Says after every tick how many replicas there should be."""
+    """Says after every tick how many replicas there should be.
+
+    Attributes:
+        name: For tables and plots.
+        bounds: The least and the most replicas; a simulation begins within them, sized for the trace's first rate.
+    """
 
     name: str
+    bounds: tuple[int, int]
 
     def __call__(self, sample: Sample) -> int:
         """The target from now on."""
@@ -166,7 +172,9 @@ class _Run:
             max_batch=service.max_batch, max_queue=service.max_queue, deadline_s=service.slo_s,
             objective_s=service.slo_s, cold_start_s=service.cold_start_s, held_max=1 << 20, choices=2, seed=seed,
         )  # fmt: skip
-        self.target = math.ceil(trace.rates[0] / (service.capacity_rps * _START_UTILISATION))
+        low, high = policy.bounds
+        needed = math.ceil(trace.rates[0] / (service.capacity_rps * _START_UTILISATION))
+        self.target = max(low, min(high, needed))
         self.pool.start_now(self.target)
         self.changes = 0
         self.latencies = np.zeros(len(BOUNDS_S) - 1, np.int64)

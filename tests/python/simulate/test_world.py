@@ -177,6 +177,7 @@ class Fixed:
 
     def __init__(self, replicas: int) -> None:
         self.replicas = replicas
+        self.bounds = (replicas, replicas)
 
     def __call__(self, sample: Sample) -> int:
         return self.replicas
@@ -193,6 +194,14 @@ def test_a_seed_gives_the_same_numbers_and_another_one_others() -> None:
     first = run_with(1)
     assert run_with(1) == first
     assert run_with(2)["ok"] != first["ok"]
+
+
+@pytest.mark.parametrize(("least", "most", "first"), [(1, 3, 3), (40, 50, 40)])
+def test_a_simulation_begins_within_the_bounds(least: int, most: int, first: int) -> None:
+    trace = diurnal(Shape(seconds=60, base_rps=200, peak_rps=200))  # for which some ten are needed
+    service = Service(0.01, 0.02, max_batch=8, slo_s=0.4, cold_start_s=5)
+    outcome = simulate(trace, service, HeadracePolicy(service, PolicyConfig(least, most, slo_s=0.2)), series_s=1.0)
+    assert outcome.series["running"][0] == first
 
 
 def test_arrivals_of_a_trace_are_replayed_as_they_are() -> None:
