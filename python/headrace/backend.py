@@ -44,12 +44,15 @@ class Capabilities:
         ragged: True if Requests of different shapes run together without padding.
         batch_invariant: True if a Result's bits never depend on who shared the Batch.
         winograd: True if `CompileOptions.winograd` may be set.
+        options: The names that `CompileOptions.options` may have, and the values of each, the default first. No values:
+            any text.
     """
 
     precisions: tuple[str, ...] = ("fp32",)
     ragged: bool = False
     batch_invariant: bool = False
     winograd: bool = False
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,14 @@ class CompileOptions:
         device: One of the Backend's; None for its default.
         winograd: Whether 3x3 convolutions may run by Winograd's minimal filtering, which rounds otherwise than the sums
             as they are written.
+        options: What only this Backend knows, by the names it declares in `Capabilities.options`.
     """
 
     precision: str = "fp32"
     threads: int | None = None
     device: str | None = None
     winograd: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def resolved_threads(self) -> int:
         """How many threads that is, here."""

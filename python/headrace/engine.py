@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -170,6 +170,7 @@ def compile_model(
     winograd: bool = False,
     samples: Sequence[Request] | None = None,
     tolerance: float | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Engine:
     """Prepares `model` on one backend.
 
@@ -187,16 +188,18 @@ def compile_model(
         samples: Requests to measure a lower precision on; None to generate some from the signature.
         tolerance: The largest error of a lower precision, as `headrace.parity.Parity` defines it; None for 0.02. Given
             with a named precision, it makes that precision an error where it exceeds it.
+        options: Options that only some backends have, such as ``{"mode": "compile"}``; see `Capabilities.options`.
 
     Raises:
         ParityError: The named precision's error is above the tolerance.
         UnsupportedOp: The named backend (or, for auto, every backend) lacks ops of the model.
-        BackendUnavailable: The backend, precision or device is not there, or it has no Winograd convolutions.
+        BackendUnavailable: The backend, precision, device or option is not there, or it has no Winograd
+            convolutions.
     """
-    options = CompileOptions(precision=precision, threads=threads, device=device, winograd=winograd)
+    wanted = CompileOptions(precision, threads, device, winograd, dict(options or {}))
     if backend != "auto":
-        executable = compile_lowered(backend_named(backend), model, options, samples, tolerance)
-        return Engine(model.signature, executable, model.name, model.sha256, options)
+        executable = compile_lowered(backend_named(backend), model, wanted, samples, tolerance)
+        return Engine(model.signature, executable, model.name, model.sha256, wanted)
     refusals: list[tuple[str, HeadraceError]] = []
     for name, candidate in backends().items():
         availability = candidate.probe()
@@ -204,12 +207,12 @@ def compile_model(
             refusals.append((name, BackendUnavailable(availability.reason)))
             continue
         try:
-            executable = compile_lowered(candidate, model, options, samples, tolerance)
+            executable = compile_lowered(candidate, model, wanted, samples, tolerance)
         except (UnsupportedOp, BackendUnavailable) as error:
             refusals.append((name, error))
             continue
         executable.plan = _with_refusals(executable.plan, refusals)
-        return Engine(model.signature, executable, model.name, model.sha256, options)
+        return Engine(model.signature, executable, model.name, model.sha256, wanted)
     if refusals and isinstance(refusals[0][1], UnsupportedOp):
         raise refusals[0][1]
     raise BackendUnavailable(

@@ -45,7 +45,8 @@ def compile_lowered(
 
     Raises:
         ParityError: The precision was named and its error is above the tolerance.
-        BackendUnavailable: Winograd convolutions were asked for, and `backend` has none, or the precision is not fp32.
+        BackendUnavailable: Winograd convolutions were asked for, and `backend` has none, or the precision is not fp32;
+            or it does not have one of ``options.options``, or not with that value.
     """
     if options.winograd and not backend.capabilities().winograd:
         raise BackendUnavailable(f"backend {backend.name!r}: got winograd=True, expected False: it has no such kernels")
@@ -53,6 +54,7 @@ def compile_lowered(
         raise BackendUnavailable(
             f"got winograd=True with precision {options.precision!r}, expected fp32: there alone are such kernels"
         )
+    _check_options(backend, options)
     named = options.precision != "auto"
     if named and (options.precision == "fp32" or (samples is None and tolerance is None)):
         return backend.compile(model, options)
@@ -101,6 +103,18 @@ def compile_lowered(
         best, best_s = candidate, seconds
         reasons.append(reason)
     return _with_reasons(best, [f"precision auto chose {best.plan.precision}", *reasons])
+
+
+def _check_options(backend: Backend, options: CompileOptions) -> None:
+    known = backend.capabilities().options
+    for name, value in options.options.items():
+        if name not in known:
+            expected = f"one of {', '.join(sorted(known))}" if known else "none"
+            raise BackendUnavailable(f"backend {backend.name!r}: got option {name!r}, expected {expected}")
+        if known[name] and value not in known[name]:
+            raise BackendUnavailable(
+                f"backend {backend.name!r}: got option {name}={value!r}, expected one of {', '.join(known[name])}"
+            )
 
 
 def _generated(model: Model, executable: Executable) -> list[Request]:

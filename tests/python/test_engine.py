@@ -162,3 +162,12 @@ def test_outputs_that_share_storage_in_the_graph_are_apart_in_the_result() -> No
     np.testing.assert_array_equal(result["same"], x)
     result["same"][:] = 7
     np.testing.assert_array_equal(x, 1)
+
+
+def test_backends_can_be_listed_again_after_they_were_imported() -> None:
+    assert list(hr.backends()) == list(hr.backends())
+
+
+def test_options_that_a_backend_does_not_have_are_refused() -> None:
+    with pytest.raises(BackendUnavailable, match="backend 'native': got option 'speed', expected none"):
+        model_of(("Relu", ["x"], ["y"])).compile(backend="native", options={"speed": "warp"})
