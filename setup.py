@@ -80,10 +80,5 @@ setup(
     },
     entry_points={
         "console_scripts": ["headrace=headrace.cli.main:main"],
-        "headrace.backends": [
-            "native=headrace.backends.native.adapter:NativeBackend",
-            "reference=headrace.backends.reference.adapter:ReferenceBackend",
-            "torch=headrace.backends.torch.adapter:TorchBackend",
-        ],
     },
 )

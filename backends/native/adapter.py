@@ -17,6 +17,7 @@ class NativeBackend(Backend):
     """Ragged lockstep execution on the CPU, with kernels for the ISA that was found."""
 
     name = "native"
+    contract = 1
 
     def probe(self) -> Availability:
         """Always there: the extension module is part of the package."""
@@ -24,7 +25,7 @@ class NativeBackend(Backend):
 
     def capabilities(self) -> Capabilities:
         """Ragged and batch-invariant, in every precision on every ISA: where instructions lack, in emulation."""
-        return Capabilities(precisions=PRECISIONS, ragged=True, batch_invariant=True, winograd=True)
+        return Capabilities(precisions=PRECISIONS, ragged=True, batch_invariant=True, concurrent=True, winograd=True)
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
         """Tries to lower the model: kernels decide for themselves which variants they run."""

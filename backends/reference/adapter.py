@@ -11,7 +11,7 @@ from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan, Request, Result
-from headrace.errors import BackendUnavailable, DeadlineExceeded, ExecutionError, UnsupportedOp
+from headrace.errors import DeadlineExceeded, ExecutionError, UnsupportedOp
 from headrace.model import Model
 
 
@@ -78,6 +78,7 @@ class ReferenceBackend(Backend):
     """The ONNX project's numpy evaluator. Right first, and slow."""
 
     name = "reference"
+    contract = 1
 
     def probe(self) -> Availability:
         """Always there: onnx is a dependency of the package."""
@@ -97,10 +98,6 @@ class ReferenceBackend(Backend):
 
     def compile(self, model: Model, options: CompileOptions) -> Executable:
         """Makes an evaluator of the optimised graph, with Headrace's own ops expanded to ONNX functions."""
-        if options.device not in (None, "cpu"):
-            raise BackendUnavailable(f"backend 'reference': got device {options.device!r}, expected 'cpu'")
-        if options.precision != "fp32":
-            raise BackendUnavailable(f"backend 'reference': got precision {options.precision!r}, expected 'fp32'")
         proto: ModelProto = model.to_proto()
         try:
             evaluator = ReferenceEvaluator(proto)

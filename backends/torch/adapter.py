@@ -81,6 +81,7 @@ class TorchBackend(Backend):
     """Torch ops on the CPU or on a CUDA device."""
 
     name = "torch"
+    contract = 1
 
     def probe(self) -> Availability:
         """Imports torch, and asks it which devices it really sees."""
@@ -93,7 +94,7 @@ class TorchBackend(Backend):
 
     def capabilities(self) -> Capabilities:
         """Requests run one by one; torch chooses kernels by shape, so bits are promised only per shape."""
-        return Capabilities(precisions=("fp32",), ragged=True, batch_invariant=True)
+        return Capabilities(precisions=("fp32",), ragged=True, batch_invariant=True, concurrent=True)
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
         """The nodes without a torch translation."""
@@ -151,6 +152,7 @@ def _opset_of(model: ir.Model, node: ir.Node) -> int:
 
 def _build(model: Model, device: torch.device, plan: Plan) -> TorchExecutable:
     import torch
+
     from headrace.backends.torch import ops
 
     slots: dict[ir.Value, int] = {}

@@ -1,8 +1,13 @@
 """The contract between Headrace and what runs its Models.
 
-A Backend turns a Model into an Executable on some hardware. Write one by subclassing `Backend`, put it in
-``backends/<name>/adapter.py`` or name it in the ``headrace.backends`` entry-point group, and run the conformance
-suite (``tests/conformance``) on it. A Backend sees only Models in and numpy arrays out: no server, no batcher.
+A Backend turns a Model into an Executable on some hardware. It is five methods: `Backend.probe`, `capabilities`,
+`unsupported` and `compile`, and `Executable.run_batch`; `Executable.close` and `save` have defaults. A Batch of
+Requests goes in, Results or one error of `headrace.errors` come out: no server, no batcher, no wire format.
+
+Put an adapter into ``backends/<name>/adapter.py`` or name it in the ``headrace.backends`` entry-point group.
+
+What a Backend declares in `Capabilities` is all that it is given: `headrace.guard` stands between it and its callers,
+refuses what it did not declare, and turns whatever it raises into an error of Headrace's.
 """
 
 from __future__ import annotations
@@ -22,35 +27,59 @@ if TYPE_CHECKING:
     from headrace.model import Model
     from headrace.signature import Signature
 
+# The version of this contract. It rises when a Backend written to the text before could no longer be used, or would be
+# used otherwise: a method is added, taken away or means something else, or a default of `Capabilities` changes. It does
+# not rise for new fields of `Capabilities`, `CompileOptions`, `Availability` or `Plan` whose defaults mean what was so
+# before, nor for new ops: the ops of a graph change with the ONNX opsets and with our passes, and `unsupported` answers
+# for those. A Backend of another version is listed as unavailable, with both numbers.
+CONTRACT = 1
+
 Request = Mapping[str, np.ndarray]
 Result = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a Backend can be used in this process, and if not, what is missing and what to do about it."""
+    """Whether a Backend can be used in this process, and if not, what is missing and what to do about it.
+
+    Attributes:
+        ok: Whether it can.
+        reason: Why not, and what would help.
+        devices: Those that `CompileOptions.device` may name, the default one first: ``"cpu"``, ``"cuda:0"``.
+        missing: Kind of device (``"cuda"``) -> why it is not among them, and what would help. For messages.
+    """
 
     ok: bool
     reason: str = ""
     devices: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a Backend declares about itself.
+    """What a Backend declares about itself. The defaults promise least; it is given nothing beyond what it declares.
 
     Attributes:
         precisions: Those `CompileOptions.precision` may name.
-        ragged: True if Requests of different shapes run together without padding.
+        ops: The ops it may be given, such as ``"Relu"``, ``"ai.onnx.ml.Scaler"`` or ``"headrace.Linear"``; None asks
+            `Backend.unsupported` alone, which decides about variants of an op in any case.
+        dtypes: Those that values of a Model may have (names as in `headrace.signature.TensorSpec`); None for any.
+        ragged: True if one `run_batch` takes Requests of different shapes. To a Backend without it, Batches come in
+            groups of equal shapes: nobody pads for it, since only the Backend knows what a Model does with padding. One
+            that pads and masks by itself declares True.
         batch_invariant: True if a Result's bits never depend on who shared the Batch.
+        concurrent: True if several threads may be in `run_batch` of one Executable. Others are called one by one.
         winograd: True if `CompileOptions.winograd` may be set.
         options: The names that `CompileOptions.options` may have, and the values of each, the default first. No values:
             any text.
     """
 
     precisions: tuple[str, ...] = ("fp32",)
+    ops: frozenset[str] | None = None
+    dtypes: frozenset[str] | None = None
     ragged: bool = False
     batch_invariant: bool = False
+    concurrent: bool = False
     winograd: bool = False
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -122,10 +151,14 @@ class Executable(abc.ABC):
         """Runs Requests together and returns their Results in the same order.
 
         Requests were checked against the signature: every input is there, C-contiguous, of the right dtype and
-        of a fitting shape. Shapes may differ between Requests. Strings are object arrays of ``str``.
+        of a fitting shape, and must not be written to. Shapes differ between Requests only where the Backend declares
+        that they may. Strings are object arrays of ``str``.
+
+        A Result holds every output of the signature with its dtype, in memory that belongs to the caller: it shares
+        none with an input, another Result or a later call. bfloat16 is ``ml_dtypes.bfloat16``.
 
         Raises:
-            ExecutionError: The Batch failed as a whole.
+            ExecutionError: The Batch failed as a whole. Any other exception is passed on as one.
         """
 
     def save(self, folder: Path, *, name: str, sha256: str, signature: Signature, options: CompileOptions) -> Path:
@@ -141,9 +174,15 @@ class Executable(abc.ABC):
 
 
 class Backend(abc.ABC):
-    """One way of running Models. Instances are stateless and cheap."""
+    """One way of running Models. Instances are stateless and cheap: the class is called without arguments.
+
+    Attributes:
+        name: What `compile(backend=...)` calls it: the folder's or the entry point's name.
+        contract: The version of this contract that it was written to, as a literal number. See `CONTRACT`.
+    """
 
     name: str
+    contract: int
 
     @abc.abstractmethod
     def probe(self) -> Availability:
@@ -155,7 +194,11 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
-        """The nodes of `model` this Backend cannot run: ``(op type, node name, reason)``, all of them."""
+        """The nodes of `model` this Backend cannot run: ``(op type, node name, reason)``, all of them.
+
+        The graph holds standard ONNX ops, ai.onnx.ml ops and the fused ops of domain "headrace". A Backend that runs
+        ONNX files may take `Model.to_proto`, where the fused ops are functions of standard ones.
+        """
 
     @abc.abstractmethod
     def compile(self, model: Model, options: CompileOptions) -> Executable:
@@ -163,5 +206,6 @@ class Backend(abc.ABC):
 
         Raises:
             UnsupportedOp: `unsupported(model)` is not empty.
-            BackendUnavailable: The asked-for device or precision is not there.
+            BackendUnavailable: The device or precision cannot be had after all. (Those that were not declared never
+                get here.)
         """

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from headrace import _core
+from headrace import _core, discovery
 from headrace.backend import Backend, CompileOptions, Executable, Plan, Request, Result
 from headrace.errors import BackendUnavailable, HeadraceError, UnsupportedOp
 from headrace.precision import compile_lowered
@@ -14,11 +14,8 @@ from headrace.signature import Signature
 
 if TYPE_CHECKING:
     import os
-    from importlib.metadata import EntryPoint
 
     from headrace.model import Model
-
-ENTRY_POINT_GROUP = "headrace.backends"
 
 
 class Engine:
@@ -126,34 +123,26 @@ class Engine:
         self.close()
 
 
-def _entry_points() -> list[EntryPoint]:
-    # Saved Plans do without, and the import costs as much as the rest of this module.
-    from importlib.metadata import entry_points
-
-    return list(entry_points(group=ENTRY_POINT_GROUP))
-
-
 def backends() -> dict[str, Backend]:
-    """The installed backends by name, in the order `backend="auto"` tries them: native first."""
-    found: dict[str, Backend] = {}
-    for entry in _entry_points():
-        found[entry.name] = entry.load()()
+    """The installed backends by name, in the order `backend="auto"` tries them: native first.
+
+    One that is broken is there too; its `probe` says why it cannot be used.
+    """
+    found = {name: discovery.load(name, source) for name, source in discovery.sources().items()}
     order = {"native": 0, "torch": 1, "reference": 99}
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], 50), item[0])))
 
 
 def backend_named(name: str) -> Backend:
-    """The backend of that name.
+    """The backend of that name. No other is imported.
 
     Raises:
         BackendUnavailable: None is installed under that name, or it does not work here.
     """
-    entries = _entry_points()
-    matches = [entry for entry in entries if entry.name == name]
-    if not matches:
-        known = ", ".join(sorted(entry.name for entry in entries))
-        raise BackendUnavailable(f"got backend {name!r}, expected one of: auto, {known}")
-    backend: Backend = matches[0].load()()
+    sources = discovery.sources()
+    if name not in sources:
+        raise BackendUnavailable(f"got backend {name!r}, expected one of: auto, {', '.join(sorted(sources))}")
+    backend = discovery.load(name, sources[name])
     availability = backend.probe()
     if not availability.ok:
         raise BackendUnavailable(f"backend {name!r} cannot be used here: {availability.reason}")

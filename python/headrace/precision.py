@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from headrace.backend import Backend, CompileOptions, Executable, Request
 from headrace.errors import BackendUnavailable, HeadraceError, ParityError, UnsupportedOp
+from headrace.guard import compile_on
 from headrace.parity import DEFAULT_TOLERANCE, compare
 from headrace.samples import make_request
 
@@ -48,24 +49,21 @@ def compile_lowered(
         BackendUnavailable: Winograd convolutions were asked for, and `backend` has none, or the precision is not fp32;
             or it does not have one of ``options.options``, or not with that value.
     """
-    if options.winograd and not backend.capabilities().winograd:
-        raise BackendUnavailable(f"backend {backend.name!r}: got winograd=True, expected False: it has no such kernels")
     if options.winograd and options.precision != "fp32":
         raise BackendUnavailable(
             f"got winograd=True with precision {options.precision!r}, expected fp32: there alone are such kernels"
         )
-    _check_options(backend, options)
     named = options.precision != "auto"
     if named and (options.precision == "fp32" or (samples is None and tolerance is None)):
-        return backend.compile(model, options)
+        return compile_on(backend, model, options)
     candidates = [options.precision] if named else [p for p in backend.capabilities().precisions if p != "fp32"]
     if not candidates:
-        only = backend.compile(model, replace(options, precision="fp32"))
+        only = compile_on(backend, model, replace(options, precision="fp32"))
         return _with_reasons(only, [f"precision auto chose fp32: backend {backend.name!r} has no other"])
     limit = DEFAULT_TOLERANCE if tolerance is None else tolerance
     origin = f"{len(samples)} given samples" if samples else "generated samples"
     requests: list[Request] = list(samples or [])
-    best = backend.compile(model, replace(options, precision="fp32"))
+    best = compile_on(backend, model, replace(options, precision="fp32"))
     if not requests:
         requests = _generated(model, best)
     if not requests:
@@ -78,7 +76,7 @@ def compile_lowered(
     best_s = fp32_s
     for precision in candidates:
         try:
-            candidate = backend.compile(model, replace(options, precision=precision))
+            candidate = compile_on(backend, model, replace(options, precision=precision))
         except UnsupportedOp as error:
             if named:
                 raise
@@ -103,18 +101,6 @@ def compile_lowered(
         best, best_s = candidate, seconds
         reasons.append(reason)
     return _with_reasons(best, [f"precision auto chose {best.plan.precision}", *reasons])
-
-
-def _check_options(backend: Backend, options: CompileOptions) -> None:
-    known = backend.capabilities().options
-    for name, value in options.options.items():
-        if name not in known:
-            expected = f"one of {', '.join(sorted(known))}" if known else "none"
-            raise BackendUnavailable(f"backend {backend.name!r}: got option {name!r}, expected {expected}")
-        if known[name] and value not in known[name]:
-            raise BackendUnavailable(
-                f"backend {backend.name!r}: got option {name}={value!r}, expected one of {', '.join(known[name])}"
-            )
 
 
 def _generated(model: Model, executable: Executable) -> list[Request]:

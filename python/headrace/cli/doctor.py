@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,10 +19,11 @@ def command(as_json: bool) -> None:
 
     Exits with 1 where no backend works, since nothing can then be run.
     """
+    from headrace.engine import backends as installed
     from headrace.hardware import probe
 
     hardware = probe()
-    backends = [_report(entry) for entry in sorted(entry_points(group="headrace.backends"), key=lambda e: e.name)]
+    backends = [_report(name, backend) for name, backend in sorted(installed().items())]
     if as_json:
         click.echo(json.dumps({"hardware": hardware.to_dict(), "backends": backends}, indent=2))
     else:
@@ -33,11 +33,10 @@ def command(as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _report(entry: EntryPoint) -> dict[str, Any]:
+def _report(name: str, backend: Backend) -> dict[str, Any]:
     """Whether one installed Backend works here. A broken one is a finding, so nothing it raises gets out."""
-    report: dict[str, Any] = {"name": entry.name, "ok": False, "reason": "", "devices": [], "precisions": []}
+    report: dict[str, Any] = {"name": name, "ok": False, "reason": "", "devices": [], "precisions": []}
     try:
-        backend: Backend = entry.load()()
         availability = backend.probe()
         report.update(ok=availability.ok, reason=availability.reason, devices=list(availability.devices))
         report["precisions"] = list(backend.capabilities().precisions)

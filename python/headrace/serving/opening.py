@@ -128,7 +128,7 @@ def check_parity(model: Model, engine: Engine, settings: ModelSettings, request:
         return "not checked: it runs on the reference backend"
     try:
         with model.compile(backend="reference") as reference:
-            expected = cast(Any, reference.executable).run_until(
+            expected = cast(Any, reference.executable).inner.run_until(
                 reference.check(request), time.monotonic() + settings.parity_s_max
             )
     except DeadlineExceeded:

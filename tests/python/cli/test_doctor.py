@@ -4,45 +4,55 @@ from __future__ import annotations
 
 import json
 import os
-from importlib.metadata import EntryPoint
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from headrace.backend import Availability
+import headrace as hr
+from headrace import discovery
+from headrace.backend import CONTRACT, Availability, Backend, Capabilities, CompileOptions, Executable
 from headrace.cli import doctor
 
 
-class _Capable:
-    precisions = ("fp32", "bf16")
+class _Works(Backend):
+    name = "works"
+    contract = CONTRACT
 
-
-class _Works:
     def probe(self) -> Availability:
         return Availability(True, devices=("cpu",))
 
-    def capabilities(self) -> type[_Capable]:
-        return _Capable
+    def capabilities(self) -> Capabilities:
+        return Capabilities(precisions=("fp32", "bf16"))
+
+    def unsupported(self, model: hr.Model) -> list[tuple[str, str, str]]:
+        raise NotImplementedError
+
+    def compile(self, model: hr.Model, options: CompileOptions) -> Executable:
+        raise NotImplementedError
 
 
 class _Lacks(_Works):
+    name = "lacks"
+
     def probe(self) -> Availability:
         return Availability(False, "no GPU here")
 
 
 def entries(monkeypatch: pytest.MonkeyPatch, **kinds: object) -> None:
-    class Fake:
-        def __init__(self, name: str, kind: object) -> None:
-            self.name = name
-            self._kind = kind
+    """Installs these backends and no others."""
 
-        def load(self) -> object:
-            if isinstance(self._kind, Exception):
-                raise self._kind
-            return self._kind
+    def loader(kind: object) -> Callable[[], Any]:
+        def load() -> object:
+            if isinstance(kind, Exception):
+                raise kind
+            return kind
 
-    made = [Fake(name, kind) for name, kind in kinds.items()]
-    monkeypatch.setattr(doctor, "entry_points", lambda group: made if group == "headrace.backends" else [])
+        return load
+
+    made = {name: discovery.Source("a test", loader(kind)) for name, kind in kinds.items()}
+    monkeypatch.setattr(discovery, "sources", lambda: made)
 
 
 def test_json_tells_hardware_and_backends_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +64,7 @@ def test_json_tells_hardware_and_backends_with_what_is_missing(monkeypatch: pyte
     broken, lacks, works = report["backends"]
     assert works == {"name": "works", "ok": True, "reason": "", "devices": ["cpu"], "precisions": ["fp32", "bf16"]}
     assert (lacks["ok"], lacks["reason"]) == (False, "no GPU here")
-    assert (broken["ok"], broken["reason"]) == (False, "ImportError: libfoo.so")
+    assert (broken["ok"], broken["reason"]) == (False, "a test: ImportError: libfoo.so")
 
 
 def test_no_working_backend_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,4 +79,3 @@ def test_on_this_machine_it_lists_the_installed_backends() -> None:
     result = CliRunner().invoke(doctor.command, ["--json"])
     names = {backend["name"] for backend in json.loads(result.stdout)["backends"]}
     assert names >= {"native", "reference"}
-    assert all(isinstance(entry, EntryPoint) for entry in doctor.entry_points(group="headrace.backends"))
