@@ -17,7 +17,7 @@ constexpr int64_t kOwnBytes = 16384;
 // what the ops hand each other stays in a core's cache.
 constexpr int64_t kChainRows = 112;
 // Rows per thread from which on it is better that each thread reads all weights.
-constexpr int64_t kMinChainRows = 48;
+constexpr int64_t kMinChainRows = 24;
 
 // Maps of all images together that leave a core's caches: from here on images go one by one.
 constexpr int64_t kMapBytes = 4 << 20;
