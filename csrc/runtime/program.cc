@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "runtime/row_chain.h"
+#include "runtime/chain.h"
 
 namespace headrace {
 namespace {

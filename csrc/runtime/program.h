@@ -43,7 +43,7 @@ struct Step {
   bool aliases = false;            // output 0 shares its input's storage; nothing is run
   int overwrites = -1;             // the input whose storage output 0 may take over, or -1
   std::vector<ValueId> dead{};     // roots that nobody reads after this step
-  int chain = 1;                   // steps of the row-wise chain that begins here (row_chain.h)
+  int chain = 1;                   // steps of the row-wise chain that begins here (chain.h)
   int images = 0;                  // image-wise steps from here on, one after the other
 };
 

@@ -301,7 +301,7 @@ bool RunState::execute_chain(std::span<const Step> steps, ThreadPool& pool, int 
 
 void RunState::make_workspaces(int threads) {
   while (static_cast<int>(workspaces_.size()) < threads) {
-    workspaces_.push_back(std::make_unique<RowWorkspace>(program_));
+    workspaces_.push_back(std::make_unique<ChainWorkspace>(program_));
   }
 }
 

@@ -6,8 +6,8 @@
 
 #include "core/arena.h"
 #include "core/memory.h"
+#include "runtime/chain.h"
 #include "runtime/plan.h"
-#include "runtime/row_chain.h"
 
 namespace headrace {
 
@@ -60,8 +60,8 @@ class RunState {
   std::vector<Segments> step_inputs_;
   std::vector<Segments> step_outputs_;
   std::vector<Shape> constant_shapes_;
-  std::vector<int64_t> constant_offsets_;                  // two per constant
-  std::vector<std::unique_ptr<RowWorkspace>> workspaces_;  // per thread, once there was a chain
+  std::vector<int64_t> constant_offsets_;                    // two per constant
+  std::vector<std::unique_ptr<ChainWorkspace>> workspaces_;  // per thread, once there was a chain
 };
 
 }  // namespace headrace

@@ -1,4 +1,4 @@
-#include "runtime/row_chain.h"
+#include "runtime/chain.h"
 
 #include <algorithm>
 
@@ -56,7 +56,7 @@ int64_t chain_rows(const Segments& segments) {
   return segments.elements() / std::max<int64_t>(width_of(segments), 1);
 }
 
-RowWorkspace::RowWorkspace(const Program& program)
+ChainWorkspace::ChainWorkspace(const Program& program)
     : program_(program), own_(program.values.size(), nullptr) {
   size_t inputs = 0;
   for (const Step& step : program.steps) inputs = std::max(inputs, step.inputs.size());
@@ -65,7 +65,7 @@ RowWorkspace::RowWorkspace(const Program& program)
   outputs_.resize(1);
 }
 
-void RowWorkspace::cut(const Segments& whole, const ChainPart& part, Slice& to) const {
+void ChainWorkspace::cut(const Segments& whole, const ChainPart& part, Slice& to) const {
   int64_t first;
   if (part.images) {
     to.shape = whole.shape(part.request);
@@ -85,8 +85,8 @@ void RowWorkspace::cut(const Segments& whole, const ChainPart& part, Slice& to) 
                  .shared = false};
 }
 
-void RowWorkspace::run_step(const Step& step, std::span<const Segments> values,
-                            const ChainPart& part, ThreadPool& pool) {
+void ChainWorkspace::run_step(const Step& step, std::span<const Segments> values,
+                              const ChainPart& part, ThreadPool& pool) {
   std::span inputs(inputs_.data(), step.inputs.size());
   for (size_t i = 0; i < inputs.size(); ++i) {
     ValueId id = step.inputs[i];
@@ -114,8 +114,8 @@ void RowWorkspace::run_step(const Step& step, std::span<const Segments> values,
   run.release_scratch();
 }
 
-void RowWorkspace::run(std::span<const Step> steps, std::span<const Segments> values,
-                       const ChainPart& part, ThreadPool& pool) {
+void ChainWorkspace::run(std::span<const Step> steps, std::span<const Segments> values,
+                         const ChainPart& part, ThreadPool& pool) {
   for (const Step& step : steps) {
     run_step(step, values, part, pool);
     for (ValueId root : step.dead) {

@@ -1,11 +1,10 @@
-// Chains of ops that work row by row, run block by block instead of op by op.
+// Chains of ops that are run block by block instead of op by op.
 //
-// In a transformer everything between two attentions is one chain. A thread takes some rows through
-// all of it before it takes the next: what the ops hand each other stays in its cache and is never
-// a tensor of the whole Batch, and the threads meet once per chain instead of once per op.
-//
-// Convolutions are chained likewise, image by image, while the maps of all images together are too
-// large for the caches.
+// Row by row: in a transformer everything between two attentions is one chain. A thread takes some
+// rows through all of it before it takes the next: what the ops hand each other stays in its cache
+// and is never a tensor of the whole Batch, and the threads meet once per chain instead of once per
+// op. Image by image: convolutions are chained likewise, while the maps of all images together are
+// too large for the caches.
 #pragma once
 
 #include <cstddef>
@@ -27,9 +26,9 @@ struct ChainPart {
 };
 
 // What one thread works in.
-class RowWorkspace {
+class ChainWorkspace {
  public:
-  explicit RowWorkspace(const Program& program);
+  explicit ChainWorkspace(const Program& program);
 
   // Takes a part of the chain's values through `steps`. `values` are those of the whole Batch; one
   // without data is the chain's own.
