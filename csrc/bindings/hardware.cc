@@ -2,12 +2,23 @@
 
 #include "bindings/bind.h"
 #include "core/cpu.h"
+#include "core/error.h"
+#include "core/figures.h"
 #include "ops/op.h"
 #include "runtime/fingerprint.h"
 
 namespace py = pybind11;
 
 namespace headrace {
+namespace {
+
+void check_threads(int threads) {
+  if (threads < 1) {
+    fail(ErrorKind::kBackendUnavailable, "got threads=", threads, ", expected at least 1");
+  }
+}
+
+}  // namespace
 
 void bind_hardware(py::module_& module) {
   module.def(
@@ -27,6 +38,24 @@ void bind_hardware(py::module_& module) {
   module.def(
       "registered_ops", [] { return OpRegistry::global().names(); },
       "The ops the native runtime has kernels for, with the domain in front if it is not ONNX's.");
+  module.def(
+      "fork_join_seconds",
+      [](int threads) {
+        check_threads(threads);
+        py::gil_scoped_release release;
+        return fork_join_seconds(threads);
+      },
+      py::arg("threads"),
+      "Measures what starting and ending a parallel region costs, in seconds: some milliseconds.");
+  module.def(
+      "copy_bytes_per_second",
+      [](int threads, int64_t bytes) {
+        check_threads(threads);
+        py::gil_scoped_release release;
+        return copy_bytes_per_second(threads, bytes);
+      },
+      py::arg("threads"), py::arg("bytes"),
+      "Measures copying from one buffer of `bytes` to another: bytes read plus bytes written.");
 }
 
 }  // namespace headrace

@@ -23,7 +23,9 @@ __all__: list[str] = [
     "StepValue",
     "Ticket",
     "available_isas",
+    "copy_bytes_per_second",
     "fingerprint",
+    "fork_join_seconds",
     "hash_bytes",
     "latency_bounds",
     "registered_ops",
@@ -423,9 +425,21 @@ def available_isas() -> list[str]:
     The ISAs whose kernels this CPU can run, slowest first.
     """
 
+def copy_bytes_per_second(
+    threads: typing.SupportsInt | typing.SupportsIndex, bytes: typing.SupportsInt | typing.SupportsIndex
+) -> float:
+    """
+    Measures copying from one buffer of `bytes` to another: bytes read plus bytes written.
+    """
+
 def fingerprint() -> str:
     """
     Names the build: a digest of the sources that decide what saved Plans mean.
+    """
+
+def fork_join_seconds(threads: typing.SupportsInt | typing.SupportsIndex) -> float:
+    """
+    Measures what starting and ending a parallel region costs, in seconds: some milliseconds.
     """
 
 def hash_bytes(bytes: bytes) -> int:

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "core/arena.h"
+#include "core/figures.h"
 #include "core/memory.h"
 #include "core/thread_pool.h"
 
@@ -166,6 +167,16 @@ HR_TEST(arena_settles_on_one_chunk) {
     if (round == 3) settled = arena.capacity_bytes();
   }
   HR_CHECK_EQ(arena.capacity_bytes(), settled);
+}
+
+HR_TEST(figures_of_the_machine_are_positive_with_one_thread_and_with_several) {
+  for (int threads : {1, 3}) {
+    double region_s = fork_join_seconds(threads);
+    HR_CHECK(region_s > 0 && region_s < 1);
+    HR_CHECK(copy_bytes_per_second(threads, int64_t{1} << 20) > 1e6);
+  }
+  // Less than a byte per thread still copies something.
+  HR_CHECK(copy_bytes_per_second(3, 1) > 0);
 }
 
 }  // namespace

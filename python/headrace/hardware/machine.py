@@ -1,17 +1,18 @@
-"""What this process may really use of the machine: cores, cgroup limits, instruction sets, caches and memory.
-
-Machines lie in layers: 96 cores online, 8 in the affinity mask, 2.0 CPUs in the cgroup's quota. A thread pool sized
-by the first number is an accident under the last. `probe` reads all layers and takes the smallest.
-"""
+"""Cores, instruction sets, caches and memory, as this process sees them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from headrace.hardware import cgroup, gpus, topology
+from headrace.hardware.files import hexadecimal, read
 
 # The flags kernels can be written for, as /proc/cpuinfo spells them on x86 ("flags") and on aarch64 ("Features").
 _ISA_FLAGS = (
@@ -41,6 +42,10 @@ class Hardware:
         cores_physical: Physical cores behind those.
         cores_quota: CPUs' worth of time the cgroup allows, or None for no limit.
         cores: Whole cores worth a thread each: the smallest of the above, at least 1.
+        threads_per_core: Hyperthreads of one core; 1 where there are none.
+        core_classes: The CPUs in the affinity mask by speed, fastest first: more than one on big.LITTLE and hybrid
+            machines; none where the kernel does not say.
+        numa_nodes: The NUMA nodes that hold CPUs of the affinity mask.
         isa: Instruction-set flags of the CPU that kernels can be written for.
         kernel_isas: The ISAs whose kernels this build has and this CPU runs, slowest first; empty without the
             native extension.
@@ -48,6 +53,7 @@ class Hardware:
         cache_bytes: ``"L1d"``, ``"L2"``, ``"L3"`` -> size of one such cache.
         memory_bytes: Memory of the machine or of the cgroup, whichever is less.
         memory_available_bytes: How much of it could be had now.
+        gpus: GPUs of NVIDIA, usable or not; see `headrace.hardware.gpus.Gpu`.
     """
 
     arch: str
@@ -63,26 +69,60 @@ class Hardware:
     cache_bytes: dict[str, int] = field(default_factory=dict)
     memory_bytes: int | None = None
     memory_available_bytes: int | None = None
+    threads_per_core: int | None = None
+    core_classes: tuple[topology.CoreClass, ...] = ()
+    numa_nodes: tuple[topology.NumaNode, ...] = ()
+    gpus: tuple[gpus.Gpu, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON-able values."""
         return asdict(self)
 
+    @property
+    def fingerprint(self) -> str:
+        """Names machines on which the same plan does the same: 16 hex digits.
 
-def probe(root: str | Path = "/") -> Hardware:
+        What a process may use (cores, quota), what runs there (CPU, ISA, GPUs and their driver), and what decides
+        about speed besides (caches, hyperthreads, NUMA). Not how much memory there is or is left.
+        """
+        about = {
+            "arch": self.arch,
+            "cpu": self.cpu,
+            "cores": self.cores,
+            "quota": self.cores_quota,
+            "isa": self.isa_selected,
+            "caches": self.cache_bytes,
+            "threads_per_core": self.threads_per_core,
+            "speeds": [(one.speed, len(one.cpus)) for one in self.core_classes],
+            "numa": len(self.numa_nodes),
+            "gpus": [(gpu.name, gpu.memory_bytes, gpu.driver) for gpu in self.gpus],
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+    def summary(self) -> str:
+        """The machine in a line, for people."""
+        found = f"{self.cpu}, {self.cores} cores, {self.isa_selected or self.arch}"
+        return ", ".join([found, *(gpu.name for gpu in self.gpus)])
+
+
+def probe(root: str | Path = "/", cpus: Collection[int] | None = None) -> Hardware:
     """Looks at the machine. Never raises: whatever cannot be read is None or empty.
 
     Args:
         root: Where ``proc`` and ``sys`` are; tests put a made-up machine there.
+        cpus: The affinity mask; None for that of this process.
     """
     root = Path(root)
-    online = os.cpu_count() or 1
-    affinity = _affinity(online)
-    physical = _physical_cores(root, affinity)
-    quota = _cpu_quota(root)
+    switched_on = topology.online(root)
+    online = len(switched_on) if switched_on else os.cpu_count() or 1
+    affinity = _affinity(online) if cpus is None else frozenset(cpus)
+    # A mask may name CPUs that were switched off since.
+    affinity = (affinity & switched_on if switched_on else affinity) or affinity
+    physical = topology.physical_cores(root, affinity)
+    quota = cgroup.cpu_quota(root)
     cpu, flags = _cpuinfo(root)
     kernel_isas, selected = _kernel_isas()
-    total, available = _memory(root)
+    total, available = cgroup.memory(root)
     return Hardware(
         arch=platform.machine(),
         cpu=cpu or platform.processor() or "unknown",
@@ -94,9 +134,13 @@ def probe(root: str | Path = "/") -> Hardware:
         isa=tuple(flag for flag in _ISA_FLAGS if flag in flags),
         kernel_isas=kernel_isas,
         isa_selected=selected,
-        cache_bytes=_caches(root, min(affinity)),
+        cache_bytes=topology.caches(root, min(affinity)),
         memory_bytes=total,
         memory_available_bytes=available,
+        threads_per_core=topology.threads_per_core(root, affinity),
+        core_classes=topology.core_classes(root, affinity),
+        numa_nodes=topology.numa_nodes(root, affinity),
+        gpus=gpus.find(root),
     )
 
 
@@ -104,10 +148,10 @@ def usable_cores() -> int:
     """`Hardware.cores` alone, at a fraction of the cost of `probe`."""
     root = Path("/")
     affinity = _affinity(os.cpu_count() or 1)
-    return _whole_cores(affinity, _physical_cores(root, affinity), _cpu_quota(root))
+    return _whole_cores(affinity, topology.physical_cores(root, affinity), cgroup.cpu_quota(root))
 
 
-def _whole_cores(affinity: set[int], physical: int | None, quota: float | None) -> int:
+def _whole_cores(affinity: frozenset[int], physical: int | None, quota: float | None) -> int:
     limits = [float(len(affinity))]
     if physical is not None:
         limits.append(float(physical))
@@ -117,24 +161,18 @@ def _whole_cores(affinity: set[int], physical: int | None, quota: float | None) 
     return max(1, int(min(limits)))
 
 
-def _affinity(online: int) -> set[int]:
+def _affinity(online: int) -> frozenset[int]:
     try:
-        return os.sched_getaffinity(0) or {0}
+        return frozenset(os.sched_getaffinity(0)) or frozenset({0})
     except (AttributeError, OSError):  # no such call on macOS
-        return set(range(online))
-
-
-def _physical_cores(root: Path, cpus: set[int]) -> int | None:
-    """Distinct cores behind the CPUs: hyperthreads of one core share their FMA units, so they count once."""
-    siblings = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
-    return None if None in siblings else len(siblings)
+        return frozenset(range(online))
 
 
 def _cpuinfo(root: Path) -> tuple[str | None, set[str]]:
     model: str | None = None
     flags: set[str] = set()
     implementer: int | None = None
-    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
+    for line in (read(root / "proc/cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         match key.strip():
             case "model name" if model is None:
@@ -142,9 +180,9 @@ def _cpuinfo(root: Path) -> tuple[str | None, set[str]]:
             case "flags" | "Features":
                 flags.update(value.split())
             case "CPU implementer":
-                implementer = _hex(value)
+                implementer = hexadecimal(value)
             case "CPU part" if model is None and implementer is not None:
-                part = _hex(value)
+                part = hexadecimal(value)
                 if part is not None:
                     unnamed = f"implementer {implementer:#04x}, part {part:#05x}"
                     model = _ARM_CORES.get((implementer, part), unnamed)
@@ -163,93 +201,3 @@ def _kernel_isas() -> tuple[tuple[str, ...], str | None]:
         return available, str(_core.selected_isa())
     except Exception:  # HEADRACE_ISA names one that is not here; `probe` reports, compiling raises
         return available, None
-
-
-def _cpu_quota(root: Path) -> float | None:
-    """CPUs' worth of time allowed by the tightest cgroup at or above ours."""
-    quotas: list[float] = []
-    for folder in _cgroup_folders(root, "cpu"):
-        if text := _read(folder / "cpu.max"):  # v2: "MAX PERIOD" or "max PERIOD"
-            limit, _, period = text.partition(" ")
-        else:  # v1: two files, -1 for no limit
-            limit = _read(folder / "cpu.cfs_quota_us") or ""
-            period = _read(folder / "cpu.cfs_period_us") or ""
-        quota, length = _int(limit), _int(period)
-        if quota is not None and length and quota > 0:
-            quotas.append(quota / length)
-    return min(quotas, default=None)
-
-
-def _memory(root: Path) -> tuple[int | None, int | None]:
-    """Total and available bytes, within the tightest cgroup at or above ours."""
-    info: dict[str, int] = {}
-    for line in (_read(root / "proc/meminfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        kib = _int(value.removesuffix("kB"))
-        if kib is not None:
-            info[key] = kib * 1024
-    total, available = info.get("MemTotal"), info.get("MemAvailable")
-    for folder in _cgroup_folders(root, "memory"):
-        limit = _int(_read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes") or "")
-        if limit is None or (total is not None and limit >= total):
-            continue
-        used = _int(_read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes") or "") or 0
-        total = limit
-        left = max(0, limit - used)
-        available = left if available is None else min(available, left)
-    return total, available
-
-
-def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
-    """Our cgroup's folder for one controller, v2 and v1, and every folder above it: each may set a limit."""
-    mount = root / "sys/fs/cgroup"
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            top = mount
-        elif controller in controllers.split(","):
-            top = mount / controller
-        else:
-            continue
-        folder = top / path.strip("/")
-        # In a container the path is the host's and does not exist here; the mount itself is then our cgroup.
-        while folder != top:
-            yield folder
-            folder = folder.parent
-        yield top
-
-
-def _caches(root: Path, cpu: int) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for index in range(8):
-        folder = root / f"sys/devices/system/cpu/cpu{cpu}/cache/index{index}"
-        level, kind, size = (_read(folder / name) for name in ("level", "type", "size"))
-        if level is None or size is None or kind == "Instruction":
-            continue
-        unit = {"K": 1024, "M": 1024**2, "G": 1024**3}.get(size[-1:], 1)
-        amount = _int(size.rstrip("KMG"))
-        if amount is not None:
-            sizes[f"L{level}{'d' if kind == 'Data' else ''}"] = amount * unit
-    return sizes
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _int(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None
-
-
-def _hex(text: str) -> int | None:
-    try:
-        return int(text, 16)
-    except ValueError:
-        return None
