@@ -337,6 +337,19 @@ void bind_ticket(py::module_& module) {
 }  // namespace
 
 void bind_batcher(py::module_& module) {
+  module.def(
+      "fit_cost",
+      [](const std::vector<std::pair<double, double>>& runs) {
+        std::vector<CostModel::Sample> samples;
+        for (const auto& [work, seconds] : runs) samples.push_back({work, seconds});
+        CostModel cost;
+        cost.fit(samples);
+        return std::make_pair(cost.fixed_s(), cost.per_work_s());
+      },
+      py::arg("runs"),
+      "The Batcher's cost model of Batches that ran: (work, seconds) each -> (fixed seconds, "
+      "seconds "
+      "per work).");
   bind_ticket(module);
   py::class_<Scheduler, std::shared_ptr<Scheduler>>(
       module, "Scheduler", "The Batcher's C++ side: one thread that forms and runs Batches.")

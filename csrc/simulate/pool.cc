@@ -38,7 +38,12 @@ Pool::Pool(PoolOptions options) : options_(std::move(options)) {
   check(o.cold_start_s >= 0, "cold_start_s", o.cold_start_s, "0 or more");
   check(o.held_max >= 0, "held_max", o.held_max, "0 or more");
   check(o.choices == 1 || o.choices == 2, "choices", o.choices, "1 or 2");
-  for (double ratio : o.ratios) check(ratio > 0 && ratio < 1e6, "a ratio", ratio, "more than 0");
+  auto each = [](const std::vector<double>& values, const char* name) {
+    for (double value : values) check(value > 0 && value < 1e6, name, value, "more than 0");
+  };
+  each(o.ratios, "a ratio");
+  each(o.factors, "a factor");
+  each(o.sizes, "a size");
   uint64_t seed = o.seed;  // splitmix64, as the authors of xoshiro advise
   for (uint64_t& word : random_) {
     seed += 0x9e3779b97f4a7c15;
@@ -122,7 +127,9 @@ void Pool::arrive(double at_s) {
 
 // Hands a replica, which is up to date, a request that came to the balancer at `arrived_s`.
 void Pool::give(Replica& replica, double arrived_s, double at_s) {
-  if (!admits(replica, at_s)) {
+  const std::vector<double>& sizes = options_.sizes;
+  double size = sizes.empty() ? 1 : sizes[below(static_cast<uint32_t>(sizes.size()))];
+  if (!admits(replica, size, at_s)) {
     ++window_.refused;
     return;
   }
@@ -134,13 +141,14 @@ void Pool::give(Replica& replica, double arrived_s, double at_s) {
   double due_s = options_.deadline_s > 0 ? at_s + options_.deadline_s
                                          : std::numeric_limits<double>::infinity();
   auto mask = static_cast<uint32_t>(replica.ring.size() - 1);
-  replica.ring[(replica.head + replica.size) & mask] = {arrived_s, due_s};
+  replica.ring[(replica.head + replica.size) & mask] = {arrived_s, due_s, size};
   ++replica.size;
+  replica.queued += size;
   if (replica.running == 0) pack(replica, at_s);
 }
 
 // As Batcher::admit, for Jobs that all have the same priority and time to their deadline.
-bool Pool::admits(const Replica& replica, double at_s) const {
+bool Pool::admits(const Replica& replica, double size, double at_s) const {
   if (replica.size >= static_cast<uint32_t>(options_.max_queue)) return false;
   if (options_.deadline_s == 0) return true;
   double running_s = 0;
@@ -150,8 +158,9 @@ bool Pool::admits(const Replica& replica, double at_s) const {
   }
   int jobs = static_cast<int>(replica.size) + 1;
   int batches = (jobs + options_.max_batch - 1) / options_.max_batch;
-  double finish_s = running_s + batches * options_.fixed_s + jobs * options_.per_request_s;
-  double own_s = cost(1);
+  double finish_s =
+      running_s + batches * options_.fixed_s + (replica.queued + size) * options_.per_request_s;
+  double own_s = cost(size);
   return own_s + (finish_s - own_s) / kBacklogShare <= options_.deadline_s;
 }
 
@@ -168,23 +177,33 @@ void Pool::pack(Replica& replica, double at_s) {
   auto mask = static_cast<uint32_t>(replica.ring.size() - 1);
   uint32_t head = replica.head;
   uint32_t end = head + replica.size;
-  while (head != end && replica.ring[head & mask].due_s - at_s < cost(1)) {
-    ++window_.expired;
+  auto taken = [&](const Waiting& waiting) {
+    replica.queued -= waiting.size;
     ++head;
+  };
+  while (head != end) {
+    const Waiting& next = replica.ring[head & mask];
+    if (next.due_s - at_s >= cost(next.size)) break;
+    ++window_.expired;
+    taken(next);
   }
   int jobs = 0;
+  double work = 0;
   uint32_t first = head;
   // Requests are in the order of their deadlines, so the first of a Batch has the earliest.
-  while (head != end && jobs < options_.max_batch &&
-         (jobs == 0 || replica.ring[first & mask].due_s - at_s >= cost(jobs + 1))) {
-    ++head;
+  while (head != end && jobs < options_.max_batch) {
+    const Waiting& next = replica.ring[head & mask];
+    if (jobs > 0 && replica.ring[first & mask].due_s - at_s < cost(work + next.size)) break;
+    work += next.size;
     ++jobs;
+    taken(next);
   }
   replica.head = head & mask;
   replica.size = end - head;
+  if (head == end) replica.queued = 0;  // no rounding may pile up
   if (jobs == 0) return;
-  double estimate_s = cost(jobs);
-  double takes_s = estimate_s;
+  double estimate_s = cost(work);
+  double takes_s = estimate_s * off_the_line(jobs);
   if (!options_.ratios.empty()) {
     takes_s *= options_.ratios[below(static_cast<uint32_t>(options_.ratios.size()))];
   }
@@ -204,6 +223,11 @@ void Pool::pack(Replica& replica, double at_s) {
   ++window_.batches;
   window_.busy_s += takes_s;
   note_delay(replica, at_s, waited_s / jobs);
+}
+
+double Pool::off_the_line(int jobs) const {
+  const std::vector<double>& factors = options_.factors;
+  return factors.empty() ? 1 : factors[std::min(static_cast<size_t>(jobs), factors.size() - 1)];
 }
 
 void Pool::note_delay(Replica& replica, double at_s, double mean_s) {

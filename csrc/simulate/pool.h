@@ -15,6 +15,9 @@ struct PoolOptions {
   double fixed_s = 0;           // a Batch of n takes fixed + n * per_request,
   double per_request_s = 0.01;  // times one of the ratios, drawn at random
   std::vector<double> ratios;   // measured / predicted; empty: always 1
+  // How far Batches of n are off that line, at [n]; larger ones as the last, and empty: never.
+  std::vector<double> factors;
+  std::vector<double> sizes;  // a request's is one of these, drawn at random; empty: all are 1
   int max_batch = 64;
   int max_queue = 1024;   // per replica, as the Batcher's
   double deadline_s = 0;  // of every request after it reached its replica; 0 for none
@@ -82,12 +85,14 @@ class Pool {
   struct Waiting {
     double arrived_s;
     double due_s;
+    double size;
   };
   struct Replica {
     double batch_end_s = 0;  // of the running Batch
     double batch_start_s = 0;
     double batch_estimate_s = 0;
     int running = 0;    // requests in it; 0 when idle
+    double queued = 0;  // sizes of those that wait, together
     uint32_t head = 0;  // of the ring: a power of two of places
     uint32_t size = 0;
     std::vector<Waiting> ring;
@@ -100,14 +105,15 @@ class Pool {
   uint32_t below(uint32_t bound);
   void arrive(double at_s);
   void give(Replica& replica, double arrived_s, double at_s);
-  bool admits(const Replica& replica, double at_s) const;
+  bool admits(const Replica& replica, double size, double at_s) const;
   void update(Replica& replica, double to_s);
   void pack(Replica& replica, double at_s);
   void note_delay(Replica& replica, double at_s, double mean_s);
   void pay(double to_s);
   void start_ready(double to_s);
   void drain(Replica& replica);
-  double cost(int jobs) const { return options_.fixed_s + options_.per_request_s * jobs; }
+  double cost(double size) const { return options_.fixed_s + options_.per_request_s * size; }
+  double off_the_line(int jobs) const;
 
   const PoolOptions options_;
   double now_ = 0;

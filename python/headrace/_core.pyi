@@ -25,6 +25,7 @@ __all__: list[str] = [
     "available_isas",
     "copy_bytes_per_second",
     "fingerprint",
+    "fit_cost",
     "fork_join_seconds",
     "hash_bytes",
     "latency_bounds",
@@ -400,6 +401,8 @@ class SimulatedPool:
         held_max: typing.SupportsInt | typing.SupportsIndex,
         choices: typing.SupportsInt | typing.SupportsIndex,
         seed: typing.SupportsInt | typing.SupportsIndex,
+        factors: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+        sizes: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
     ) -> None: ...
     def advance(self, until_s: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
     def offer(self, arrivals_s: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> None: ...
@@ -435,6 +438,15 @@ def copy_bytes_per_second(
 def fingerprint() -> str:
     """
     Names the build: a digest of the sources that decide what saved Plans mean.
+    """
+
+def fit_cost(
+    runs: collections.abc.Sequence[
+        tuple[typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+    ],
+) -> tuple[float, float]:
+    """
+    The Batcher's cost model of Batches that ran: (work, seconds) each -> (fixed seconds, seconds per work).
     """
 
 def fork_join_seconds(threads: typing.SupportsInt | typing.SupportsIndex) -> float:

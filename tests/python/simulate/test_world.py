@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from headrace import _core
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, HeadraceError
 from headrace.serving.autoscaling import PolicyConfig
 from headrace.simulate import HeadracePolicy, Sample, Service, Shape, Trace, diurnal, simulate
 from headrace.simulate.world import quantile
@@ -233,3 +233,34 @@ def test_options_that_make_no_sense_are_refused(changes: dict[str, Any], message
 def test_a_tick_of_no_length_is_refused() -> None:
     with pytest.raises(ConfigError, match="got tick_s=0"):
         simulate(diurnal(Shape(seconds=60)), Service(), Fixed(1), tick_s=0)
+
+
+def one_batch(count: int, **options: Any) -> Any:
+    """`count` requests that come together to an idle replica which is busy with one that came before them."""
+    made = pool(fixed_s=0.01, per_request_s=0.001, max_batch=count, **options)
+    made.start_now(1)
+    made.offer(np.array([0.0] + [0.001] * count))
+    made.advance(100.0)
+    return made.window
+
+
+def test_batches_off_the_line_take_as_much_longer_as_was_measured() -> None:
+    on_it = one_batch(4)
+    assert on_it.busy_s == pytest.approx(0.011 + 0.014)
+    assert one_batch(4, factors=[9.0, 1.0, 9.0, 9.0, 1.5]).busy_s == pytest.approx(0.011 + 1.5 * 0.014)
+    # Batches beyond the last are as far off as that.
+    assert one_batch(4, factors=[9.0, 2.0]).busy_s == pytest.approx(2 * (0.011 + 0.014))
+
+
+def test_a_batch_takes_as_long_as_its_requests_are_large_together() -> None:
+    assert one_batch(4, sizes=[3.0]).busy_s == pytest.approx(0.013 + 0.022)
+    some = one_batch(4000, sizes=[0.5, 1.5])
+    assert some.busy_s == pytest.approx(0.011 + 4.01, rel=0.05)
+    with pytest.raises(HeadraceError, match="a size=0"):
+        pool(sizes=[0.0])
+
+
+def test_a_large_request_is_refused_where_a_small_one_would_be_in_time() -> None:
+    small, large = (one_batch(1, sizes=[size], deadline_s=0.05) for size in (1.0, 60.0))
+    assert (small.refused, small.ok) == (0, 2)
+    assert (large.refused, large.ok) == (2, 0)
