@@ -160,11 +160,28 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     caller_header: str = "x-headrace-caller"
 
 
+class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a deployment has a model from, so that it can be read again.
+
+    Attributes:
+        path: The model's folder, or one model file.
+        settings: What the deployment's file says in place of the folder's own settings.
+        file: That file.
+        where: The key of the settings in it.
+    """
+
+    path: Path
+    settings: dict[str, Any] = {}
+    file: Path
+    where: str
+
+
 class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """One model of a deployment: what to serve and how it scales."""
+    """One model of a deployment: what to serve, how it scales, and where it was read."""
 
     model: ModelConfig
     autoscaling: AutoscalingConfig
+    source: ModelSource | None = None
 
 
 class DeployConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -268,11 +285,27 @@ def load_deploy(path: str | Path) -> DeployConfig:
                 f"{path}: key {where}.autoscaling.min_replicas: got {scaling.min_replicas}, "
                 f"expected at most max_replicas = {scaling.max_replicas}"
             )
-        model = load_model_path(path.parent / entry.path, entry.name)
-        settings = _override(model.settings, entry.settings, path, f"{where}.settings")
-        models.append(DeployedModel(model=msgspec.structs.replace(model, settings=settings), autoscaling=scaling))
+        source = ModelSource(
+            path=(path.parent / entry.path).absolute(), settings=entry.settings, file=path, where=f"{where}.settings"
+        )
+        models.append(DeployedModel(model=load_source(entry.name, source), autoscaling=scaling, source=source))
     ledger = None if file.ledger is None else (path.parent / file.ledger).resolve()
     return DeployConfig(http=file.http, models=models, ledger=ledger)
+
+
+def load_source(name: str, source: ModelSource) -> ModelConfig:
+    """Reads a model of a deployment, as it lies there now.
+
+    Args:
+        name: The model's name.
+        source: Where it lies.
+
+    Raises:
+        ConfigError: Nothing usable is there.
+    """
+    model = load_model_path(source.path, name)
+    settings = _override(model.settings, source.settings, source.file, source.where)
+    return msgspec.structs.replace(model, settings=settings)
 
 
 def _override(base: ModelSettings, changes: dict[str, Any], path: Path, where: str) -> ModelSettings:

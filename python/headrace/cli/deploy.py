@@ -6,11 +6,18 @@ import json
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from headrace.config import DeployConfig
+    from headrace.serve import Deployment
+
+Say = Callable[[str, Any], None]
 
 STATUS_EVERY_S = 1.0
 
@@ -25,22 +32,16 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
     """Deploy the models that FILE (YAML) names on Ray Serve, and keep them until SIGTERM or Ctrl+C.
 
     Joins the Ray that RAY_ADDRESS names, or starts one on this machine and stops it at the end. Prints "ready: URL"
-    once every model answers, and then the replicas of each model whenever they change.
+    once every model answers, and then the replicas of each model whenever they change. SIGHUP has it read FILE and the
+    models again, and bring in what changed without losing a request; how that goes is printed too.
     """
-    import msgspec
-
-    from headrace.config import load_deploy
-
-    config = load_deploy(file)
-    http = msgspec.structs.replace(
-        config.http,
-        host=config.http.host if address is None else address,
-        port=config.http.port if port is None else port,
-    )
-    config = msgspec.structs.replace(config, http=http)
+    config = _read(file, address, port)
     from headrace.serve import deploy
 
-    stop = threading.Event()
+    stop, again = threading.Event(), threading.Event()
+
+    def on_hangup(number: int, frame: FrameType | None) -> None:
+        again.set()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         # Before everything is up there is something to interrupt; later there is only the wait below.
@@ -60,10 +61,16 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
     ready = True
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGHUP, on_hangup)
     say("grpc", deployment.grpc)
     say("ready", deployment.url)
     try:
-        _watch(deployment, stop, say)
+        watch = Watch(deployment, say)
+        while not stop.wait(STATUS_EVERY_S):
+            if again.is_set():
+                again.clear()
+                _update(deployment, lambda: _read(file, address, port), say)
+            watch.look()
     finally:
         say("progress", "draining")
         left = deployment.shutdown()
@@ -73,13 +80,71 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
     say("stopped", deployment.url)
 
 
-def _watch(deployment: Any, stop: threading.Event, say: Any) -> None:
-    shown: dict[str, dict[str, int]] | None = None
-    while not stop.wait(STATUS_EVERY_S):
-        replicas = deployment.replicas()
-        if replicas != shown:
-            shown = replicas
-            say("replicas", replicas)
+def _read(file: Path, address: str | None, port: int | None) -> DeployConfig:
+    import msgspec
+
+    from headrace.config import load_deploy
+
+    config = load_deploy(file)
+    http = msgspec.structs.replace(
+        config.http,
+        host=config.http.host if address is None else address,
+        port=config.http.port if port is None else port,
+    )
+    return msgspec.structs.replace(config, http=http)
+
+
+def _update(deployment: Deployment, read: Callable[[], DeployConfig], say: Say) -> None:
+    """Brings in what changed; where that cannot be done, what runs goes on running."""
+    from headrace.errors import HeadraceError
+
+    try:
+        deployment.update(read(), progress=lambda step: say("progress", step))
+    except HeadraceError as error:
+        say("error", str(error))
+    else:
+        say("updated", deployment.url)
+
+
+class Watch:
+    """Says what a deployment's replicas and new versions do, whenever that changes.
+
+    Args:
+        deployment: The deployment.
+        say: Prints an event and its value.
+    """
+
+    def __init__(self, deployment: Deployment, say: Say) -> None:
+        self._deployment = deployment
+        self._say = say
+        self._replicas: dict[str, dict[str, int]] | None = None
+        self._rollouts: dict[str, dict[str, Any]] = {}
+
+    def look(self) -> None:
+        """Looks once. A front that is just being started again is asked the next time."""
+        replicas = self._deployment.replicas()
+        if replicas != self._replicas:
+            self._replicas = replicas
+            self._say("replicas", replicas)
+        try:
+            rollouts = self._deployment.rollouts()
+        except Exception:
+            return
+        for name, now in rollouts.items():
+            before = self._rollouts.get(name, now)
+            if _milestone(now) != _milestone(before):
+                self._say("rollout", {"model": name, **now})
+        self._rollouts = rollouts
+
+
+def _milestone(status: dict[str, Any]) -> object:
+    """What of a model's state is worth a line: not every request that a candidate was given."""
+    candidate = status.get("candidate")
+    return (
+        status.get("generation"),
+        candidate and (candidate["version"], candidate["state"]),
+        status.get("rolled_back"),
+    )
 
 
 def _say_json(event: str, value: Any) -> None:
@@ -92,4 +157,15 @@ def _say_line(event: str, value: Any) -> None:
             f"{name} " + (" ".join(f"{count} {state.lower()}" for state, count in states.items()) or "none")
             for name, states in value.items()
         )
+    elif event == "rollout":
+        value = _rollout_line(value)
     click.echo(f"{event}: {value}")
+
+
+def _rollout_line(status: dict[str, Any]) -> str:
+    line = f"{status['model']} serves version {status['running']}"
+    if (candidate := status.get("candidate")) is not None:
+        line += f"; version {candidate['version']} ({candidate['mode']}) is {candidate['state']}"
+    if (gone := status.get("rolled_back")) is not None:
+        line += f"; version {gone['version']} was rolled back: {gone['reason']}"
+    return line

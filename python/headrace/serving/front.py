@@ -9,7 +9,6 @@ and once more when it has drained, so that the counts of a deployment balance ac
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,18 @@ from typing import Any
 import msgspec
 from ray import serve
 
-from headrace.errors import ConfigError, NotFound, NotOffered
+from headrace.errors import ConfigError, NotFound
 from headrace.observe.ledger import Books, totals
 from headrace.observe.ledger import read as read_ledger
 from headrace.serving import grpc_server
 from headrace.serving.app import JSON, OipApp, Scope
+from headrace.serving.assignment import Assignment, Assignments, Edition, Standing
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER, Receive, Send
 from headrace.serving.errors import error_text, http_status
 from headrace.serving.front_grpc import FrontGrpcApp
-from headrace.serving.host import ModelHost, ModelState
+from headrace.serving.front_repository import DeployedRepository
+from headrace.serving.host import ModelHost
+from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
 from headrace.serving.statistics import merged
 
@@ -37,8 +39,6 @@ FRONT_DEPLOYMENT = "front"
 MODEL_DEPLOYMENT = "model"
 # Calls that still run when the front has to go get so long.
 GRPC_DRAIN_S_MAX = 10
-# The state of a Serve application in the words of the repository index.
-STATES = {"RUNNING": "READY", "DEPLOYING": "LOADING", "NOT_STARTED": "LOADING"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ReplicaLedger:
         stats: Its Batcher's ledger, with the Requests ``rejected`` before they got there.
         load: What it told the autoscaling policy.
         statistics: The protocol's statistics of each version.
+        standing: How far it has followed its model's assignment.
         final: True once it has drained: these are its last words.
     """
 
@@ -62,6 +63,7 @@ class ReplicaLedger:
     load: dict[str, float]
     final: bool
     statistics: tuple[dict[str, Any], ...] = ()
+    standing: Standing | None = None
 
 
 class FrontApp:
@@ -146,39 +148,6 @@ class FrontService(OipService):
         return {"model_stats": found}
 
 
-class DeployedRepository:
-    """The model repository of a deployment: it can be looked at; what is in it changes by deploying.
-
-    Args:
-        front: Knows the models.
-    """
-
-    def __init__(self, front: Front) -> None:
-        self._front = front
-
-    async def index(self) -> list[ModelState]:
-        """Every model, in the state in which Serve has it."""
-        applications = (await asyncio.to_thread(serve.status)).applications
-        found: list[ModelState] = []
-        for name in self._front.names:
-            application = applications.get(name)
-            state = STATES.get(application.status if application is not None else "", "UNAVAILABLE")
-            reason = "" if state == "READY" or application is None else application.message[:2000]
-            versions = [one["version"] for one in self._front.statistics(name)] or [""]
-            found.extend(ModelState(name, version, state, reason) for version in versions)
-        return found
-
-    async def load(self, name: str) -> None:
-        """Raises `NotOffered`."""
-        raise NotOffered(
-            f"repository: got a load of {name[:128]!r} on Ray, expected `headrace deploy` of a changed file"
-        )
-
-    async def unload(self, name: str) -> None:
-        """Raises `NotOffered`."""
-        raise NotOffered(f"repository: got an unload of {name[:128]!r} on Ray, expected the end of its deployment")
-
-
 class Front:
     """The front application as Serve hosts it.
 
@@ -199,6 +168,7 @@ class Front:
         admin_token: str | None = None,
     ) -> None:
         self._ledgers: dict[str, dict[str, ReplicaLedger]] = {}
+        self.assignments = Assignments(RayStore())
         self._ledger = ledger
         self._grpc = grpc
         self._app = FrontApp(self.books, FrontService(self, caller_header, admin_token), grpc)
@@ -227,13 +197,30 @@ class Front:
     def set_names(self, names: Sequence[str]) -> None:
         """Called through a handle whenever models come or go: a second deployment would lose the ledgers."""
         self._app.names = tuple(names)
+        self.assignments.forget()
 
-    def report(self, ledger: ReplicaLedger) -> None:
-        """Called by the replicas through their handle; the latest report of each is kept, its last words for good."""
+    def bring(self, name: str, edition: Edition) -> dict[str, Any]:
+        """Called through a handle by whoever deploys a model again; see `Assignments.bring`."""
+        self.assignments.bring(name, edition)
+        return self.assignments.status(name)
+
+    def rollouts(self) -> dict[str, dict[str, Any]]:
+        """Called through a handle: what each model's replicas serve and are to serve."""
+        return {name: self.assignments.status(name) for name in self.names}
+
+    def report(self, ledger: ReplicaLedger) -> Assignment | None:
+        """Called by the replicas through their handle; the latest report of each is kept, its last words for good.
+
+        Returns:
+            What the replica is to serve, where it does not know that yet.
+        """
         replicas = self._ledgers.setdefault(ledger.model, {})
         known = replicas.get(ledger.replica)
         if known is None or not known.final:
             replicas[ledger.replica] = ledger
+        if ledger.standing is None:
+            return None
+        return self.assignments.report(ledger.model, ledger.replica, ledger.standing)
 
     def books(self) -> dict[str, Books]:
         """The books of each model: exact where there is a ledger on disk, else of what the replicas last reported."""

@@ -325,8 +325,10 @@ class ModelHost:
 
     def ledger(self) -> dict[str, Books]:
         """The books of each model: of every process that kept them in the same folder, or else of this one alone."""
-        if self._ledger is not None:
-            return totals(read_ledger(self._ledger))
+        return self.books() if self._ledger is None else totals(read_ledger(self._ledger))
+
+    def books(self) -> dict[str, Books]:
+        """The books of each model in this process, with those of the versions that it has closed."""
         books = dict(self._retiring.books)
         for served in self._everything():
             books[served.name] = books.get(served.name, Books()) + Books.of_stats(served.batcher.stats())

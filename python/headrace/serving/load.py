@@ -35,12 +35,19 @@ class LoadSample:
     capacity_rps: float
 
 
-def sample(ledgers: Iterable[Mapping[str, Any]]) -> LoadSample:
-    """Sums up the `stats()` of a replica's Batchers; the slowest of them sets delay and capacity."""
+def sample(ledgers: Iterable[Mapping[str, Any]], arrived: float | None = None) -> LoadSample:
+    """Sums up the `stats()` of a replica's Batchers; the slowest of them sets delay and capacity.
+
+    Args:
+        ledgers: Those of the versions that serve.
+        arrived: Requests that came, where versions have been closed that counted some of them.
+    """
     ledgers = list(ledgers)
+    if arrived is None:
+        arrived = float(sum(stats["accepted"] + stats["refused"] for stats in ledgers))
     known = [float(stats["capacity_rps"]) for stats in ledgers if stats["capacity_rps"] > 0]
     return LoadSample(
-        arrived=float(sum(stats["accepted"] + stats["refused"] for stats in ledgers)),
+        arrived=arrived,
         queued=float(sum(stats["queued"] for stats in ledgers)),
         queue_delay_s=max((float(stats["queue_delay_s"]) for stats in ledgers), default=0.0),
         capacity_rps=min(known, default=0.0),
@@ -69,7 +76,8 @@ class LoadMeter:
         """The metrics of this moment, by the names `headrace.serving.autoscaling` reads."""
         clock_s, cpu_s = monotonic(), thread_time()
         elapsed_s = max(1e-6, clock_s - self._last_s)
-        fresh = now.arrived - self._last_arrived
+        # Never below zero: a version that is being closed may be missing from the counts for a moment.
+        fresh = max(0.0, now.arrived - self._last_arrived)
         self._offered_rps += (1 - math.exp(-elapsed_s / RATE_TAU_S)) * (fresh / elapsed_s - self._offered_rps)
         if fresh > 0:
             self._arrival_s = clock_s

@@ -10,27 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 from ray import cloudpickle, serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from headrace.config import DeployConfig, DeployedModel
+from headrace import __version__
+from headrace.config import DeployConfig, DeployedModel, ModelConfig
 from headrace.errors import ConfigError, ExecutionError
 from headrace.serving import autoscaling
 from headrace.serving.app import OipApp
+from headrace.serving.assignment import Assignment, Edition
 from headrace.serving.autoscaling import SloPolicy
 from headrace.serving.body import CALLER_HEADER
+from headrace.serving.follower import Follower
 from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, MODEL_DEPLOYMENT, ReplicaLedger
 from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
 from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.load import LoadMeter, sample
+from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
 from headrace.serving.statistics import statistics
 
@@ -44,8 +49,9 @@ QUEUE_DELAY_S_DEFAULT = 0.1
 # Serve polls a draining replica this often, and kills it after the longer time.
 DRAIN_POLL_S = 0.2
 DRAIN_S_MAX = 30.0
-# How long a drained replica waits for its last report to arrive.
-LAST_REPORT_S_MAX = 2.0
+# How often a replica tells the front what it counted, and how long it waits to be heard.
+REPORT_S = 0.5
+REPORT_S_MAX = 2.0
 
 
 class ModelReplica:
@@ -67,27 +73,38 @@ class ModelReplica:
         caller_header: str = CALLER_HEADER,
         ledger: Path | None = None,
     ) -> None:
-        settings = deployed.model.settings
-        if settings.threads is None:
-            # A replica may use what Ray reserved for it, not the whole machine.
-            threads = max(1, int(deployed.autoscaling.cpus_per_replica))
-            settings = msgspec.structs.replace(settings, threads=threads)
-        model = msgspec.structs.replace(deployed.model, settings=settings)
-        self._host = ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener, ledger=ledger)
-        self._host.load()
-        self._host.find(model.name)  # a replica whose model failed its parity check must not start
-        self._name = model.name
-        self._meter = LoadMeter()
+        self._name = deployed.model.name
+        # A replica may use what Ray reserved for it, not the whole machine.
+        self._threads = max(1, int(deployed.autoscaling.cpus_per_replica))
         # Whoever runs the application without `deploy` has no front, and calls to it would wait forever.
         has_front = FRONT in serve.status().applications
         self._front = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT) if has_front else None
+        # By now the model may be another than when this deployment was made.
+        assigned = RayStore().get(self._name) if has_front else None
+        given = Assignment(generation=0, running=Edition.of(deployed.model))
+        assignment = given if assigned is None else Assignment.decode(assigned)
+        model = self._adapt(assignment.running.model)
+        self._host = ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener, ledger=ledger)
+        self._host.load()
+        self._host.find(model.name)  # a replica whose model failed its parity check must not start
+        self._follower = Follower(self._host, assignment, self._adapt)
+        self._meter = LoadMeter()
         self._load: dict[str, float] = {}
+        self._reporting: asyncio.Task[None] | None = None
         self._service = ReplicaService(self, self._host, caller_header=caller_header)
         self._calls = GrpcApp(self._service)
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Called by Serve once, after the constructor."""
+        """Called by Serve once, after the constructor, on the event loop."""
+        self._follower.follow()
+        if self._front is not None:
+            self._reporting = asyncio.create_task(self._report_always())
         return OipApp(self._service)
+
+    def _adapt(self, model: ModelConfig) -> ModelConfig:
+        if model.settings.threads is not None:
+            return model
+        return replace(model, settings=replace(model.settings, threads=self._threads))
 
     async def grpc(self, rpc: str, payload: bytes, info: CallInfo) -> bytes | Refusal:
         """Called by the front through a handle: answers one call of the protocol's gRPC service."""
@@ -97,7 +114,7 @@ class ModelReplica:
         """The statistics of this model on all replicas, by way of the front; None where there is none."""
         if self._front is None:
             return None
-        await self._front.report.remote(self._ledger(final=False))
+        await self._report(final=False)
         found: list[dict[str, Any]] = await self._front.statistics.remote(self._name)
         return found
 
@@ -105,32 +122,50 @@ class ModelReplica:
         """Called by Serve on the event loop's thread, every `METRICS_INTERVAL_S` or more often."""
         if not self._host.ready:
             return self._load  # Serve asks until the very end, when there is nothing left to count
-        self._load = self._meter.report(sample(self._host.stats().values()))
-        if self._front is not None:
-            self._front.report.remote(self._ledger(final=False))
+        books = self._host.books()[self._name]
+        self._load = self._meter.report(sample(self._host.stats().values(), float(books.accepted + books.refused)))
         return self._load
+
+    async def _report_always(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_S)
+            await self._report(final=False)
+
+    async def _report(self, final: bool) -> None:
+        """Tells the front what was counted, and follows what it answers. Without an answer all stays as it is."""
+        assert self._front is not None, "this is a bug: there is no front to report to"
+        with contextlib.suppress(Exception):  # the front may be starting, or gone where everything shuts down
+            newer = await asyncio.wait_for(self._front.report.remote(self._ledger(final)), REPORT_S_MAX)
+            if newer is not None and not final:
+                self._follower.follow(newer)
 
     def _ledger(self, final: bool) -> ReplicaLedger:
         total: Counter[str] = Counter()
         for stats in self._host.stats().values():
             total.update({key: value for key, value in stats.items() if isinstance(value, int | float)})
+        # With those of the versions that were closed.
+        stats = dict(total) | vars(self._host.books()[self._name])
         replica = serve.get_replica_context().replica_id.unique_id
         versions = tuple(statistics(served) for served in self._host)
-        return ReplicaLedger(self._name, replica, os.getpid(), dict(total), self._load, final, versions)
+        standing = self._follower.standing()
+        return ReplicaLedger(self._name, replica, os.getpid(), stats, self._load, final, versions, standing)
 
     def check_health(self) -> None:
         """Called by Serve every few seconds; raising restarts the replica."""
         if not self._host.ready:
             raise ExecutionError("replica: got state draining, expected ready")
+        if self._follower.broken:
+            raise ExecutionError(f"replica: got a model that cannot take over, expected it to: {self._follower.broken}")
         if stalled := self._host.stalled():
             raise ExecutionError(f"replica: got a Batch that does not end in {', '.join(stalled)}, expected it to")
 
     async def __del__(self) -> None:
         # Serve calls this once no request is left, or its patience is at an end: answer what was accepted, then go.
         self._host.drain()
-        if self._front is not None:
-            with contextlib.suppress(Exception):  # the front may be gone already, where everything shuts down
-                await asyncio.wait_for(self._front.report.remote(self._ledger(final=True)), LAST_REPORT_S_MAX)
+        if self._reporting is not None:
+            self._reporting.cancel()
+            await self._report(final=True)
+        await self._follower.close()
         await asyncio.to_thread(self._host.close)
 
 
@@ -163,6 +198,8 @@ def build_app(
     batcher_opener: OpenBatcher = open_batcher,
     caller_header: str = CALLER_HEADER,
     ledger: Path | None = None,
+    code: str | None = None,
+    surge_percent: int = 0,
 ) -> serve.Application:
     """Builds the Ray Serve application of one model, to be run at the prefix ``/v2/models/NAME``.
 
@@ -172,6 +209,8 @@ def build_app(
         batcher_opener: Makes the Batcher of a replica; tests put their own here.
         caller_header: The request header that names the caller; callers who compete share a replica fairly.
         ledger: Folder of the request ledger on disk, on the replicas' machine or shared by all; None for none.
+        code: Replicas stay while this stays; None to start them again whenever this runs again.
+        surge_percent: Replicas that may start before old ones go, where they have to start again.
 
     Raises:
         ConfigError: The deployment has several models. Each scales alone, so each is an application of its own.
@@ -188,9 +227,7 @@ def build_app(
                 f"build_app: got {len(config.models)} models ({names}), expected one; build each by itself"
             )
         config = config.models[0]
-    # Replicas run in other folders than this process.
-    files = {version: path.resolve() for version, path in config.model.files.items()}
-    deployed = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, files=files))
+    deployed = replace(config, model=Edition.of(config.model).model)
     settings = deployed.model.settings
     deployment = serve.deployment(
         name=DEPLOYMENT,
@@ -203,10 +240,25 @@ def build_app(
         ray_actor_options={"num_cpus": deployed.autoscaling.cpus_per_replica},
         autoscaling_config=_autoscaling(deployed),
         logging_config=LoggingConfig(enable_access_log=False),
+        max_surge_percent=surge_percent,
+    )(serve.ingress()(ModelReplica))
+    if code is not None:
+        deployment = deployment.options(version=code, _internal=True)
+    return deployment.bind(deployed, engine_opener, batcher_opener, caller_header, ledger)
+
+
+def replica_code(
+    deployed: DeployedModel, openers: tuple[OpenEngine, OpenBatcher], caller_header: str, ledger: Path | None
+) -> str:
+    """Equal where replicas need not be started again: what else changes, they follow while they run."""
+    parts = (
+        __version__,
+        deployed.autoscaling.cpus_per_replica,
+        *(f"{opener.__module__}.{opener.__qualname__}" for opener in openers),
+        caller_header,
+        ledger,
     )
-    return deployment(serve.ingress()(ModelReplica)).bind(
-        deployed, engine_opener, batcher_opener, caller_header, ledger
-    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _autoscaling(deployed: DeployedModel) -> AutoscalingConfig:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,9 +22,10 @@ from ray import serve
 
 from headrace.config import DeployConfig, DeployedModel, HttpConfig
 from headrace.errors import ConfigError, ExecutionError
+from headrace.serving.assignment import Assignment, Edition
 from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, GrpcFront, ReplicaLedger, build_front
 from headrace.serving.host import OpenBatcher, OpenEngine, open_batcher, open_engine
-from headrace.serving.ray_app import DEPLOYMENT, build_app
+from headrace.serving.ray_app import DEPLOYMENT, build_app, replica_code
 from headrace.serving.ray_cluster import (
     EXIT_S_MAX,
     check_port,
@@ -34,6 +35,7 @@ from headrace.serving.ray_cluster import (
     start_serve,
     stop,
 )
+from headrace.serving.ray_store import RayStore
 from headrace.serving.repository import read_token
 
 
@@ -53,6 +55,7 @@ class Deployment:
     tag: str | None = None
     grpc: str = ""
     _left: list[int] | None = field(default=None, repr=False)
+    _openers: tuple[OpenEngine, OpenBatcher] = field(default=(open_engine, open_batcher), repr=False)
 
     def replicas(self) -> dict[str, dict[str, int]]:
         """Replicas of each model by Serve's state: ``{"tickets": {"RUNNING": 1, "STARTING": 1}}``."""
@@ -70,6 +73,46 @@ class Deployment:
         handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
         known: dict[str, list[ReplicaLedger]] = handle.ledgers.remote().result(timeout_s=10)
         return {name: known.get(name, []) for name in self.models}
+
+    def rollouts(self) -> dict[str, dict[str, Any]]:
+        """What each model's replicas serve and are to serve; see `headrace.serving.assignment.Assignments.status`."""
+        handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+        known: dict[str, dict[str, Any]] = handle.rollouts.remote().result(timeout_s=10)
+        return {name: known.get(name, {}) for name in self.models}
+
+    def update(
+        self, config: DeployConfig, *, progress: Callable[[str], None] | None = None, timeout_s: float = 300.0
+    ) -> None:
+        """Brings a changed configuration into what runs, without losing a request.
+
+        What a model is served from changes in its replicas, as its ``[rollout]`` settings say: this returns when that
+        has begun, and `rollouts` tells how it goes. What a replica is made of (its CPUs) changes by new replicas.
+        Models that are new are started, and those that are not named any more are drained. Where the front listens
+        cannot change.
+
+        Args:
+            config: What to deploy now.
+            progress: Told about each step.
+            timeout_s: How long what has to start may take.
+
+        Raises:
+            ConfigError: The replicas do not fit on the cluster; nothing has changed.
+            ExecutionError: A model did not come up.
+        """
+        tell = progress or (lambda step: None)
+        names = tuple(deployed.model.name for deployed in config.models)
+        _check_fits(config.models)
+        before = _deployed_models()
+        for deployed in config.models:
+            _assign(deployed, deployed.model.name in before, tell)
+        for name in set(self.models) - set(names):
+            tell(f"draining {name}")
+            serve.delete(name, _blocking=True)
+            RayStore().delete(name)
+        self.models = names
+        _tell_front(sorted({*names, *_deployed_models()}))
+        serve.run_many(_targets(config, self._openers), wait_for_applications_running=False)
+        _wait_running(names, timeout_s, tell, {*names} - {*before})
 
     def processes(self) -> list[int]:
         """The ids of the processes that Ray started for us and that still run; [] where we joined a running Ray."""
@@ -96,6 +139,7 @@ class Deployment:
         """Takes our applications away: each answers what it has, and other people's stay."""
         for name in self.models:
             serve.delete(name, _blocking=True)
+            RayStore().delete(name)
         others = _deployed_models()
         if others:
             _tell_front(others)
@@ -138,33 +182,63 @@ def deploy(
     tell = progress or (lambda step: None)
     tag = connect(tell)
     names = tuple(deployed.model.name for deployed in config.models)
-    deployment = Deployment("", names, tag)
+    openers = engine_opener, batcher_opener
+    deployment = Deployment("", names, tag, _openers=openers)
     try:
         _check_fits(config.models)
         deployment.url = start_serve(config.http, owns_ray=tag is not None)
         tell(f"loading {', '.join(names)}")
-        targets = [
-            serve.RunTarget(
-                build_app(
-                    deployed,
-                    engine_opener=engine_opener,
-                    batcher_opener=batcher_opener,
-                    caller_header=config.http.caller_header,
-                    ledger=config.ledger,
-                ),
-                name=deployed.model.name,
-                route_prefix=f"/v2/models/{deployed.model.name}",
-            )
-            for deployed in config.models
-        ]
+        before = _deployed_models()
+        for deployed in config.models:
+            _assign(deployed, deployed.model.name in before, tell)
         token = read_token(None, os.environ.get("HEADRACE_ADMIN_TOKEN"))
         deployment.grpc = _run_front(sorted({*names, *_deployed_models()}), config.http, config.ledger, token)
-        serve.run_many(targets, wait_for_applications_running=False)
-        _wait_running((FRONT, *names), timeout_s, tell)
+        serve.run_many(_targets(config, openers), wait_for_applications_running=False)
+        _wait_running((FRONT, *names), timeout_s, tell, names)
     except BaseException:
         deployment.shutdown()
         raise
     return deployment
+
+
+def _targets(config: DeployConfig, openers: tuple[OpenEngine, OpenBatcher]) -> list[serve.RunTarget]:
+    return [
+        serve.RunTarget(
+            build_app(
+                deployed,
+                engine_opener=openers[0],
+                batcher_opener=openers[1],
+                caller_header=config.http.caller_header,
+                ledger=config.ledger,
+                code=replica_code(deployed, openers, config.http.caller_header, config.ledger),
+                surge_percent=_surge_percent(deployed),
+            ),
+            name=deployed.model.name,
+            route_prefix=f"/v2/models/{deployed.model.name}",
+        )
+        for deployed in config.models
+    ]
+
+
+def _surge_percent(deployed: DeployedModel) -> int:
+    """New replicas start before old ones go where one of them fits: Serve would wait for ever for one that does not."""
+    free = float(ray.available_resources().get("CPU", 0))
+    return 100 if free + 1e-9 >= deployed.autoscaling.cpus_per_replica else 0
+
+
+def _assign(deployed: DeployedModel, runs: bool, tell: Callable[[str], None]) -> None:
+    """Says what the replicas of a model are to serve, before any of them starts, or to those that run."""
+    name, edition = deployed.model.name, Edition.of(deployed.model, deployed.source)
+    if not runs:
+        RayStore().put(name, Assignment(generation=1, running=edition).encode())
+        return
+    handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+    status = handle.bring.remote(name, edition).result(timeout_s=30)
+    if "rolled_back" in status:
+        gone = status["rolled_back"]
+        tell(f"{name} version {gone['version']} was rolled back, and is not tried again as it is: {gone['reason']}")
+    elif "candidate" in status:
+        tell(f"{name} version {status['candidate']['version']} is brought in ({status['candidate']['mode']})")
 
 
 def _check_fits(models: Sequence[DeployedModel]) -> None:
@@ -206,7 +280,9 @@ def _run_front(names: Sequence[str], http: HttpConfig, ledger: Path | None, admi
     return f"[{grpc.host}]:{grpc.port}" if ":" in grpc.host else f"{grpc.host}:{grpc.port}"
 
 
-def _wait_running(names: Sequence[str], timeout_s: float, tell: Callable[[str], None]) -> None:
+def _wait_running(
+    names: Sequence[str], timeout_s: float, tell: Callable[[str], None], starting: Collection[str]
+) -> None:
     deadline = time.monotonic() + timeout_s
     waiting = list(names)
     while waiting:
@@ -215,7 +291,7 @@ def _wait_running(names: Sequence[str], timeout_s: float, tell: Callable[[str], 
             status = applications[name].status if name in applications else "NOT_STARTED"
             if status == "RUNNING":
                 waiting.remove(name)
-                if name != FRONT:
+                if name in starting:
                     tell(f"{name} is ready")
             elif status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 raise ExecutionError(

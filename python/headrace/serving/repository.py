@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +12,7 @@ import msgspec
 
 from headrace.config import ModelConfig, load_model_folder
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, MalformedRequest, NotFound, NotOffered
+from headrace.serving.changing import end_trial, retire, take_over, tried_first
 from headrace.serving.host import ModelHost, ModelState, ServedModel
 from headrace.serving.rollout import Trial
 
@@ -21,9 +20,6 @@ log = logging.getLogger("headrace.serving")
 
 # How often a trial is judged.
 JUDGE_S = 0.1
-
-# A request whose body takes longer than this to arrive may find the model it was for closed.
-RETIRE_S_MAX = 60.0
 
 
 class RepositoryRequest(msgspec.Struct, kw_only=True):
@@ -162,7 +158,7 @@ class ModelRepository:
                 self._loading = None
             self._notes.pop(name, None)
             leaving, failure = await self._end_trial(name), None
-            if not self._tried_first(name, config, opened):
+            if not tried_first(self._host, config, opened):
                 leaving += self._host.swap(config, opened)
             else:
                 try:
@@ -170,34 +166,9 @@ class ModelRepository:
                 except HeadraceError as error:
                     self._notes[name], failure = f"{type(error).__name__}: {error}", error
                     leaving += self._host.give_up(name, opened)
-        await self._retire(leaving)
+        await retire(self._host, leaving)
         if failure is not None:
             raise failure
-
-    async def _retire(self, models: list[ServedModel]) -> None:
-        """Closes versions outside of the lock, on a thread that nobody waits for where the server ends first."""
-        loop, done = asyncio.get_running_loop(), asyncio.Event()
-
-        def retire() -> None:
-            try:
-                self._host.retire(models, RETIRE_S_MAX)
-            except Exception as error:
-                log.error("could not close a version: %s", error)
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(done.set)
-
-        if models:
-            threading.Thread(target=retire, name="headrace-retire", daemon=True).start()
-            await done.wait()
-
-    def _tried_first(self, name: str, config: ModelConfig, opened: dict[int, ServedModel]) -> bool:
-        """Whether what was opened has to prove itself: there is something that serves, and that would change."""
-        versions = self._host.versions(name)
-        return (
-            config.settings.rollout.mode != "replace"
-            and bool(versions)
-            and opened[max(opened)] is not self._host.find(name)
-        )
 
     def _begin_trial(self, config: ModelConfig, opened: dict[int, ServedModel]) -> None:
         """Puts what was opened on trial; raises as `ModelHost.begin_trial` does."""
@@ -222,21 +193,15 @@ class ModelRepository:
             log.warning("model %s version %s: %s: %s", name, trial.candidate.version, decision.action, decision.reason)
             if decision.action == "promote":
                 self._on_trial.pop(name)
-                leaving = self._host.swap(config, opened)
-                await trial.close()
+                leaving = await take_over(self._host, config, opened)
             else:
                 self._notes[name] = f"version {trial.candidate.version} was rolled back: {decision.reason}"
                 leaving = await self._end_trial(name)
-        await self._retire(leaving)
+        await retire(self._host, leaving)
 
     async def _end_trial(self, name: str) -> list[ServedModel]:
-        """Gives up the candidate of a model, if it has one; returns it for `_retire`."""
-        trial = self._host.trial(name)
-        if trial is None:
-            return []
-        leaving = self._host.give_up(name, self._on_trial.pop(name))
-        await trial.close()
-        return leaving
+        """Gives up the candidate of a model, if it has one; returns it for `retire`."""
+        return await end_trial(self._host, name, self._on_trial.pop(name)) if self._host.trial(name) else []
 
     def _prepare(self, name: str) -> tuple[ModelConfig, Any]:
         config = load_model_folder(self._root / name)
@@ -248,7 +213,7 @@ class ModelRepository:
             leaving = await self._end_trial(name)
             leaving += self._host.withdraw(name)
             self._notes[name] = "unloaded"
-        await self._retire(leaving)
+        await retire(self._host, leaving)
 
     def _check_running(self, what: str) -> None:
         if self._host.draining or not self._host.loaded:

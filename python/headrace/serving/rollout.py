@@ -2,19 +2,17 @@
 
 A canary answers a share of the requests. Whatever it fails at, refuses or is too late with is answered by the running
 version, so that callers see no failure of the trial; it only counts against it. A shadow answers nobody: it is given
-copies of the requests, and its answers are compared. `judge` turns what was counted into one decision: wait, promote or
-roll back.
+copies of the requests, and its answers are compared. `headrace.serving.evidence` turns what was counted into a
+decision.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable
 from time import monotonic, perf_counter
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from headrace.backend import Result
 from headrace.config import ModelSettings, RolloutSettings
@@ -22,17 +20,10 @@ from headrace.errors import ParityError
 from headrace.parity import compare
 from headrace.serving.decode import InferCall
 from headrace.serving.errors import outcome
+from headrace.serving.evidence import Decision, Evidence, judge
 
-# One-sided 97.5 %: a version is called worse when chance would hardly explain it.
-Z = 1.96
-# Fewer cases say nothing, however large a share of the requests they are.
-CASES_MIN = 3
 # Of the time to a request's deadline, the share that a canary may take before the running version has to answer.
 CANARY_SHARE_OF_DEADLINE = 0.5
-# Latest latencies that a version is judged by.
-LATENCIES_KEPT = 1000
-# Below this, differences of latency are the machine's noise.
-LATENCY_SLACK_S = 1e-3
 # Copies that a shadow may be working on, and bytes of their inputs; further requests are not copied.
 SHADOWS_MAX = 64
 SHADOW_BYTES_MAX = 64 << 20
@@ -41,8 +32,6 @@ COMPARE_BYTES_MAX = 1 << 16
 
 # The ledger's words for what a version could be to blame for.
 FAILURES = ("failed", "refused", "expired")
-
-Action = Literal["wait", "promote", "rollback"]
 
 
 class Version(Protocol):
@@ -61,108 +50,6 @@ class Version(Protocol):
 
 
 V = TypeVar("V", bound=Version)
-
-
-@dataclass
-class Evidence:
-    """What one version did during a trial.
-
-    Attributes:
-        requests: Requests it was given, those apart that were given up or wrong.
-        failed: Those of them that ended in an error, were refused or came too late; of a candidate, only those that the
-            running version then answered.
-        latencies_s: Seconds of the latest answers, waiting included.
-        compared: Answers compared with the running version's.
-        divergent: Those that differed by more than the tolerance.
-        worst: The largest difference (see `headrace.parity.Parity`).
-        skipped: Requests that a shadow was too slow to be given.
-    """
-
-    requests: int = 0
-    failed: int = 0
-    latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
-    compared: int = 0
-    divergent: int = 0
-    worst: float = 0.0
-    skipped: int = 0
-
-    def summary(self) -> dict[str, float]:
-        """The counts and the latencies' median and 95th percentile, for people and programs."""
-        return {
-            "requests": self.requests,
-            "failed": self.failed,
-            "p50_ms": 1e3 * quantile(self.latencies_s, 0.5),
-            "p95_ms": 1e3 * quantile(self.latencies_s, 0.95),
-            "compared": self.compared,
-            "divergent": self.divergent,
-            "worst": self.worst,
-            "skipped": self.skipped,
-        }
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What to do with a candidate, and why."""
-
-    action: Action
-    reason: str
-
-
-def judge(settings: RolloutSettings, running: Evidence, candidate: Evidence, elapsed_s: float) -> Decision:
-    """Decides on a candidate.
-
-    Shares are compared by the lower end of their Wilson score interval (Wilson 1927), once there are `CASES_MIN` cases:
-    chance alone is not the end of a good version, and one that always fails is gone after three requests.
-
-    Args:
-        settings: What is tolerated, and how much evidence a promotion needs.
-        running: What the running version did since the trial began.
-        candidate: What the candidate did.
-        elapsed_s: Seconds since the trial began.
-    """
-    tolerated = running.failed / max(running.requests, 1) + settings.failures_max
-    if candidate.failed >= CASES_MIN and wilson_low(candidate.failed, candidate.requests) > tolerated:
-        return Decision(
-            "rollback",
-            f"failures: got {candidate.failed} of {candidate.requests}, expected at most {tolerated:.2%}",
-        )
-    limit = settings.divergent_max
-    divergent = wilson_low(candidate.divergent, candidate.compared)
-    if limit is not None and candidate.divergent >= CASES_MIN and divergent > limit:
-        return Decision(
-            "rollback",
-            f"divergence: got {candidate.divergent} of {candidate.compared} answers that differ by more than "
-            f"{settings.tolerance:g} (worst {candidate.worst:.3g}), expected at most {limit:.2%}",
-        )
-    enough = min(settings.min_requests, LATENCIES_KEPT)
-    if min(candidate.requests, running.requests) < enough or elapsed_s < settings.min_s:
-        if elapsed_s > settings.max_s:
-            return Decision("rollback", f"no verdict: got {candidate.requests} requests in {elapsed_s:.0f} s")
-        return Decision("wait", f"{candidate.requests} of {enough} requests, {elapsed_s:.1f} of {settings.min_s:g} s")
-    for share in (0.5, 0.95):
-        got, known = quantile(candidate.latencies_s, share), quantile(running.latencies_s, share)
-        if got > settings.slower_max * known + LATENCY_SLACK_S:
-            return Decision(
-                "rollback",
-                f"latency: got {1e3 * got:.2f} ms at p{share * 100:g}, expected at most {settings.slower_max:g} "
-                f"times the running version's {1e3 * known:.2f} ms",
-            )
-    return Decision("promote", f"{candidate.requests} requests and {elapsed_s:.1f} s without a reason against it")
-
-
-def wilson_low(count: int, of: int) -> float:
-    """The lower end of the Wilson score interval of a share; 0 where nothing was counted."""
-    if of == 0:
-        return 0.0
-    share = count / of
-    middle = share + Z * Z / (2 * of)
-    spread = Z * math.sqrt(share * (1 - share) / of + Z * Z / (4 * of * of))
-    return max(0.0, (middle - spread) / (1 + Z * Z / of))
-
-
-def quantile(values: Sequence[float] | deque[float], share: float) -> float:
-    """The value below which `share` of the values are; 0 of none."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
 class Trial(Generic[V]):
@@ -184,10 +71,15 @@ class Trial(Generic[V]):
         self._shadows: set[asyncio.Task[None]] = set()
         self._copied = 0
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the trial began."""
+        return monotonic() - self._started
+
     def judge(self) -> Decision:
         """What the evidence says now."""
         seen = self.evidence
-        return judge(self.settings, seen["running"], seen["candidate"], monotonic() - self._started)
+        return judge(self.settings, seen["running"], seen["candidate"], self.elapsed_s)
 
     async def infer(
         self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None

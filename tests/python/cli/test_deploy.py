@@ -24,8 +24,8 @@ pytestmark = pytest.mark.ray
 DEPLOY = [sys.executable, "-c", "from headrace.cli.main import main; main()", "deploy"]
 
 
-def save_model(path: Path) -> onnx.ModelProto:
-    weight = numpy_helper.from_array(np.random.default_rng(3).standard_normal((6, 2)).astype(np.float32), "w")
+def save_model(path: Path, seed: int = 3) -> onnx.ModelProto:
+    weight = numpy_helper.from_array(np.random.default_rng(seed).standard_normal((6, 2)).astype(np.float32), "w")
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["z"]), helper.make_node("Sigmoid", ["z"], ["p"])],
         "g",
@@ -85,6 +85,28 @@ def test_it_answers_like_the_reference_and_leaves_nothing_behind(tmp_path: Path)
         assert "3" in json.load(wrong.value)["error"]
 
         assert json.loads(process.stdout.readline()) == {"event": "replicas", "value": {"tiny": {"RUNNING": 1}}}
+
+        # A changed file is brought in by the replica that runs.
+        model = save_model(tmp_path / "tiny.onnx", seed=5)
+        process.send_signal(signal.SIGHUP)
+        for line in process.stdout:
+            event = json.loads(line)
+            assert event["event"] in ("progress", "updated", "rollout"), event
+            if event["event"] == "rollout" and "candidate" not in event["value"]:
+                break
+        assert event["value"] == {"model": "tiny", "generation": 3, "running": "1"}
+        (changed,) = ReferenceEvaluator(model).run(None, {"x": rows})
+        assert not np.allclose(changed, expected, rtol=1e-2)
+        np.testing.assert_allclose(infer(url, rows), changed, rtol=1e-5, atol=1e-6)
+
+        # One that cannot be read is an error, and what runs goes on.
+        (tmp_path / "app.yaml").write_text("models: 7")
+        process.send_signal(signal.SIGHUP)
+        event = json.loads(process.stdout.readline())
+        assert event["event"] == "error"
+        assert "app.yaml" in event["value"]
+        assert infer(url, rows).shape == (5, 2)
+
         process.send_signal(signal.SIGTERM)
         assert [json.loads(line)["event"] for line in process.stdout] == ["progress", "stopped"]
         assert process.wait(30) == 0

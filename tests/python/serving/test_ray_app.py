@@ -29,6 +29,7 @@ from headrace.config import (  # noqa: E402
     HttpConfig,
     ModelConfig,
     ModelSettings,
+    load_deploy,
 )
 from headrace.errors import ConfigError, ExecutionError, InvalidModel  # noqa: E402
 from headrace.serve import Deployment, build_app, deploy  # noqa: E402
@@ -49,7 +50,13 @@ class FakeEngine:
     plan = Plan("fake", "cpu", "none", "fp32", 1)
     parity = "not checked: a fake"
 
+    def __init__(self, broken: bool) -> None:
+        self.broken, self.warm = broken, False
+
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:
+        if self.broken and self.warm:
+            raise ExecutionError("got a request, expected none but to warm up")
+        self.warm = True
         return [{"y": np.asarray(request["x"]) * 2} for request in requests]
 
     def close(self) -> None:
@@ -72,19 +79,24 @@ class FakeBatcher:
         try:
             async with self.lock:
                 await asyncio.sleep(SERVICE_S)
+                result = self.engine.run_batch([req])[0]
                 self.count["ok"] += 1
-                return self.engine.run_batch([req])[0]
+                return result
         except asyncio.CancelledError:
             self.count["cancelled"] += 1
             raise
+        except ExecutionError:
+            self.count["failed"] += 1
+            raise
 
     def stats(self) -> dict[str, Any]:
-        waiting = self.count["accepted"] - self.count["ok"] - self.count["cancelled"]
-        zero = dict.fromkeys(("failed", "expired", "refused", "batches", "offered_rps"), 0)
+        waiting = self.count["accepted"] - sum(self.count[end] for end in ("ok", "failed", "cancelled"))
+        zero = dict.fromkeys(("expired", "refused", "batches", "offered_rps"), 0)
         return {
             **zero,
             "accepted": self.count["accepted"],
             "ok": self.count["ok"],
+            "failed": self.count["failed"],
             "cancelled": self.count["cancelled"],
             "queued": waiting,
             "queue_delay_s": max(0, waiting - 1) * SERVICE_S,
@@ -101,7 +113,7 @@ class FakeBatcher:
 def open_fake_engine(path: Path, settings: ModelSettings) -> FakeEngine:
     if "broken" in str(path):
         raise InvalidModel(f"{path}: got rubbish, expected a model")
-    return FakeEngine()
+    return FakeEngine(broken=path.is_file() and path.read_text() == "failing")
 
 
 def open_fake_batcher(engine: FakeEngine, settings: ModelSettings) -> FakeBatcher:
@@ -234,7 +246,7 @@ async def test_the_stock_clients_work_over_both_protocols(deployment: Deployment
                 index if isinstance(index, list) else [{"name": one.name, "state": one.state} for one in index.models]
             )
             assert [(one["name"], one["state"]) for one in listed] == [("elastic", "READY")]
-            with pytest.raises(module.InferenceServerException, match="headrace deploy"):
+            with pytest.raises(module.InferenceServerException, match="without its folder's path"):
                 await client.load_model("elastic", headers=headers)
     assert answers == [(2 * x).tobytes()] * 2
 
@@ -266,6 +278,98 @@ async def test_a_call_that_is_cancelled_at_the_front_is_cancelled_in_the_replica
             call.cancel()
         await asyncio.gather(*many, return_exceptions=True)
     await asyncio.to_thread(wait_for, lambda: cancelled() > before, 10)
+
+
+def put(folder: Path, version: int, content: str = "a model", mode: str = "canary") -> None:
+    """A version of a model, as the fakes understand it."""
+    path = folder / str(version) / "model.onnx"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    trial = "share = 0.5\nmin_requests = 10\nmin_s = 0\nslower_max = 100\n"
+    (folder / "headrace.toml").write_text(f'[rollout]\nmode = "{mode}"\n{trial}')
+
+
+async def test_versions_change_in_place_under_load(deployment: Deployment, tmp_path: Path) -> None:
+    def deploy_file(cpus: float) -> DeployConfig:
+        file = tmp_path / "app.yaml"
+        scaling = f"{{min_replicas: 2, max_replicas: 2, cpus_per_replica: {cpus}}}"
+        file.write_text(f"models: [{{name: tickets, path: tickets, autoscaling: {scaling}}}]\nhttp: {{port: 0}}")
+        one = load_deploy(file)
+        return DeployConfig(http=one.http, models=[model("elastic", min_replicas=0, max_replicas=2), *one.models])
+
+    def rollout() -> dict[str, Any]:
+        return deployment.rollouts()["tickets"]
+
+    def pids() -> set[int]:
+        return {one.pid for one in deployment.ledgers()["tickets"] if not one.final}
+
+    async def bring(version: int, content: str, how: Callable[[], Any]) -> dict[str, Any]:
+        put(tmp_path / "tickets", version, content)
+        await how()
+        end = time.monotonic() + 20
+        while "candidate" in (state := await asyncio.to_thread(rollout)):
+            assert time.monotonic() < end, state
+            await asyncio.sleep(0.1)
+        return state
+
+    async def by_update(cpus: float = 0.1) -> None:
+        await asyncio.to_thread(deployment.update, deploy_file(cpus))
+
+    async def by_repository() -> None:
+        url = deployment.url + "/v2/repository/models/tickets/load"
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with aiohttp.ClientSession() as session, session.post(url, headers=headers) as response:
+            # 400 says that it was rolled back before the answer left.
+            assert response.status in (200, 400), await response.text()
+
+    put(tmp_path / "tickets", 1)
+    await by_update()
+    await asyncio.to_thread(wait_for, lambda: len(pids()) == 2, 15)
+    before = await asyncio.to_thread(pids)
+    stop, answers = asyncio.Event(), Counter[str]()
+    load = asyncio.create_task(_ask_until(stop, f"{deployment.url}/v2/models/tickets/infer", answers))
+    assert (await bring(2, "a model", by_update))["running"] == "2"
+    rolled_back = await bring(3, "failing", by_repository)
+    assert (rolled_back["running"], rolled_back["rolled_back"]["version"]) == ("2", "3")
+    assert await asyncio.to_thread(pids) == before, "the replicas must have stayed"
+    index = await _index(deployment.url)
+    assert {(one["name"], one["version"]): one["state"] for one in index if one["name"] == "tickets"} == {
+        ("tickets", "2"): "READY",
+        ("tickets", "3"): "UNAVAILABLE",
+    }
+    await asyncio.sleep(1)
+    # Other CPUs are another kind of replica: those that start open what runs, not what was rolled back.
+    await by_update(0.2)
+    stop.set()
+    await load
+    assert not await asyncio.to_thread(pids) & before
+    assert set(answers) <= {"1", "2"}, answers
+    assert answers["2"] > 50
+
+
+async def _ask_until(stop: asyncio.Event, url: str, answers: Counter[str]) -> None:
+    """Counts the versions that answered, and whatever else came."""
+
+    async def caller() -> None:
+        while not stop.is_set():
+            async with session.post(url, json={"inputs": [tensor]}) as response:
+                body = await response.json()
+                right = response.status == 200 and body["outputs"][0]["data"] == [6.0]
+                answers[body["model_version"] if right else f"{response.status}: {body}"] += 1
+
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [3.0]}
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(caller() for _ in range(4)))
+
+
+async def _index(url: str) -> list[dict[str, str]]:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{url}/v2/repository/index", headers=headers) as answer,
+    ):
+        found: list[dict[str, str]] = await answer.json()
+        return found
 
 
 def test_an_application_runs_without_our_deploy(deployment: Deployment) -> None:

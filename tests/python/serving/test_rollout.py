@@ -16,7 +16,8 @@ from headrace.backend import Result
 from headrace.config import ModelSettings, RolloutSettings
 from headrace.errors import DeadlineExceeded, ExecutionError, Overloaded, ShapeMismatch
 from headrace.serving.decode import InferCall
-from headrace.serving.rollout import SHADOWS_MAX, Evidence, Trial, judge, wilson_low
+from headrace.serving.evidence import Evidence, judge, pooled, quantile, wilson_low
+from headrace.serving.rollout import SHADOWS_MAX, Trial
 
 CALL = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=0)
 SOON = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=40_000)
@@ -225,3 +226,18 @@ def test_wilson_agrees_with_scipy(of: int, share: float) -> None:
     count = round(share * of)
     expected = binomtest(count, of).proportion_ci(0.95, method="wilson").low
     assert wilson_low(count, of) == pytest.approx(expected, abs=1e-4)
+
+
+@given(st.lists(st.lists(st.floats(0.001, 1), min_size=1, max_size=900), min_size=1, max_size=4))
+def test_evidence_of_several_processes_counts_as_if_it_had_been_one(latencies: list[list[float]]) -> None:
+    parts = [evidence() for _ in latencies]
+    for part, values in zip(parts, latencies, strict=True):
+        part.requests, part.failed, part.worst = len(values), 1, max(values)
+        part.latencies_s.extend(values)
+    everything = [value for values in latencies for value in values]
+    whole = pooled(part.digest() for part in parts)
+    assert (whole.requests, whole.failed, whole.worst) == (len(everything), len(parts), max(everything))
+    for share in (0.5, 0.95):
+        # Each digest is off by at most the rank of half a point.
+        low, high = (quantile(everything, min(1.0, max(0.0, share + off))) for off in (-0.02, 0.02))
+        assert low <= whole.latency_s(share) <= high

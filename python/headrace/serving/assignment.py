@@ -1,0 +1,251 @@
+"""What all replicas of a model are to serve. The front decides when a new version takes over, on the evidence of all.
+
+It keeps one `Assignment` per model: what answers, and what is to take over. Each replica reports twice a second how far
+it has followed it and what it saw (`Standing`), and is told the assignment when there is a newer one; a new replica
+reads it when it starts. Assignments are kept in a store that outlives the front; the evidence is in the replicas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from headrace.config import ModelConfig, ModelSource, load_source
+from headrace.errors import NotOffered
+from headrace.serving.evidence import Decision, Digest, judge, pooled
+
+log = logging.getLogger("headrace.serving")
+
+
+class Edition(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model is served from: its files and settings at one time.
+
+    Attributes:
+        model: The file of each version, and the settings.
+        contents: A digest of names, sizes and times of those files, and of what lies in the versions' folders.
+        source: Where it was read; None where that cannot be done again.
+    """
+
+    model: ModelConfig
+    contents: str
+    source: ModelSource | None = None
+
+    @classmethod
+    def of(cls, model: ModelConfig, source: ModelSource | None = None) -> Edition:
+        """The edition that lies there now."""
+        # Replicas run in other folders than this process.
+        files = {version: path.resolve() for version, path in model.files.items()}
+        model = msgspec.structs.replace(model, files=files)
+        digest = hashlib.sha256()
+        for version, path in sorted(model.files.items()):
+            digest.update(f"{version} {path}\n".encode())
+            digest.update("\n".join(_listing(path.parent if path.parent.name == str(version) else path)).encode())
+        return cls(model=model, contents=digest.hexdigest(), source=source)
+
+    def again(self) -> Edition:
+        """What lies there now. Blocking.
+
+        Raises:
+            ConfigError: Nothing usable.
+            NotOffered: Nobody knows where it was read.
+        """
+        if self.source is None:
+            raise NotOffered(
+                f"repository: got a load of {self.model.name!r}, which was deployed without its folder's path, "
+                "expected it deployed from a file"
+            )
+        return Edition.of(load_source(self.model.name, self.source), self.source)
+
+    @property
+    def newest(self) -> str:
+        """Its newest version, by which it is called."""
+        return str(max(self.model.files))
+
+
+def _listing(where: Path) -> list[str]:
+    """Names, sizes and times of the files in a version's folder, or of a file that lies among others."""
+    try:
+        found = [(path.name, path.stat()) for path in (where.iterdir() if where.is_dir() else [where])]
+    except OSError:
+        return []  # a replica may see it where this machine does not
+    return sorted(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found)
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """What the replicas of one model are to serve.
+
+    Attributes:
+        generation: Grows with every change; the larger one counts.
+        running: What answers.
+        candidate: What is to be loaded beside it, and to take over when it has proven itself.
+        rolled_back: The last candidate that did not: it is not tried again until another edition is deployed.
+        reason: Why it was rolled back.
+    """
+
+    generation: int
+    running: Edition
+    candidate: Edition | None = None
+    rolled_back: Edition | None = None
+    reason: str = ""
+
+    def encode(self) -> bytes:
+        """As JSON, for the store."""
+        return msgspec.json.encode(self, enc_hook=str)
+
+    @classmethod
+    def decode(cls, content: bytes) -> Assignment:
+        """What `encode` made."""
+        return msgspec.json.decode(content, type=cls, dec_hook=lambda kind, value: kind(value))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far one replica has followed an assignment.
+
+    Attributes:
+        generation: Of the assignment it knows.
+        state: Of the candidate there: "none", "loading", "ready" to take over without a trial, on "trial", or "failed".
+        reason: Why it failed.
+        elapsed_s: Seconds since its trial began.
+        running: What the running version did during the trial.
+        candidate: What the candidate did.
+    """
+
+    generation: int
+    state: Literal["none", "loading", "ready", "trial", "failed"] = "none"
+    reason: str = ""
+    elapsed_s: float = 0.0
+    running: Digest = field(default_factory=Digest)
+    candidate: Digest = field(default_factory=Digest)
+
+
+class Store(Protocol):
+    """Keeps assignments beyond the life of a process."""
+
+    def get(self, name: str) -> bytes | None:
+        """What was put for a model; None for nothing."""
+
+    def put(self, name: str, content: bytes) -> None:
+        """Keeps it in place of what was there."""
+
+
+class Assignments:
+    """The assignments of all models of a deployment, and the decisions on their candidates.
+
+    Args:
+        store: Where they are kept.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, Assignment] = {}
+        # Model -> replica -> how far it has followed the present generation.
+        self._standings: dict[str, dict[str, Standing]] = {}
+
+    def get(self, name: str) -> Assignment | None:
+        """What a model's replicas are to serve; None of a model that was never assigned anything."""
+        if name not in self._known and (content := self._store.get(name)) is not None:
+            self._known[name] = Assignment.decode(content)
+        return self._known.get(name)
+
+    def forget(self) -> None:
+        """Reads everything anew from the store: somebody else wrote there."""
+        self._known.clear()
+
+    def bring(self, name: str, edition: Edition) -> Assignment:
+        """Has an edition take over, if it proves itself. What is on trial for the model already is given up for it.
+
+        Nothing changes where it serves, is on trial, or was the last that was rolled back.
+        """
+        now = self.get(name)
+        if now is None:
+            return self._change(name, Assignment(generation=1, running=edition))
+        if edition in (now.candidate, now.rolled_back) or (edition == now.running and now.candidate is None):
+            return now
+        candidate = None if edition == now.running else edition
+        log.info("model %s: got version %s to bring in", name, edition.newest)
+        return self._change(name, Assignment(generation=now.generation + 1, running=now.running, candidate=candidate))
+
+    def report(self, name: str, replica: str, standing: Standing) -> Assignment | None:
+        """Notes how far a replica has come, and decides.
+
+        Returns:
+            The assignment, where the replica does not know it yet.
+        """
+        now = self.get(name)
+        if now is None or standing.generation > now.generation:
+            return None
+        if standing.generation == now.generation:
+            self._standings.setdefault(name, {})[replica] = standing
+            now = self._decide(name, now)
+        return None if standing.generation == now.generation else now
+
+    def status(self, name: str) -> dict[str, Any]:
+        """What a model's replicas serve and are to serve, for people and programs."""
+        now = self.get(name)
+        if now is None:
+            return {}
+        found: dict[str, Any] = {"generation": now.generation, "running": now.running.newest}
+        if now.candidate is not None:
+            running, candidate = self._pool(name)
+            standings = list(self._standings.get(name, {}).values())
+            states = [one.state for one in standings]
+            settings = now.candidate.model.settings.rollout
+            found["candidate"] = {
+                "version": now.candidate.newest,
+                "mode": settings.mode,
+                "state": "on trial" if "trial" in states else "loading",
+                "replicas": len(states),
+                "running": running.summary(),
+                "candidate": candidate.summary(),
+                "decision": self._judge(name, now.candidate).reason if "trial" in states else "",
+            }
+        if now.rolled_back is not None:
+            found["rolled_back"] = {"version": now.rolled_back.newest, "reason": now.reason}
+        return found
+
+    def _decide(self, name: str, now: Assignment) -> Assignment:
+        """Ends the candidate's time where there is enough to say about it."""
+        if now.candidate is None:
+            return now
+        standings = self._standings[name].values()
+        failure = next((one.reason for one in standings if one.state == "failed"), None)
+        if failure is not None:
+            decision = Decision("rollback", failure)
+        elif any(one.state == "ready" for one in standings):
+            decision = Decision("promote", "loaded, warmed and checked")
+        else:
+            decision = self._judge(name, now.candidate)
+        if decision.action == "wait":
+            return now
+        log.warning("model %s version %s: %s: %s", name, now.candidate.newest, decision.action, decision.reason)
+        after = now.generation + 1
+        if decision.action == "promote":
+            return self._change(name, Assignment(generation=after, running=now.candidate))
+        return self._change(
+            name,
+            Assignment(generation=after, running=now.running, rolled_back=now.candidate, reason=decision.reason[:2000]),
+        )
+
+    def _judge(self, name: str, candidate: Edition) -> Decision:
+        running, seen = self._pool(name)
+        standings: Iterable[Standing] = self._standings.get(name, {}).values()
+        elapsed_s = max((one.elapsed_s for one in standings), default=0.0)
+        return judge(candidate.model.settings.rollout, running, seen, elapsed_s)
+
+    def _pool(self, name: str) -> tuple[Digest, Digest]:
+        standings = list(self._standings.get(name, {}).values())
+        return pooled(one.running for one in standings), pooled(one.candidate for one in standings)
+
+    def _change(self, name: str, after: Assignment) -> Assignment:
+        # Kept before anybody hears of it, so that nobody follows what a new front would not know.
+        self._store.put(name, after.encode())
+        self._known[name] = after
+        self._standings.pop(name, None)
+        return after

@@ -1,0 +1,134 @@
+"""Has one replica serve what its model's assignment says, while requests go on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from headrace.config import ModelConfig
+from headrace.serving.assignment import Assignment, Edition, Standing
+from headrace.serving.changing import end_trial, retire, take_over, tried_first
+from headrace.serving.host import ModelHost
+from headrace.serving.served import ServedModel
+
+log = logging.getLogger("headrace.serving")
+
+Opened = Mapping[int, ServedModel]
+
+
+class Follower:
+    """Brings a host from what it serves to what it is told to serve. Used from the event loop only.
+
+    Whatever order assignments come in, each is reached from what is there then: what the last one says is what is
+    served in the end, and what none of them needs any more is closed.
+
+    Args:
+        host: Has loaded the assignment's running edition.
+        assignment: What it was loaded for.
+        adapt: Makes the configuration that this replica loads of an edition's.
+    """
+
+    def __init__(self, host: ModelHost, assignment: Assignment, adapt: Callable[[ModelConfig], ModelConfig]) -> None:
+        self._host = host
+        self._name = assignment.running.model.name
+        self._adapt = adapt
+        self._assignment = assignment
+        self._serving = assignment.running
+        # The candidate and what was opened for it.
+        self._opened: tuple[Edition, Opened] | None = None
+        # Generation that was reached, and why its candidate could not be loaded.
+        self._reached = assignment.generation if assignment.candidate is None else 0
+        self._failure = ""
+        # Why what is to answer does not.
+        self.broken = ""
+        self._work: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def follow(self, assignment: Assignment | None = None) -> None:
+        """Begins to follow an assignment, if it is newer than the last one; None for the one it was made with."""
+        if assignment is not None and assignment.generation > self._assignment.generation:
+            self._assignment = assignment
+        if self._reached != self._assignment.generation and (self._work is None or self._work.done()):
+            self._work = asyncio.create_task(self._reach())
+
+    def standing(self) -> Standing:
+        """How far it has come, and what was seen."""
+        generation = self._assignment.generation
+        if self._assignment.candidate is None:
+            return Standing(generation)
+        if self._reached != generation:
+            return Standing(generation, "loading")
+        if self._failure:
+            return Standing(generation, "failed", self._failure)
+        trial = self._host.trial(self._name)
+        if trial is None:
+            return Standing(generation, "ready")
+        seen = trial.evidence
+        return Standing(generation, "trial", "", trial.elapsed_s, seen["running"].digest(), seen["candidate"].digest())
+
+    async def close(self) -> None:
+        """Gives up what has not taken over. What serves is the host's to close."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+        if self._opened is not None:
+            await self._give_up()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _reach(self) -> None:
+        while self._reached != self._assignment.generation:
+            assignment = self._assignment
+            if assignment.running != self._serving:
+                await self._take_over(assignment.running)
+            if self._opened is not None and self._opened[0] != assignment.candidate:
+                await self._give_up()
+            self._failure = ""
+            if assignment.candidate is not None and self._opened is None:
+                await self._bring(assignment.candidate)
+            self._reached = assignment.generation
+
+    async def _take_over(self, edition: Edition) -> None:
+        """Lets an edition take the name: the one that was opened as a candidate, or one that is opened for it now."""
+        config = self._adapt(edition.model)
+        if self._opened is None or self._opened[0] != edition:
+            try:
+                opened: Opened = await asyncio.to_thread(self._host.prepare, config)
+            except Exception as error:
+                # What serves is not what is to serve, and trying again is better done by a fresh process.
+                self.broken = f"version {edition.newest}: {type(error).__name__}: {error}"
+                log.error("model %s: %s", self._name, self.broken)
+                return
+            if self._opened is not None:
+                await self._give_up()
+        else:
+            opened = self._opened[1]
+        self._opened = None
+        self._serving = edition
+        self._retire(await take_over(self._host, config, opened))
+
+    async def _bring(self, edition: Edition) -> None:
+        """Opens a candidate, and puts it on trial if it wants one."""
+        config = self._adapt(edition.model)
+        try:
+            opened = await asyncio.to_thread(self._host.prepare, config)
+        except Exception as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            return
+        self._opened = edition, opened
+        try:
+            if tried_first(self._host, config, opened):
+                self._host.begin_trial(self._name, opened)
+        except Exception as error:
+            self._failure = f"{type(error).__name__}: {error}"
+            await self._give_up()
+
+    async def _give_up(self) -> None:
+        assert self._opened is not None, "this is a bug: there is no candidate to give up"
+        opened, self._opened = self._opened[1], None
+        self._retire(await end_trial(self._host, self._name, opened))
+
+    def _retire(self, leaving: list[ServedModel]) -> None:
+        task = asyncio.create_task(retire(self._host, leaving))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
