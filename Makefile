@@ -9,7 +9,7 @@ CMAKE := env PATH="$(abspath $(BIN)):$$PATH" cmake
 EXT_BUILD = build/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
 CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt setup.py
 
-.PHONY: setup ext demo test test-cpp test-neon test-asan test-tsan test-python lint format stubs protos bench bench-ops chaos clean
+.PHONY: setup ext demo test test-cpp test-cuda-host test-neon test-asan test-tsan test-python lint format stubs protos bench bench-ops chaos clean
 
 setup: $(STAMPS)/built
 
@@ -32,7 +32,7 @@ ext:
 demo: setup
 	$(BIN)/python examples/demo/run.py
 
-test: test-cpp test-neon test-asan test-tsan test-python
+test: test-cpp test-cuda-host test-neon test-asan test-tsan test-python
 
 # The unit tests of the C++ core. They share the extension's build folder, and so all of its objects.
 test-cpp: setup
@@ -43,6 +43,12 @@ test-cpp: setup
 # The same of what has kernels for the architecture that this machine is not, under qemu.
 test-neon: $(STAMPS)/deps
 	env PATH="$(abspath $(BIN)):$$PATH" tests/cpp/emulated.sh
+
+# The logic of the CUDA kernels, compiled by the C++ compiler and run on the host under sanitizers.
+test-cuda-host: setup
+	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_TESTS=ON > /dev/null
+	$(CMAKE) --build $(EXT_BUILD) --target headrace_cuda_tests
+	$(EXT_BUILD)/tests/cpp/cuda/headrace_cuda_tests
 
 # $(call sanitized_tests,sanitizer,more options of CMake) builds them in build/cpp-<sanitizer>.
 define sanitized_tests
@@ -74,12 +80,12 @@ lint: $(STAMPS)/deps
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	git ls-files '*.cc' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	git ls-files '*.cc' '*.cu' '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
 
 format: $(STAMPS)/deps
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files '*.cc' '*.h' | xargs $(BIN)/clang-format -i
+	git ls-files '*.cc' '*.cu' '*.h' | xargs $(BIN)/clang-format -i
 
 # The stub of the extension module; tests fail where it is out of date.
 stubs: setup

@@ -137,7 +137,7 @@ void ProgramBuilder::plan_storage() {
 }
 
 void ProgramBuilder::drop_constants() {
-  std::vector<bool> read(program_.values.size(), false);
+  std::vector<bool> read(program_.values.size(), keep_constants_);
   for (const Step& step : program_.steps) {
     for (size_t i = 0; i < step.inputs.size(); ++i) {
       if (step.inputs[i] != kAbsent && !step.kernel->consumes(i)) {

@@ -65,7 +65,9 @@ struct Program {
 // come, so that the caller may let go of each constant right after the last op that uses it.
 class ProgramBuilder {
  public:
-  explicit ProgramBuilder(Isa isa) : isa_(isa) {}
+  // With `keep_constants` none are dropped, for a device whose kernels pack them in their own way.
+  explicit ProgramBuilder(Isa isa, bool keep_constants = false)
+      : isa_(isa), keep_constants_(keep_constants) {}
 
   ValueId add_input(TensorSpec spec);
   // `owner` keeps `data` alive. The same value must not be an input of the Model. Saved Plans lack
@@ -88,6 +90,7 @@ class ProgramBuilder {
   void drop_constants();
 
   Isa isa_;
+  bool keep_constants_;
   Program program_;
   std::vector<TensorSpec> input_specs_;
   std::vector<TensorSpec> output_specs_;
