@@ -89,7 +89,9 @@ class ReferenceBackend(Backend):
         return Capabilities(precisions=("fp32",), ragged=True, batch_invariant=True)
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
-        """Asks the evaluator, which looks every op up when it is made."""
+        """Asks the evaluator, which looks every op up when it is made, and leaves out what it is known to get wrong."""
+        if wrong := _known_wrong(model):
+            return wrong
         try:
             ReferenceEvaluator(model.to_proto())
         except Exception as error:
@@ -98,6 +100,8 @@ class ReferenceBackend(Backend):
 
     def compile(self, model: Model, options: CompileOptions) -> Executable:
         """Makes an evaluator of the optimised graph, with Headrace's own ops expanded to ONNX functions."""
+        if wrong := _known_wrong(model):
+            raise UnsupportedOp(self.name, wrong)
         proto: ModelProto = model.to_proto()
         try:
             evaluator = ReferenceEvaluator(proto)
@@ -112,3 +116,14 @@ class ReferenceBackend(Backend):
             reasons=("the ONNX reference evaluator runs each Request alone",),
         )
         return ReferenceExecutable(plan, evaluator, [spec.name for spec in model.signature.outputs])
+
+
+def _known_wrong(model: Model) -> list[tuple[str, str, str]]:
+    refused = []
+    for node in model.graph.graph.all_nodes():
+        opset = node.version or model.graph.opset_imports.get("", 1)
+        if node.op_type == "Loop" and len(node.outputs) > len(node.inputs) - 2:
+            refused.append(("Loop", node.name or "", "the evaluator gives scan outputs one axis too many"))
+        elif node.op_type == "Scan" and opset < 9:
+            refused.append(("Scan", node.name or "", "the evaluator lacks the batch axis of opset 8"))
+    return refused

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# Hardly any op of torch takes wider unsigned integers. Strings are declared since their ops are refused one by one.
+_DTYPES = frozenset(["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "string"])
+
+
 @dataclass(frozen=True)
 class _Call:
     """One node: where its inputs come from, what it does, where its outputs go."""
@@ -94,7 +98,7 @@ class TorchBackend(Backend):
 
     def capabilities(self) -> Capabilities:
         """Requests run one by one; torch chooses kernels by shape, so bits are promised only per shape."""
-        return Capabilities(precisions=("fp32",), ragged=True, batch_invariant=True, concurrent=True)
+        return Capabilities(precisions=("fp32",), dtypes=_DTYPES, ragged=True, batch_invariant=True, concurrent=True)
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
         """The nodes without a torch translation."""

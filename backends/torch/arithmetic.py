@@ -121,6 +121,24 @@ def _reduce(function: Callable[[Tensor, Any, bool], Tensor]) -> Maker:
     return make
 
 
+def _extreme(function: Callable[..., Tensor], *, largest: bool) -> Callable[[Tensor, Any, bool], Tensor]:
+    def run(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
+        along = {axis % x.dim() for axis in axes} if x.dim() else set()
+        if all(x.shape[axis] for axis in along):
+            return function(x, axes, keep)
+        # Of nothing: what any element would replace.
+        if x.dtype == torch.bool:
+            fill: float | bool = not largest
+        elif x.is_floating_point():
+            fill = float("-inf") if largest else float("inf")
+        else:
+            fill = torch.iinfo(x.dtype).min if largest else torch.iinfo(x.dtype).max
+        shape = [1 if axis in along else dim for axis, dim in enumerate(x.shape) if keep or axis not in along]
+        return torch.full(shape, fill, dtype=x.dtype, device=x.device)
+
+    return run
+
+
 def _prod(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
     for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
         x = torch.prod(x, axis, keep)
@@ -185,8 +203,8 @@ OPS: dict[str, Maker] = {
     "Gemm": _gemm,
     "ReduceSum": _reduce(_sum),
     "ReduceMean": _reduce(lambda x, axes, keep: torch.mean(x, axes, keep)),
-    "ReduceMax": _reduce(lambda x, axes, keep: torch.amax(x, axes, keep)),
-    "ReduceMin": _reduce(lambda x, axes, keep: torch.amin(x, axes, keep)),
+    "ReduceMax": _reduce(_extreme(torch.amax, largest=True)),
+    "ReduceMin": _reduce(_extreme(torch.amin, largest=False)),
     "ReduceProd": _reduce(_prod),
     "ReduceL1": _reduce(lambda x, axes, keep: torch.sum(x.abs(), axes, keep)),
     "ReduceL2": _reduce(lambda x, axes, keep: torch.sqrt(torch.sum(x * x, axes, keep))),

@@ -65,6 +65,8 @@ def _max_pool(attributes: Attributes, _opset: int) -> Callable[..., Any]:
         raise Untranslated("MaxPool with auto_pad")
 
     def run(x: Tensor) -> Tensor:
+        if not x.is_floating_point():  # torch pools floats alone, and those of 32 bits hold every byte
+            return run(x.float()).to(x.dtype)
         axes = x.dim() - 2
         padded = pad_spatial(x, attributes.get("pads") or [0] * 2 * axes, float("-inf"))
         strides = attributes.get("strides") or [1] * axes

@@ -29,6 +29,7 @@ class Attributes:
             if attr.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
                 raise Untranslated(f"attribute {name!r} is a subgraph")
             self._values[name] = attr.value
+        self.inputs = len(node.inputs)
         self.outputs = len(node.outputs)
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -35,6 +35,12 @@ def _reshape(attributes: Attributes, _opset: int) -> Callable[..., Any]:
     return run
 
 
+def _dropout(attributes: Attributes, _opset: int) -> Callable[..., Any]:
+    if attributes.inputs > 2 or attributes.outputs > 1:
+        raise Untranslated("Dropout with a mask or a training mode")
+    return lambda x, *_: x
+
+
 def _squeeze(attributes: Attributes, _opset: int) -> Callable[..., Any]:
     def run(x: Tensor, axes: Tensor | None = None) -> Tensor:
         dims = attributes.get("axes") if axes is None else axes.tolist()
@@ -82,7 +88,7 @@ def _gather(attributes: Attributes, _opset: int) -> Callable[..., Any]:
         flat = indices.reshape(-1).long()
         flat = torch.where(flat < 0, flat + x.shape[at], flat)
         picked = torch.index_select(x, at, flat)
-        return picked.reshape(*x.shape[:at], *indices.shape, *x.shape[at + 1 :])
+        return picked.reshape((*x.shape[:at], *indices.shape, *x.shape[at + 1 :]))
 
     return run
 
@@ -158,7 +164,7 @@ def _topk(attributes: Attributes, _opset: int) -> Callable[..., Any]:
 
     def run(x: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         # Stable, so that equal values keep the lower index first, as ONNX asks.
-        values, indices = torch.sort(x, axis, largest, stable=True)
+        values, indices = torch.sort(x, dim=axis, descending=largest, stable=True)
         return values.narrow(axis, 0, int(k.item())), indices.narrow(axis, 0, int(k.item()))
 
     return run
@@ -188,7 +194,7 @@ def _pad(attributes: Attributes, opset: int) -> Callable[..., Any]:
 OPS: dict[str, Maker] = {
     "Constant": _constant,
     "Identity": lambda _a, _o: lambda x: x,
-    "Dropout": lambda _a, _o: lambda x, *_: x,
+    "Dropout": _dropout,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,

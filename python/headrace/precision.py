@@ -8,21 +8,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headrace.backend import Backend, CompileOptions, Executable, Request
-from headrace.errors import BackendUnavailable, HeadraceError, ParityError, UnsupportedOp
+from headrace.errors import BackendUnavailable, ParityError, UnsupportedOp
 from headrace.guard import compile_on
 from headrace.parity import DEFAULT_TOLERANCE, compare
-from headrace.samples import make_request
+from headrace.samples import sample_requests
 
 if TYPE_CHECKING:
     from headrace.model import Model
 
 # A lower precision must gain this much: it always costs accuracy, and times vary by a few percent.
 _MIN_GAIN = 1.1
-
-# Lengths of symbolic dims in generated samples: one row, a short text, an image.
-_SAMPLE_DIMS = (1, 16, 224)
-# The first dim is a batch, of which a few do.
-_SAMPLE_ROWS_MAX = 4
 
 _TIMED_S = 0.05
 
@@ -65,7 +60,7 @@ def compile_lowered(
     requests: list[Request] = list(samples or [])
     best = compile_on(backend, model, replace(options, precision="fp32"))
     if not requests:
-        requests = _generated(model, best)
+        requests = sample_requests(model.signature, best.run_batch)
     if not requests:
         raise ParityError(
             f"model {model.name!r} in {options.precision}: got no samples, and it runs none of those made from its "
@@ -101,23 +96,6 @@ def compile_lowered(
         best, best_s = candidate, seconds
         reasons.append(reason)
     return _with_reasons(best, [f"precision auto chose {best.plan.precision}", *reasons])
-
-
-def _generated(model: Model, executable: Executable) -> list[Request]:
-    """Those Requests made from the signature that the Model can run: a CNN, say, needs images of some size."""
-    symbols = {dim for spec in model.signature.inputs for dim in spec.dims if isinstance(dim, str)}
-    leading = {spec.dims[0] for spec in model.signature.inputs if spec.dims}
-    requests = []
-    for length in _SAMPLE_DIMS:
-        dims = {symbol: min(length, _SAMPLE_ROWS_MAX) if symbol in leading else length for symbol in symbols}
-        for seed in range(3):
-            request = make_request(model.signature, dims, seed)
-            try:
-                executable.run_batch([request])
-            except HeadraceError:
-                break
-            requests.append(request)
-    return requests
 
 
 def _time(executable: Executable, requests: Sequence[Request]) -> float:

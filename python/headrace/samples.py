@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from headrace.backend import Request
-from headrace.errors import RequestError
+from headrace.errors import HeadraceError, RequestError
 from headrace.signature import Signature, TensorSpec
+
+# Lengths of symbolic dims in generated samples: one row, a short text, an image.
+_SAMPLE_DIMS = (1, 16, 224)
+# The first dim is a batch, of which a few do.
+_SAMPLE_ROWS_MAX = 4
+_SAMPLES_PER_LENGTH = 3
 
 
 def make_request(signature: Signature, dims: Mapping[str, int] | None = None, seed: int = 0) -> Request:
@@ -32,6 +38,28 @@ def make_request(signature: Signature, dims: Mapping[str, int] | None = None, se
         raise RequestError(f"got dims {sorted(unknown)}, expected some of {sorted(symbols)} in {signature}")
     rng = np.random.default_rng(seed)
     return {spec.name: _array(spec, dims, rng) for spec in signature.inputs}
+
+
+def sample_requests(signature: Signature, run_batch: Callable[[Sequence[Request]], object]) -> list[Request]:
+    """Those Requests made from a signature that a Model can run: a CNN, say, needs images of some size.
+
+    Args:
+        signature: What to fit.
+        run_batch: Runs Requests; those it fails at with an error of Headrace's are left out.
+    """
+    symbols = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
+    leading = {spec.dims[0] for spec in signature.inputs if spec.dims}
+    requests = []
+    for length in _SAMPLE_DIMS:
+        dims = {symbol: min(length, _SAMPLE_ROWS_MAX) if symbol in leading else length for symbol in symbols}
+        for seed in range(_SAMPLES_PER_LENGTH):
+            request = make_request(signature, dims, seed)
+            try:
+                run_batch([request])
+            except HeadraceError:
+                break
+            requests.append(request)
+    return requests
 
 
 def _array(spec: TensorSpec, dims: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:

@@ -16,9 +16,10 @@ from pathlib import Path
 import onnx
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from onnx_node_tests import Outcome, node_tests, run_tests
+from headrace.conformance import Outcome, Subject
+from headrace.conformance.certificate import short_reason
+from headrace.conformance.node_tests import node_tests, run_tests
+from headrace.engine import backend_named
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "onnx-coverage.md"
 
@@ -33,21 +34,23 @@ def main() -> int:
     args = parser.parse_args()
     tests = [test for test in node_tests() if args.only in test.name]
     hidden = args.json or not sys.stderr.isatty()
-    outcomes = list(track(run_tests(tests, args.backend), "node tests", len(tests), disable=hidden))
+    outcomes = list(
+        track(run_tests(tests, Subject(backend_named(args.backend))), "node tests", len(tests), disable=hidden)
+    )
     counts = Counter(outcome.status for outcome in outcomes)
     if args.json:
         print(json.dumps([vars(outcome) for outcome in outcomes], indent=1))
     else:
         for outcome in outcomes:
-            if outcome.status == "wrong":
-                print(f"WRONG {outcome.name}: {' '.join(outcome.reason.split())[:200]}")
+            if outcome.status == "failed":
+                print(f"WRONG {outcome.subject}: {' '.join(outcome.reason.split())[:200]}")
         print(
             f"{args.backend}: {counts['passed']} of {len(outcomes)} ONNX node tests pass, "
-            f"{counts['refused']} are refused at load, {counts['wrong']} are wrong (onnx {onnx.__version__})"
+            f"{counts['skipped']} are refused at load, {counts['failed']} are wrong (onnx {onnx.__version__})"
         )
     if not args.only and not args.no_docs and args.backend == "native":
         DOCS.write_text(_page(outcomes, counts), encoding="utf-8")
-    return 1 if counts["wrong"] else 0
+    return 1 if counts["failed"] else 0
 
 
 def _page(outcomes: list[Outcome], counts: Counter[str]) -> str:
@@ -57,12 +60,12 @@ def _page(outcomes: list[Outcome], counts: Counter[str]) -> str:
         if outcome.status == "passed":
             passed.update(outcome.ops)
         else:
-            by_reason[_short(outcome)].append(outcome.name.removeprefix("test_"))
+            by_reason[_short(outcome)].append(outcome.subject.removeprefix("test_"))
     lines = [
         "# ONNX coverage of the native backend",
         "",
-        f"{counts['passed']} of the {len(outcomes)} node tests of onnx {onnx.__version__} pass, {counts['refused']} "
-        f"models are refused at load with the reason, {counts['wrong']} give a wrong answer.",
+        f"{counts['passed']} of the {len(outcomes)} node tests of onnx {onnx.__version__} pass, {counts['skipped']} "
+        f"models are refused at load with the reason, {counts['failed']} give a wrong answer.",
         "",
         "This page is written by",
         "",
@@ -85,13 +88,7 @@ def _page(outcomes: list[Outcome], counts: Counter[str]) -> str:
 
 
 def _short(outcome: Outcome) -> str:
-    """The first reason, without what differs from test to test."""
-    reason = " ".join(outcome.reason.split(";")[0].split())
-    if "has dtype" in reason:
-        reason = f"an input or output of dtype {reason.split('has dtype ')[1].split(',')[0]}"
-    elif "expected a dense tensor" in reason:
-        reason = "a sequence or an optional as input or output"
-    return reason.replace("|", "\\|")[:100]
+    return short_reason(outcome.reason).replace("|", "\\|")
 
 
 if __name__ == "__main__":

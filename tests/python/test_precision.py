@@ -213,7 +213,7 @@ def test_auto_needs_samples_where_none_can_be_made():
 def test_auto_measures_nothing_where_the_backend_has_one_precision(model, monkeypatch):
     from headrace import precision
 
-    monkeypatch.setattr(precision, "_generated", lambda *_: [])
+    monkeypatch.setattr(precision, "sample_requests", lambda *_: [])
     plan = model.compile(backend="reference", precision="auto").plan
     assert plan.precision == "fp32"
     assert "precision auto chose fp32: backend 'reference' has no other" in plan.reasons

@@ -18,6 +18,7 @@ from headrace.errors import HeadraceError
 # Name -> the line that `headrace --help` shows, which must not cost an import.
 COMMANDS = {
     "bench": "Time a model on every backend and installed peer, side by side.",
+    "certify": "Hold an installed backend to everything it declares.",
     "compile": "Prepare a model for this machine and save the plan, weights packed.",
     "deploy": "Deploy models on Ray Serve as a YAML file says.",
     "doctor": "Show what this process may use of the machine, and which backends work.",
