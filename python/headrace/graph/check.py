@@ -105,6 +105,9 @@ def _upgrade(proto: onnx.ModelProto) -> ir.Model | None:
     """`proto` in a newer opset; None where the ONNX project's converter cannot, and the model stays as it is."""
     import onnx.version_converter
 
+    old = any(used.domain == "" and used.version < 9 for used in proto.opset_import)
+    if old and any(node.op_type == "Scan" for node in proto.graph.node):
+        return None  # the converter would drop its batch axis, and that of the signature
     try:
         return ir.serde.deserialize_model(onnx.version_converter.convert_version(proto, _OPSET_TARGET))
     except Exception:
