@@ -107,7 +107,8 @@ $(STAMPS)/bench-peers: benchmarks/requirements.lock $(STAMPS)/deps
 	$(BIN)/python -m pip install --quiet --no-deps -r benchmarks/requirements.lock
 	touch $@
 
-# Campaigns against a running server, half a minute each. CHAOS="overload --seed 7 --seconds 120" for one of them.
+# Campaigns against a running server and a deployment on Ray, each in its full length: 70 minutes, of which the soaks take an
+# hour. CHAOS="overload --seed 7 --seconds 120" for one of them.
 chaos: setup
 	$(BIN)/python -m tests.chaos $(CHAOS)
 

@@ -7,13 +7,16 @@ import contextlib
 import random
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .load import Client, Tally, session
 from .model import save
+from .ray_campaigns import RAY_CAMPAIGNS, alone
 from .report import Report
 from .server import Server
+from .soak import soak
 from .swap import swap
 
 CONNECTIONS = 8
@@ -140,4 +143,10 @@ CAMPAIGNS: dict[str, Callable[[Path, int, float], Coroutine[Any, Any, Report]]] 
     "overload": overload,
     "greedy": greedy,
     "swap": swap,
+    "soak": soak,
+    **{name: partial(alone, campaign) for name, campaign in RAY_CAMPAIGNS.items()},
 }
+
+# Seconds of the full forms.
+FULL_S_DEFAULT = 30.0
+FULL_S = {"ray-kill": 120.0, "ray-roll": 180.0, "soak": 1800.0, "ray-soak": 1800.0}

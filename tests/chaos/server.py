@@ -21,9 +21,12 @@ class Server:
         repository: What it serves.
         ledger: Folder of its request ledger.
         environment: Variables beside ours.
+        prelude: Python that it runs first.
     """
 
-    def __init__(self, repository: Path, ledger: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, repository: Path, ledger: Path, environment: dict[str, str] | None = None, prelude: str = ""
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -31,7 +34,7 @@ class Server:
         self.ledger = ledger
         self.starts_s: list[float] = []
         self._command = [
-            sys.executable, "-c", "from headrace.cli.main import main; main()", "serve", str(repository),
+            sys.executable, "-c", f"{prelude}\nfrom headrace.cli.main import main; main()", "serve", str(repository),
             "--port", str(self.port), "--grpc-port", "0", "--ledger", str(ledger),
         ]  # fmt: skip
         self._environment = {**os.environ, **(environment or {})}
@@ -47,6 +50,12 @@ class Server:
                 self.starts_s.append(time.monotonic() - begun)
                 return
         raise RuntimeError(f"got exit code {self._process.wait()}, expected a server")
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None, "this is a bug: the server does not run"
+        return self._process.pid
 
     def kill(self) -> int:
         """kill -9. Returns its exit code, which is the signal's number below zero."""

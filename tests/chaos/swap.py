@@ -55,19 +55,19 @@ async def swap(folder: Path, seed: int, seconds: float) -> Report:
     """New versions take over, or fail their trial, under load: no caller sees any of it."""
     chance, report, tally, token = random.Random(seed), Report(), Tally(), secrets.token_hex(16)
     repository, version, ended = folder / "models", 1, dict[str, int]()
-    cases = save(repository, layers=1, settings=_settings("replace"))
+    cases = save(repository, layers=1, settings=settings("replace"))
     server = Server(repository, folder / "ledger", {"HEADRACE_ADMIN_TOKEN": token})
     try:
         await asyncio.to_thread(server.start)
         async with session() as http:
-            admin = _Admin(http, server.url, token)
+            admin = Admin(http, server.url, token)
             client, stop, end = Client(http, server.url, cases), asyncio.Event(), perf_counter() + seconds
             load = asyncio.create_task(client.closed_loop(CONNECTIONS, math.inf, tally, stop))
             order: list[Change] = []
             while perf_counter() < end:
                 order = order or chance.sample(CHANGES, len(CHANGES))
                 change, version = order.pop(), version + 1
-                await asyncio.to_thread(_put, repository, version, change)
+                await asyncio.to_thread(put, repository, version, change)
                 serving = await admin.bring(version)
                 what = f"{change.mode} {'broken ' * change.broken}{'other ' * change.other}taken"
                 promise = f"{what}: {change.taken}"
@@ -91,17 +91,19 @@ async def swap(folder: Path, seed: int, seconds: float) -> Report:
     return report
 
 
-def _settings(mode: str) -> str:
+def settings(mode: str) -> str:
+    """What the model's ``headrace.toml`` says, of a trial that a few requests decide."""
     trial = "share = 0.3\nmin_requests = 20\nmin_s = 0\nslower_max = 100\ndivergent_max = 0.1\n"
     return f'nonfinite = "error"\nthreads = 1\n[rollout]\nmode = "{mode}"\n{trial}'
 
 
-def _put(repository: Path, version: int, change: Change) -> None:
+def put(repository: Path, version: int, change: Change) -> None:
+    """Puts a new version into the repository."""
     scale = float("inf") if change.broken else 1.0
-    save(repository, 1, _settings(change.mode), version, seed=4 if change.other else 3, scale=scale)
+    save(repository, 1, settings(change.mode), version, seed=4 if change.other else 3, scale=scale)
 
 
-class _Admin:
+class Admin:
     """Brings new versions in, through the model repository's API."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, token: str) -> None:
@@ -113,11 +115,15 @@ class _Admin:
         """Loads a version, waits for the end of its trial, and says which version serves then."""
         await self._post(f"models/{NAME}/load")
         for _ in range(int(SETTLE_S_MAX / POLL_S)):
-            states = {one["state"]: int(one["version"]) for one in await self._post("index")}
-            if "LOADING" not in states:
-                return states["READY"]
+            if (serving := await self.serving()) is not None:
+                return serving
             await asyncio.sleep(POLL_S)
         raise TimeoutError(f"version {version}: got a trial of more than {SETTLE_S_MAX} s, expected an end of it")
+
+    async def serving(self) -> int | None:
+        """The version that serves; None while another is on trial."""
+        states = {one["state"]: int(one["version"]) for one in await self._post("index")}
+        return None if "LOADING" in states else states["READY"]
 
     async def _post(self, path: str) -> Any:
         async with self._http.post(self._url + path, headers=self._headers) as response:

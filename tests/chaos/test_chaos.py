@@ -3,15 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .campaigns import CAMPAIGNS
+from .cluster import Cluster
+from .ray_campaigns import RAY_CAMPAIGNS
+from .soak import soak
+from .swap import settings
+
+# The clusters of the short forms are one. `ray-soak` says nothing in seconds, and Serve's proxy needs half a minute to
+# come back and answers 500 for a replica that died.
+RAY_REPLICAS = 3
+RAY_SHORT = ("ray-controller", "ray-roll")
+# Keeps 20 kB of every request.
+LEAK = """
+import headrace.serving.served as served
+kept, ended = [], served.ServedModel.ended
+def leak(*args):
+    kept.append(bytearray(b"x" * 20_000))
+    return ended(*args)
+served.ServedModel.ended = leak
+"""
 
 
-@pytest.mark.parametrize("name", CAMPAIGNS)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), RAY_REPLICAS, settings("replace"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        left = cluster.stop()
+    assert left == []
+
+
+@pytest.mark.parametrize("name", [name for name in CAMPAIGNS if name not in RAY_CAMPAIGNS])
 def test_campaign(name: str, tmp_path: Path) -> None:
     report = asyncio.run(CAMPAIGNS[name](tmp_path, 1, 3.0))
+    broken = [what for what, held in report.promises.items() if not held]
+    assert not broken, report.facts
+
+
+def test_a_soak_finds_a_planted_leak(tmp_path: Path) -> None:
+    report = asyncio.run(soak(tmp_path, 1, 3.0, LEAK))
+    assert [what for what, held in report.bars.items() if not held] == ["memory grew by at most 2%"], report.facts
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("name", RAY_SHORT)
+def test_ray_campaign(name: str, cluster: Cluster) -> None:
+    report = asyncio.run(RAY_CAMPAIGNS[name](cluster, 1, 2.0))
     broken = [what for what, held in report.promises.items() if not held]
     assert not broken, report.facts

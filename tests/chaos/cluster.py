@@ -1,0 +1,135 @@
+"""A deployment on a Ray of its own, whose parts can be killed one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray._private import state as ray_state
+
+from headrace.config import load_deploy
+from headrace.serve import Deployment, deploy
+
+from .load import Tally
+from .model import NAME, save
+
+POLL_S = 0.05
+START_S_MAX = 60.0
+
+
+class Cluster:
+    """One model on some replicas of a few hundredths of a CPU each, with a ledger on disk.
+
+    Args:
+        folder: Where the model, the deployment's file and the ledger go.
+        replicas: How many of them.
+        settings: What the model's ``headrace.toml`` says.
+
+    Attributes:
+        cases: Requests to the model, with their answers.
+        tallies: How every request since the start ended: the ledger is of all of them.
+    """
+
+    def __init__(self, folder: Path, replicas: int, settings: str = "") -> None:
+        self.folder = folder
+        self.repository = folder / "models"
+        self.ledger = folder / "ledger"
+        self.replicas = replicas
+        self.cpus = 0.05
+        self.tallies: list[Tally] = []
+        self.cases = save(self.repository, layers=1, settings=settings)
+        self._deployment: Deployment | None = None
+
+    @property
+    def deployment(self) -> Deployment:
+        """What runs."""
+        assert self._deployment is not None, "this is a bug: the cluster was not started"
+        return self._deployment
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return self.deployment.url
+
+    def start(self) -> None:
+        """Starts Ray and the model, and waits until every replica has reported."""
+        self._deployment = deploy(load_deploy(self._file()))
+        self.wait(lambda: len(self.pids()) == self.replicas, START_S_MAX)
+
+    def update(self) -> None:
+        """Brings in what lies in the folder now."""
+        self.deployment.update(load_deploy(self._file()))
+
+    def stop(self) -> list[int]:
+        """Drains and stops everything; returns the processes that are left."""
+        return self.deployment.shutdown()
+
+    def _file(self) -> Path:
+        file = self.folder / "app.yaml"
+        scaling = f"{{min_replicas: {self.replicas}, max_replicas: {self.replicas}, cpus_per_replica: {self.cpus}}}"
+        model = f"{{name: {NAME}, path: models/{NAME}, autoscaling: {scaling}}}"
+        file.write_text(f"http: {{port: 0}}\nledger: {self.ledger}\nmodels: [{model}]\n")
+        return file
+
+    def rollout(self) -> dict[str, Any]:
+        """What the replicas serve and are to serve."""
+        return self.deployment.rollouts()[NAME]
+
+    def pids(self) -> list[int]:
+        """The processes of the model's replicas that live, by Ray's own account of its actors."""
+        return [pid for name, pid in self._actors() if name.startswith(f"SERVE_REPLICA::{NAME}#")]
+
+    def controller(self) -> int:
+        """The process of Serve's controller."""
+        return next(pid for name, pid in self._actors() if "SERVE_CONTROLLER_ACTOR" in name)
+
+    def listener(self) -> int:
+        """The process of ours that listens where clients connect."""
+        port = int(self.url.rpartition(":")[2])
+        for pid in self.deployment.processes():
+            with contextlib.suppress(psutil.Error):
+                for connection in psutil.Process(pid).net_connections("tcp"):
+                    if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+                        return pid
+        raise LookupError(f"got no process that listens on port {port}, expected one")
+
+    def _actors(self) -> Iterator[tuple[str, int]]:
+        for actor in ray_state.actors(actor_state_name="ALIVE").values():
+            yield actor["Name"], int(actor["Pid"])
+
+    def whole(self) -> bool:
+        """Whether all replicas run, by Serve's account and by Ray's."""
+        return self.deployment.replicas().get(NAME) == {"RUNNING": self.replicas} and len(self.pids()) == self.replicas
+
+    @staticmethod
+    def kill(pid: int) -> None:
+        """kill -9, of a process that may have ended by itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    @staticmethod
+    def wait(what: Callable[[], bool], seconds: float) -> float:
+        """Waits until something is so; returns how long that took."""
+        begun = time.monotonic()
+        while True:
+            # Whoever is asked may be the one that was killed.
+            with contextlib.suppress(Exception):
+                if what():
+                    return time.monotonic() - begun
+            if time.monotonic() - begun > seconds:
+                raise TimeoutError(f"got nothing after {seconds:g} s, expected it sooner")
+            time.sleep(POLL_S)
+
+    def __enter__(self) -> Cluster:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._deployment is not None:
+            self.stop()

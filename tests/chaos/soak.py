@@ -1,0 +1,137 @@
+"""Load and new versions for as long as one likes: nothing may grow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import secrets
+import shutil
+from pathlib import Path
+from time import perf_counter
+
+import psutil
+
+from .cluster import Cluster
+from .growth import RSS_GROWTH_MAX, SPARE_DESCRIPTORS, Growth, look
+from .load import Client, Tally, session
+from .model import NAME, save
+from .report import Report
+from .server import Server
+from .swap import CHANGES, Admin, put, settings
+
+CONNECTIONS = 4
+# A replica that was not asked for a while answers slower at first; a burst lasts long enough to be past that.
+BURST_S = 1.0
+# What lies in a trial's or a closed version's threads is given back within so long.
+REST_S = 0.3
+
+
+def judge(report: Report, growth: Growth, pids_left: int) -> None:
+    """Writes down what the samples of a soak say."""
+    report.facts |= {
+        "samples": len(growth.samples),
+        "rss growth": f"{growth.rss():+.2%}",
+        "descriptors more": growth.descriptors(),
+        "threads more": growth.threads(),
+        "processes more": growth.processes(),
+    }
+    report.bars[f"memory grew by at most {RSS_GROWTH_MAX:.0%}"] = growth.rss() <= RSS_GROWTH_MAX
+    report.promises["no descriptor is left"] = growth.descriptors() <= SPARE_DESCRIPTORS
+    report.promises["no thread is left"] = growth.threads() <= 0
+    report.promises["no process is left"] = growth.processes() <= 0 and pids_left == 0
+
+
+async def soak(folder: Path, seed: int, seconds: float, prelude: str = "") -> Report:
+    """One server under load while versions come and go: memory, descriptors and threads stay as they were when warm.
+
+    Args:
+        folder: Where the model and the ledger go.
+        seed: Of the versions' order.
+        seconds: How long; half an hour says something about memory.
+        prelude: Python that the server runs first, by which a test plants a leak.
+    """
+    chance, report, tally, token = random.Random(seed), Report(), Tally(), secrets.token_hex(16)
+    repository, version, growth = folder / "models", 1, Growth()
+    cases = save(repository, layers=1, settings=settings("replace"))
+    server = Server(repository, folder / "ledger", {"HEADRACE_ADMIN_TOKEN": token}, prelude)
+    try:
+        await asyncio.to_thread(server.start)
+        async with session() as http:
+            admin, client, end = Admin(http, server.url, token), Client(http, server.url, cases), perf_counter()
+            end += seconds
+            while perf_counter() < end or len(growth.samples) < 8:
+                version += 1
+                change = chance.choice(CHANGES)
+                await asyncio.to_thread(put, repository, version, change)
+                stop = asyncio.Event()
+                load = asyncio.create_task(client.closed_loop(CONNECTIONS, math.inf, tally, stop))
+                serving = await admin.bring(version)
+                await asyncio.sleep(min(BURST_S, seconds / 10))
+                stop.set()
+                await load
+                _clean(repository, serving)
+                await asyncio.sleep(REST_S)
+                growth.samples.append(look([server.pid]))
+        await asyncio.to_thread(server.stop)
+    finally:
+        await asyncio.to_thread(server.kill)
+    report.facts |= {"versions": version - 1, "requests": tally.sent}
+    warm, last = growth.rss_of(next(iter(growth.stayed())))
+    report.facts["rss in MiB, warm and at the end"] = f"{warm:.1f} {last:.1f}"
+    report.add("clients", tally)
+    report.balance(server.ledger, tally, failures=True)
+    report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent > 0
+    judge(report, growth, 0)
+    return report
+
+
+async def ray_soak(cluster: Cluster, seed: int, seconds: float) -> Report:
+    """A deployment under load while versions come and go and replicas start and end: nothing is left of any of it."""
+    chance, report, tally, growth = random.Random(seed), Report(), Tally(), Growth()
+    version = max(int(path.name) for path in (cluster.repository / NAME).iterdir() if path.is_dir())
+    least, scaled = cluster.replicas, 0
+    cluster.tallies.append(tally)
+    async with session() as http:
+        client, end = Client(http, cluster.url, cluster.cases), perf_counter() + seconds
+        while perf_counter() < end or len(growth.samples) < 8:
+            stop = asyncio.Event()
+            load = asyncio.create_task(client.closed_loop(CONNECTIONS, math.inf, tally, stop))
+            version += 1
+            change = chance.choice(CHANGES)
+            await asyncio.to_thread(put, cluster.repository, version, change)
+            for replicas in (least + 1, least):
+                cluster.replicas = replicas
+                await asyncio.to_thread(cluster.update)
+                await asyncio.to_thread(cluster.wait, cluster.whole, 60.0)
+                scaled += 1
+            await asyncio.to_thread(cluster.wait, lambda: "candidate" not in cluster.rollout(), 60.0)
+            await asyncio.sleep(BURST_S)
+            stop.set()
+            await load
+            _clean(cluster.repository, (await asyncio.to_thread(cluster.rollout))["running"])
+            await asyncio.sleep(REST_S)
+            growth.samples.append(look(await asyncio.to_thread(cluster.deployment.processes)))
+    report.facts |= {"times scaled": scaled, "requests": tally.sent}
+    for pid in sorted(growth.stayed()):
+        warm, last = growth.rss_of(pid)
+        report.facts[f"MiB more in {_role(pid)} ({pid})"] = round(last - warm, 1)
+    report.add("clients", tally)
+    report.balance(cluster.ledger, *cluster.tallies, failures=True)
+    report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent > 0
+    judge(report, growth, 0)
+    return report
+
+
+def _clean(repository: Path, serving: str | int) -> None:
+    """Takes away every version but the one that serves: a soak would fill the disk."""
+    for path in (repository / NAME).iterdir():
+        if path.is_dir() and path.name != str(serving):
+            shutil.rmtree(path)
+
+
+def _role(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())[:40] or psutil.Process(pid).name()
+    return "a process"
