@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -21,6 +22,11 @@ from headrace.errors import NotOffered
 from headrace.serving.evidence import Decision, Digest, judge, pooled
 
 log = logging.getLogger("headrace.serving")
+
+# A replica that neither reports for so long nor has said goodbye is dead.
+SILENT_S_MAX = 10.0
+# A candidate is to blame for the deaths of so many that had it, if they are half of all that had it.
+DEATHS_MAX = 3
 
 
 class Edition(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,13 +146,17 @@ class Assignments:
 
     Args:
         store: Where they are kept.
+        clock: Seconds that only grow.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float] = monotonic) -> None:
         self._store = store
+        self._clock = clock
         self._known: dict[str, Assignment] = {}
         # Model -> replica -> how far it has followed the present generation.
         self._standings: dict[str, dict[str, Standing]] = {}
+        # Model -> replica that has not said goodbye -> when it last reported.
+        self._heard: dict[str, dict[str, float]] = {}
 
     def get(self, name: str) -> Assignment | None:
         """What a model's replicas are to serve; None of a model that was never assigned anything."""
@@ -172,8 +182,14 @@ class Assignments:
         log.info("model %s: got version %s to bring in", name, edition.newest)
         return self._change(name, Assignment(generation=now.generation + 1, running=now.running, candidate=candidate))
 
-    def report(self, name: str, replica: str, standing: Standing) -> Assignment | None:
+    def report(self, name: str, replica: str, standing: Standing, final: bool = False) -> Assignment | None:
         """Notes how far a replica has come, and decides.
+
+        Args:
+            name: The model.
+            replica: The replica.
+            standing: How far it has come.
+            final: Whether these are its last words.
 
         Returns:
             The assignment, where the replica does not know it yet.
@@ -183,6 +199,9 @@ class Assignments:
             return None
         if standing.generation == now.generation:
             self._standings.setdefault(name, {})[replica] = standing
+            self._heard.setdefault(name, {})[replica] = self._clock()
+            if final:
+                del self._heard[name][replica]
             now = self._decide(name, now)
         return None if standing.generation == now.generation else now
 
@@ -216,8 +235,13 @@ class Assignments:
             return now
         standings = self._standings[name].values()
         failure = next((one.reason for one in standings if one.state == "failed"), None)
+        deaths = self._deaths(name)
         if failure is not None:
             decision = Decision("rollback", failure)
+        elif deaths >= DEATHS_MAX and 2 * deaths >= len(standings):
+            decision = Decision(
+                "rollback", f"got {deaths} of {len(standings)} replicas dead that had it, expected none"
+            )
         elif any(one.state == "ready" for one in standings):
             decision = Decision("promote", "loaded, warmed and checked")
         else:
@@ -239,6 +263,10 @@ class Assignments:
         elapsed_s = max((one.elapsed_s for one in standings), default=0.0)
         return judge(candidate.model.settings.rollout, running, seen, elapsed_s)
 
+    def _deaths(self, name: str) -> int:
+        silent_since = self._clock() - SILENT_S_MAX
+        return sum(heard < silent_since for heard in self._heard.get(name, {}).values())
+
     def _pool(self, name: str) -> tuple[Digest, Digest]:
         standings = list(self._standings.get(name, {}).values())
         return pooled(one.running for one in standings), pooled(one.candidate for one in standings)
@@ -248,4 +276,5 @@ class Assignments:
         self._store.put(name, after.encode())
         self._known[name] = after
         self._standings.pop(name, None)
+        self._heard.pop(name, None)
         return after

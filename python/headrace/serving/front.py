@@ -220,7 +220,7 @@ class Front:
             replicas[ledger.replica] = ledger
         if ledger.standing is None:
             return None
-        return self.assignments.report(ledger.model, ledger.replica, ledger.standing)
+        return self.assignments.report(ledger.model, ledger.replica, ledger.standing, ledger.final)
 
     def books(self) -> dict[str, Books]:
         """The books of each model: exact where there is a ledger on disk, else of what the replicas last reported."""

@@ -96,8 +96,9 @@ class ModelReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once, after the constructor, on the event loop."""
-        self._follower.follow()
-        if self._front is not None:
+        if self._front is None:
+            self._follower.follow()
+        else:
             self._reporting = asyncio.create_task(self._report_always())
         return OipApp(self._service)
 
@@ -127,6 +128,9 @@ class ModelReplica:
         return self._load
 
     async def _report_always(self) -> None:
+        # Before it opens a candidate: if that is the end of this process, the front must know what it died of.
+        await self._report(final=False)
+        self._follower.follow()
         while True:
             await asyncio.sleep(REPORT_S)
             await self._report(final=False)

@@ -14,7 +14,7 @@ from serving_fakes import FakeBatcher, FakeEngine
 
 from headrace.config import ModelConfig, ModelSource, RolloutSettings, load_model_folder
 from headrace.errors import ExecutionError, InvalidModel, NotOffered
-from headrace.serving.assignment import Assignment, Assignments, Edition
+from headrace.serving.assignment import SILENT_S_MAX, Assignment, Assignments, Edition, Standing
 from headrace.serving.decode import InferCall
 from headrace.serving.follower import Follower
 from headrace.serving.host import ModelHost
@@ -291,6 +291,26 @@ async def test_a_replica_that_cannot_follow_says_so_and_serves_on(tmp_path: Path
     assert "ZeroDivisionError" in lagging.follower.broken
     assert await lagging.ask() == "1"
     await cluster.close()
+
+
+@pytest.mark.parametrize(("dead", "alive", "blamed"), [(3, 0, True), (3, 2, True), (3, 3, False), (2, 0, False)])
+def test_a_version_that_replicas_die_of_is_rolled_back(tmp_path: Path, dead: int, alive: int, blamed: bool) -> None:
+    now = [100.0]
+    assignments = Assignments(Memory(), lambda: now[0])
+    model = ModelConfig(name="m", files={1: Path("/a/m/1/model.onnx")}, settings=_settings())
+    first = Edition.of(model)
+    assignments.bring("m", first)
+    generation = assignments.bring("m", Edition(model=model, contents="changed")).generation
+    for number in range(dead):  # one after the other: what crashes is started again
+        assignments.report("m", f"dead-{number}", Standing(generation, "loading"))
+        now[0] += SILENT_S_MAX / 2
+    for number in range(alive):
+        assignments.report("m", f"alive-{number}", Standing(generation, "trial"))
+    assignments.report("m", "drained", Standing(generation, "loading"), final=True)
+    now[0] += SILENT_S_MAX
+    for number in range(max(alive, 1)):
+        assignments.report("m", f"alive-{number}", Standing(generation, "trial"))
+    assert ("rolled_back" in assignments.status("m")) == blamed
 
 
 async def test_only_settings_or_only_contents_are_a_change_too(tmp_path: Path) -> None:
