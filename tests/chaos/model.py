@@ -27,7 +27,13 @@ class Case:
 
 
 def save(
-    repository: Path, layers: int, settings: str = "", version: int = 1, seed: int = 3, scale: float = 1.0
+    repository: Path,
+    layers: int,
+    settings: str = "",
+    version: int = 1,
+    seed: int = 3,
+    scale: float = 1.0,
+    cases: int = CASES,
 ) -> list[Case]:
     """Puts a model into a repository.
 
@@ -38,6 +44,7 @@ def save(
         version: Its version.
         seed: Of its weights.
         scale: Of its answers.
+        cases: How many requests.
 
     Returns:
         Requests to it, with their answers.
@@ -66,9 +73,9 @@ def save(
     onnx.save(model, path)
     (repository / NAME / "headrace.toml").write_text(settings)
     evaluator = ReferenceEvaluator(model)
-    cases = []
-    for _ in range(CASES):
+    found = []
+    for _ in range(cases):
         x = rng.standard_normal((ROWS, 1)).astype(np.float32)
         tensor = {"name": "h0", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
-        cases.append(Case(json.dumps({"inputs": [tensor]}).encode(), evaluator.run(None, {"h0": x})[0]))
-    return cases
+        found.append(Case(json.dumps({"inputs": [tensor]}).encode(), evaluator.run(None, {"h0": x})[0]))
+    return found
