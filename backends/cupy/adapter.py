@@ -153,7 +153,6 @@ def _on_numpy(model: Model, options: CompileOptions) -> ArrayExecutable:
 
 def _on_cupy(model: Model, wanted: str, options: CompileOptions) -> ArrayExecutable:
     import cupy
-
     from headrace.backends.cupy import ops
     from headrace.backends.cupy.arrays import to_numpy
 

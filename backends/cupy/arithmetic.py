@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from headrace.backends.cupy import kernels
 from headrace.backends.cupy.arrays import (
     Array,
@@ -21,6 +20,7 @@ from headrace.backends.cupy.arrays import (
     to_numpy,
 )  # fmt: skip
 from headrace.backends.cupy.ops import Maker
+
 from headrace.graph.script import Attributes, Untranslated
 
 # log(erfc(x) * exp(x * x) / t) for x >= 0 and t = 2 / (2 + x), as Chebyshev polynomials of 2 * t - 1: fitted by least

@@ -17,6 +17,7 @@ from headrace.backends.cupy.networks import OPS as NETWORKS
 from headrace.backends.cupy.networks import convolution, layer_norm, softmax
 from headrace.backends.cupy.ops import Maker
 from headrace.backends.cupy.shapes import gather
+
 from headrace.graph.script import Attributes, Untranslated
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -12,6 +12,7 @@ from headrace.backends.cupy.arithmetic import plain
 from headrace.backends.cupy.arrays import Array, library, size_of
 from headrace.backends.cupy.ops import Maker
 from headrace.backends.cupy.shapes import pad
+
 from headrace.graph.script import Attributes, Untranslated
 from headrace.graph.windows import Windows
 

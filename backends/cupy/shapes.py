@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from headrace.backends.cupy.arithmetic import plain
 from headrace.backends.cupy.arrays import (
     Array,
@@ -19,6 +18,7 @@ from headrace.backends.cupy.arrays import (
     size_of,
 )  # fmt: skip
 from headrace.backends.cupy.ops import Maker
+
 from headrace.graph.script import Attributes, Untranslated
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-
 from headrace.backends.cupy.arithmetic import plain, sigmoid
 from headrace.backends.cupy.arrays import Array, is_float, library, same_place, to_numpy
 from headrace.backends.cupy.networks import softmax
 from headrace.backends.cupy.ops import Maker
+
 from headrace.graph.script import Attributes, Untranslated
 
 POST_TRANSFORMS: dict[str, Callable[[Array], Array]] = {

@@ -15,13 +15,13 @@ from types import ModuleType
 import numpy as np
 import onnx_ir as ir
 import pytest
+from headrace.backends.cupy import adapter, ops
+from headrace.backends.cupy.adapter import ArrayExecutable, CupyBackend
+from headrace.backends.cupy.arrays import to_numpy
 from onnx import TensorProto, helper
 
 import headrace as hr
 from headrace.backend import CompileOptions, Plan
-from headrace.backends.cupy import adapter, ops
-from headrace.backends.cupy.adapter import ArrayExecutable, CupyBackend
-from headrace.backends.cupy.arrays import to_numpy
 from headrace.conformance.cases import CASES
 from headrace.conformance.models import assert_close, loaded
 from headrace.conformance.node_tests import _array, _compare, node_tests

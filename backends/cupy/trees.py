@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from headrace.backends.cupy.arrays import Array, library, same_place
 from headrace.backends.cupy.ops import Maker
 from headrace.backends.cupy.tables import as_float, chosen_labels, class_labels, post_transform
+
 from headrace.graph.script import Attributes, Untranslated
 
 # Paths (a row in a tree) and leaf values that are in work at once.

@@ -156,7 +156,6 @@ def _opset_of(model: ir.Model, node: ir.Node) -> int:
 
 def _build(model: Model, device: torch.device, plan: Plan) -> TorchExecutable:
     import torch
-
     from headrace.backends.torch import ops
 
     slots: dict[ir.Value, int] = {}
