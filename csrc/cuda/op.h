@@ -4,6 +4,7 @@
 // A room registers its kernels in one function, in <op>_cuda.cu; registry.cc calls it.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <span>
@@ -15,9 +16,11 @@
 
 namespace headrace::cuda {
 
-// A node with all its constants, and the device to put them on.
+// A node with all its constants, the op that the CPU would run, which outlives what is made here,
+// and the device to put things on.
 struct CudaNode {
   const NodeSpec& spec;
+  const Op& op;
   std::shared_ptr<Device> device;
 
   // A copy of host memory on the device.
@@ -57,6 +60,8 @@ class CudaRun {
         staging_(staging) {}
 
   size_t requests() const { return requests_; }
+  size_t inputs() const { return inputs_.size(); }
+  size_t outputs() const { return outputs_.size(); }
   bool has_input(size_t i) const { return i < inputs_.size() && inputs_[i].present(); }
   const Segments& input(size_t i) const { return inputs_[i]; }
   bool has_output(size_t i) const { return i < outputs_.size() && outputs_[i].present(); }
@@ -102,7 +107,16 @@ class CudaRun {
                            static_cast<int64_t>(table.rows.size_bytes()));
   }
 
-  // Called by the executor when the op has launched its kernels.
+  // Zeros on the host, for run() itself, that live until the Batch ends.
+  template <class T>
+  std::span<T> host_scratch(size_t count) {
+    auto* memory = reinterpret_cast<T*>(staging_.take(static_cast<int64_t>(count * sizeof(T))));
+    std::fill_n(memory, count, T{});
+    return {memory, count};
+  }
+
+  // Called by the executor when the op has launched its kernels, and by ops that want no more of it
+  // before: what comes later on the stream may have the memory.
   void release_scratch() {
     while (scratches_ > 0) allocator_.release(scratch_[--scratches_]);
   }

@@ -93,7 +93,7 @@ void DevicePlan::place_step(size_t s, std::vector<RefusedOps::Node>& refused) {
   }
   placed.place = Place::kDevice;
   try {
-    placed.kernel = CudaRegistry::global().make({spec_of(step), device_});
+    placed.kernel = CudaRegistry::global().make({spec_of(step), *step.kernel, device_});
     need_on_device(s, refused);
   } catch (const UnsupportedOpError& error) {
     refused.push_back({error.op(), error.node(), error.reason()});

@@ -9,9 +9,17 @@ const CudaRegistry& CudaRegistry::global() {
   static const CudaRegistry registry = [] {
     CudaRegistry all;
     register_activation_cuda(all);
+    register_attention_cuda(all);
+    register_conv_cuda(all);
     register_elementwise_cuda(all);
+    register_index_cuda(all);
+    register_linear_cuda(all);
     register_norm_cuda(all);
+    register_pool_cuda(all);
+    register_reduce_cuda(all);
+    register_shape_cuda(all);
     register_softmax_cuda(all);
+    register_trees_cuda(all);
     return all;
   }();
   return registry;
