@@ -152,11 +152,13 @@ class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         port: Port of REST.
         grpc_port: Port of gRPC; None for one above that of REST, or a free one where that is 0.
         caller_header: The request header that names the caller; callers who compete share a model fairly.
+        ingress: What takes REST requests: "headrace" for our own ingress, "ray" for Ray Serve's proxy.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     grpc_port: Port | None = None
+    ingress: Literal["headrace", "ray"] = "headrace"
     caller_header: str = "x-headrace-caller"
 
 

@@ -147,7 +147,16 @@ class Cancelled(HeadraceError):
 
 
 class BackendUnavailable(HeadraceError):
-    """The Backend, or the device it was asked to use, is not there."""
+    """The Backend, the device it was asked to use, or the process that should have answered is not there.
+
+    Args:
+        message: What is missing.
+        retry_after_s: Seconds after which it is likely to be back; None where that is not known.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ExecutionError(HeadraceError):

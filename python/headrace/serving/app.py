@@ -127,7 +127,7 @@ class OipApp:
             served.stages["encode"].observe(perf_counter() - computed)
         except Exception as error:
             failure = error
-            await self._send_error(error, send)
+            await self.send_error(error, send)
         else:
             if json_length is None:
                 await self._send(send, 200, payload, JSON)
@@ -157,7 +157,7 @@ class OipApp:
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Every route but the inference of a loaded model."""
         try:
-            path = _without_root(scope)
+            path = path_of(scope)
             if path in self.host.infer_routes and scope["method"] == "POST":
                 await self._infer(path, scope, receive, send)
                 return
@@ -175,7 +175,7 @@ class OipApp:
             answered = answer()
             status, body, content_type = await answered if isawaitable(answered) else answered
         except Exception as error:
-            await self._send_error(error, send)
+            await self.send_error(error, send)
             return
         await self._send(send, status, body, content_type)
 
@@ -276,7 +276,8 @@ class OipApp:
 
         return 200, exposition(self.service), (b"content-type", CONTENT_TYPE.encode())
 
-    async def _send_error(self, error: Exception, send: Send) -> None:
+    async def send_error(self, error: Exception, send: Send) -> None:
+        """Answers with an error."""
         status = http_status(error)
         extra: Headers = []
         if status == 401:
@@ -315,7 +316,7 @@ async def _lifespan(receive: Receive, send: Send) -> None:
             return
 
 
-def _without_root(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
     """The path below the prefix this application is mounted under, whether or not the server left the prefix in."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")

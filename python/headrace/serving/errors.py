@@ -77,6 +77,12 @@ def error_text(error: BaseException) -> str:
 
 def retry_after(error: BaseException) -> bytes | None:
     """The value of ``Retry-After`` in whole seconds, rounded up as the header cannot say less, or None."""
-    if isinstance(error, errors.Overloaded):
-        return str(max(1, math.ceil(min(error.retry_after_s, 3600.0)))).encode()
+    seconds = retry_after_s(error)
+    return None if seconds is None else str(max(1, math.ceil(seconds))).encode()
+
+
+def retry_after_s(error: BaseException) -> float | None:
+    """Seconds after which to try again, or None."""
+    if isinstance(error, errors.Overloaded | errors.BackendUnavailable) and error.retry_after_s is not None:
+        return min(error.retry_after_s, 3600.0)
     return None

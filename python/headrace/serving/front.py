@@ -1,7 +1,8 @@
-"""The routes of the server itself, where each model is a Ray Serve application of its own.
+"""The front of a deployment, in which each model is a Ray Serve application of its own.
 
-Stock clients ask ``/v2/health/ready`` and ``/v2`` before they send anything. Serve routes by the longest prefix, so
-what no model's application takes comes here, and a model nobody deployed is answered with the protocol's 404.
+It listens for gRPC, and for REST unless Serve's proxy does, passes what concerns a model on to one of its replicas
+(see `headrace.serving.ingress`), and answers the rest itself: stock clients ask ``/v2/health/ready`` and ``/v2`` before
+they send anything. Behind Serve's proxy, which routes by the longest prefix, it gets what no model's application takes.
 
 It also keeps the ledgers of all replicas, those that are gone included: a replica reports twice a second while it lives
 and once more when it has drained, so that the counts of a deployment balance across every scale-down.
@@ -9,25 +10,32 @@ and once more when it has drained, so that the counts of a deployment balance ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from ray import serve
+from ray.serve.schema import LoggingConfig
 
-from headrace.errors import ConfigError, NotFound
+from headrace.errors import NotFound
 from headrace.observe.ledger import Books, totals
 from headrace.observe.ledger import read as read_ledger
 from headrace.serving import grpc_server
-from headrace.serving.app import JSON, OipApp, Scope
 from headrace.serving.assignment import Assignment, Assignments, Edition, Standing
-from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER, Receive, Send
-from headrace.serving.errors import error_text, http_status
+from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
+from headrace.serving.front_app import FrontApp
 from headrace.serving.front_grpc import FrontGrpcApp
 from headrace.serving.front_repository import DeployedRepository
 from headrace.serving.host import ModelHost
+from headrace.serving.http_protocol import sweep
+from headrace.serving.ingress.bridge import Bridge
+from headrace.serving.ingress.door import DoorAddress
+from headrace.serving.ingress.loop_thread import LoopThread
+from headrace.serving.ingress.pool import Pool
+from headrace.serving.listener import HttpServer, http_server, listen
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
 from headrace.serving.statistics import merged
@@ -37,8 +45,8 @@ FRONT = "headrace-front"
 FRONT_DEPLOYMENT = "front"
 # Name of the deployment in each model's application.
 MODEL_DEPLOYMENT = "model"
-# Calls that still run when the front has to go get so long.
-GRPC_DRAIN_S_MAX = 10
+# Requests that still run when the front has to go get so long.
+DRAIN_S_MAX = 10
 
 
 @dataclass(frozen=True)
@@ -66,71 +74,27 @@ class ReplicaLedger:
     standing: Standing | None = None
 
 
-class FrontApp:
-    """The ASGI application of the server's routes.
-
-    A class with ``__call__``, because uvicorn takes any other callable that is no plain function for ASGI 2.
+@dataclass(frozen=True)
+class FrontAddress:
+    """Where a deployment listens: an address of the machine the front runs on, which is Ray's head, and ports.
 
     Attributes:
-        names: The models that are deployed beside it.
+        ingress: "headrace" if the front listens for REST too, "ray" if Serve's proxy does.
+        host: The address.
+        port: Of REST.
+        grpc_port: Of gRPC.
     """
 
-    def __init__(self, books: Callable[[], dict[str, Books]], service: OipService, grpc: GrpcFront | None) -> None:
-        self.names: tuple[str, ...] = ()
-        self._books = books
-        self._server = OipApp(service)
-        self._grpc = grpc
-        self._handles: dict[str, Any] = {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request (ASGI 3)."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http" and scope["path"] == "/v2/ledger" and scope["method"] in ("GET", "HEAD"):
-            await send_json(200, msgspec.json.encode(self._books()), send)
-        elif scope["type"] == "http" and (name := _model_of(scope["path"])) is not None:
-            await _send_not_found(f"model: got {name[:128]!r}, expected one of {', '.join(self.names)}", send)
-        else:
-            await self._server(scope, receive, send)
-
-    async def _lifespan(self, receive: Receive, send: Send) -> None:
-        """Listens for gRPC as long as the application lives."""
-        await receive()
-        listener = None
-        try:
-            if self._grpc is not None:
-                app = FrontGrpcApp(self._server.service, self._handle_of)
-                listener = await grpc_server.start(app, self._grpc.host, self._grpc.port, BODY_BYTES_MAX)
-        except ConfigError as error:
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        if listener is not None:
-            await listener.server.stop(GRPC_DRAIN_S_MAX)
-        await send({"type": "lifespan.shutdown.complete"})
-
-    def _handle_of(self, name: str) -> Any:
-        if name not in self.names:
-            raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self.names)}")
-        if name not in self._handles:
-            # Kept, because each one made starts a router of its own.
-            self._handles[name] = serve.get_deployment_handle(MODEL_DEPLOYMENT, app_name=name)
-        return self._handles[name]
-
-
-@dataclass(frozen=True)
-class GrpcFront:
-    """Where the front listens for gRPC: an address of the machine it runs on, which is Ray's head, and a port."""
-
+    ingress: str
     host: str
     port: int
+    grpc_port: int
 
 
 class FrontService(OipService):
     """What the front answers itself: nothing about one model alone, and the statistics of all."""
 
-    def __init__(self, front: Front, caller_header: str, admin_token: str | None) -> None:
+    def __init__(self, front: FrontState, caller_header: str, admin_token: str | None) -> None:
         super().__init__(
             ModelHost([]), caller_header=caller_header, repository=DeployedRepository(front), admin_token=admin_token
         )
@@ -148,79 +112,104 @@ class FrontService(OipService):
         return {"model_stats": found}
 
 
-class Front:
-    """The front application as Serve hosts it.
+class FrontState:
+    """What the front knows and does; everything here runs on its own event loop.
 
-    Args:
-        names: The models that are deployed beside it.
-        ledger: Folder of the request ledger on disk; None to go by what the replicas report.
-        grpc: Where to listen for gRPC; None for nowhere.
-        caller_header: The request header that names the caller.
-        admin_token: Who brings it may see the repository's index; None for nobody.
+    Attributes:
+        pools: The replicas of each deployed model.
+        assignments: What those are to serve.
+        app: What answers REST.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        ledger: Path | None = None,
-        grpc: GrpcFront | None = None,
-        caller_header: str = CALLER_HEADER,
-        admin_token: str | None = None,
-    ) -> None:
-        self._ledgers: dict[str, dict[str, ReplicaLedger]] = {}
+    def __init__(self, where: FrontAddress, ledger: Path | None, caller_header: str, admin_token: str | None) -> None:
+        self.pools: dict[str, Pool] = {}
         self.assignments = Assignments(RayStore())
+        self._where = where
         self._ledger = ledger
-        self._grpc = grpc
-        self._app = FrontApp(self.books, FrontService(self, caller_header, admin_token), grpc)
-        self._app.names = tuple(names)
+        self._ledgers: dict[str, dict[str, ReplicaLedger]] = {}
+        self._handles: dict[str, Any] = {}
+        self._service = FrontService(self, caller_header, admin_token)
+        self.app = FrontApp(self.books, self._service, self.pools)
+        self._http: HttpServer | None = None
+        self._calls: grpc_server.GrpcListener | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
-    def __serve_build_asgi_app__(self) -> FrontApp:
-        """Called by Serve once, after the constructor."""
-        return self._app
+    async def start(self, names: Sequence[str]) -> None:
+        """Listens.
+
+        Raises:
+            ConfigError: The address and a port cannot be listened on.
+        """
+        await self.set_names(names)
+        where = self._where
+        calls = FrontGrpcApp(self._service, self.pools)
+        self._calls = await grpc_server.start(calls, where.host, where.grpc_port, BODY_BYTES_MAX)
+        if where.ingress == "headrace":
+            listener = listen(where.host, where.port)
+            self._http = http_server(self.app, DRAIN_S_MAX)
+            self._tasks.append(asyncio.create_task(self._http.serve(sockets=[listener])))
+            self._tasks.append(asyncio.create_task(sweep(self._http.server_state.connections)))
+
+    async def stop(self) -> None:
+        """Answers what it can, within `DRAIN_S_MAX`, and stops listening."""
+        await self.set_names([])
+        if self._calls is not None:
+            await self._calls.server.stop(DRAIN_S_MAX)
+        if self._http is not None:
+            self._http.should_exit = True
+            serving, sweeping = self._tasks
+            await serving
+            sweeping.cancel()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The models that are deployed beside it."""
-        return self._app.names
+        return tuple(self.pools)
 
-    def grpc(self) -> GrpcFront | None:
-        """Called through a handle by a deployment that joins this one: where gRPC is listened for."""
-        return self._grpc
-
-    def statistics(self, name: str | None) -> list[dict[str, Any]]:
-        """The protocol's statistics by version, of one model or (None) of all, over the replicas that are gone too."""
-        models = self._ledgers if name is None else {name: self._ledgers.get(name, {})}
-        return merged(
-            entry for replicas in models.values() for replica in replicas.values() for entry in replica.statistics
-        )
-
-    def set_names(self, names: Sequence[str]) -> None:
-        """Called through a handle whenever models come or go: a second deployment would lose the ledgers."""
-        self._app.names = tuple(names)
+    async def set_names(self, names: Sequence[str]) -> None:
+        """Takes requests to these models, and to no others from now on; what those have under way is answered."""
+        for name in names:
+            if name not in self.pools:
+                self.pools[name] = Pool(name, partial(self._wake, name))
+        for name in [name for name in self.pools if name not in names]:
+            await self.pools.pop(name).close()
         self.assignments.forget()
 
     def bring(self, name: str, edition: Edition) -> dict[str, Any]:
-        """Called through a handle by whoever deploys a model again; see `Assignments.bring`."""
+        """See `Front.bring`."""
         self.assignments.bring(name, edition)
         return self.assignments.status(name)
 
     def rollouts(self) -> dict[str, dict[str, Any]]:
-        """Called through a handle: what each model's replicas serve and are to serve."""
+        """See `Front.rollouts`."""
         return {name: self.assignments.status(name) for name in self.names}
 
-    def report(self, ledger: ReplicaLedger) -> Assignment | None:
-        """Called by the replicas through their handle; the latest report of each is kept, its last words for good.
-
-        Returns:
-            What the replica is to serve, where it does not know that yet.
-        """
+    async def report(self, ledger: ReplicaLedger, door: DoorAddress | None) -> Assignment | None:
+        """See `Front.report`."""
         replicas = self._ledgers.setdefault(ledger.model, {})
         known = replicas.get(ledger.replica)
         if known is None or not known.final:
             replicas[ledger.replica] = ledger
+        if door is not None and (pool := self.pools.get(ledger.model)) is not None:
+            await pool.add(ledger.replica, door)
         if ledger.standing is None:
             return None
         return self.assignments.report(ledger.model, ledger.replica, ledger.standing, ledger.final)
+
+    async def _wake(self, name: str) -> tuple[str, DoorAddress]:
+        """Has Serve choose a replica, starting one where there is none, and asks it where its door is."""
+        if name not in self._handles:
+            # Kept, because each one made starts a router of its own.
+            self._handles[name] = serve.get_deployment_handle(MODEL_DEPLOYMENT, app_name=name)
+        found: tuple[str, DoorAddress] = await self._handles[name].door.remote()
+        return found
+
+    def statistics(self, name: str | None) -> list[dict[str, Any]]:
+        """See `Front.statistics`."""
+        models = self._ledgers if name is None else {name: self._ledgers.get(name, {})}
+        return merged(
+            entry for replicas in models.values() for replica in replicas.values() for entry in replica.statistics
+        )
 
     def books(self) -> dict[str, Books]:
         """The books of each model: exact where there is a ledger on disk, else of what the replicas last reported."""
@@ -231,47 +220,101 @@ class Front:
             for model, replicas in self._ledgers.items()
         }
 
-    def ledgers(self) -> dict[str, list[ReplicaLedger]]:
-        """Every replica's latest report by model, oldest replica first."""
+    def latest(self) -> dict[str, list[ReplicaLedger]]:
+        """See `Front.ledgers`."""
         return {model: list(replicas.values()) for model, replicas in self._ledgers.items()}
 
 
-async def _send_not_found(message: str, send: Send) -> None:
-    error = NotFound(message)
-    await send_json(http_status(error), msgspec.json.encode({"error": error_text(error)}), send)
+class Front:
+    """The front application as Serve hosts it: Serve calls it on one loop, and everything runs on another.
 
+    Args:
+        names: The models that are deployed beside it.
+        where: Where to listen.
+        ledger: Folder of the request ledger on disk; None to go by what the replicas report.
+        caller_header: The request header that names the caller.
+        admin_token: Who brings it may see the repository's index; None for nobody.
+    """
 
-async def send_json(status: int, body: bytes, send: Send) -> None:
-    """Sends one answer."""
-    headers = [JSON, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    def __init__(
+        self,
+        names: Sequence[str],
+        where: FrontAddress,
+        ledger: Path | None = None,
+        caller_header: str = CALLER_HEADER,
+        admin_token: str | None = None,
+    ) -> None:
+        self._where = where
+        self._thread = LoopThread("headrace-front")
+        self._state = FrontState(where, ledger, caller_header, admin_token)
+        self._thread.submit(self._state.start(names)).result()
 
+    def __serve_build_asgi_app__(self) -> Bridge:
+        """Called by Serve once, after the constructor."""
+        return Bridge(self._state.app, self._thread)
 
-def _model_of(path: str) -> str | None:
-    """The model a path of the protocol names."""
-    if path == "/v2/models/stats":
-        return None
-    match path.split("/"):
-        case ["", "v2", "models", name, *_]:
-            return name
-    return None
+    def where(self) -> FrontAddress:
+        """Called through a handle by a deployment that joins this one."""
+        return self._where
+
+    async def set_names(self, names: Sequence[str]) -> None:
+        """Called through a handle whenever models come or go: a second deployment would lose the ledgers."""
+        await self._thread.run(self._state.set_names(names))
+
+    async def bring(self, name: str, edition: Edition) -> dict[str, Any]:
+        """Called through a handle by whoever deploys a model again; see `Assignments.bring`."""
+        return await self._thread.ask(self._state.bring, name, edition)
+
+    async def rollouts(self) -> dict[str, dict[str, Any]]:
+        """Called through a handle: what each model's replicas serve and are to serve."""
+        return await self._thread.ask(self._state.rollouts)
+
+    async def report(self, ledger: ReplicaLedger, door: DoorAddress | None = None) -> Assignment | None:
+        """Called by the replicas through their handle; the latest report of each is kept, its last words for good.
+
+        Args:
+            ledger: What the replica counted.
+            door: Where it can be reached; None where it takes no requests any more.
+
+        Returns:
+            What the replica is to serve, where it does not know that yet.
+        """
+        return await self._thread.run(self._state.report(ledger, door))
+
+    async def statistics(self, name: str | None) -> list[dict[str, Any]]:
+        """The protocol's statistics by version, of one model or (None) of all, over the replicas that are gone too."""
+        return await self._thread.ask(self._state.statistics, name)
+
+    async def ledgers(self) -> dict[str, list[ReplicaLedger]]:
+        """Every replica's latest report by model, oldest replica first."""
+        return await self._thread.ask(self._state.latest)
+
+    async def check_health(self) -> None:
+        """Called by Serve; raising, or not answering in time, starts the front anew."""
+        await self._thread.ask(lambda: None)
+
+    async def __del__(self) -> None:
+        await self._thread.run(self._state.stop())
 
 
 def build_front(
     names: Sequence[str],
+    where: FrontAddress,
     ledger: Path | None = None,
-    grpc: GrpcFront | None = None,
     caller_header: str = CALLER_HEADER,
     admin_token: str | None = None,
 ) -> Any:
-    """Builds the front application, to be run at the prefix ``/``; the arguments are `Front`'s."""
+    """Builds the front application; the arguments are `Front`'s."""
     deployment = serve.deployment(
         name=FRONT_DEPLOYMENT,
         max_ongoing_requests=1000,
         # While the front is away its callers drop what they cannot send: a newer report comes twice a second.
         max_queued_requests=100,
+        # A dead front is noticed by the next check, and nobody is answered until another has taken its place.
+        health_check_period_s=1,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=LoggingConfig(enable_access_log=False),
         # On the head, where Serve's proxy listens too.
         ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
     )
-    return deployment(serve.ingress()(Front)).bind(names, ledger, grpc, caller_header, admin_token)
+    return deployment(serve.ingress()(Front)).bind(names, where, ledger, caller_header, admin_token)

@@ -1,20 +1,17 @@
 """gRPC in front of models that are Ray Serve applications of their own.
 
 Serve's own gRPC proxy asks every client to name the application in metadata, which stock clients do not, and listens on
-every interface. So the front application listens itself, where it is told, and passes each call on to its model.
+every interface. So the front listens itself, where it is told, and passes each call on to a replica of its model.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
-
-from headrace.errors import BackendUnavailable, HeadraceError, Overloaded
+from headrace.serving.front_app import unknown
 from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
+from headrace.serving.ingress.pool import Pool
+from headrace.serving.ingress.wire import Call
 from headrace.serving.messages import RPCS, parse
 from headrace.serving.service import OipService
 
@@ -27,12 +24,12 @@ class FrontGrpcApp(GrpcApp):
 
     Args:
         service: What the calls about the server are answered from.
-        handle_of: The Serve handle of a model's deployment, by the model's name; raises `NotFound`.
+        pools: The replicas of each deployed model, by its name.
     """
 
-    def __init__(self, service: OipService, handle_of: Callable[[str], Any]) -> None:
+    def __init__(self, service: OipService, pools: Mapping[str, Pool]) -> None:
         super().__init__(service)
-        self._handle_of = handle_of
+        self._pools = pools
 
     async def relay(self, rpc: str | None, payload: bytes, info: CallInfo) -> bytes | Refusal:
         """Answers one call, or has a replica answer it; cancelling the task cancels it there too."""
@@ -43,25 +40,22 @@ class FrontGrpcApp(GrpcApp):
             self._service.in_flight.take(len(payload))
             held = len(payload)
             name = getattr(parse(RPCS[rpc][0], payload), ROUTED[rpc])
-            return await _ask(self._handle_of(name), rpc, payload, info)
-        except HeadraceError as error:
-            return Refusal.of(error)
-        except BackPressureError:
-            return Refusal.of(Overloaded(f"model {name!r}: got more calls than may wait, expected fewer"))
-        except (RayError, RayServeException) as error:
-            kind = type(error).__name__
-            return Refusal.of(BackendUnavailable(f"model {name!r}: got {kind} from its replica, expected an answer"))
+            pool = self._pools.get(name)
+            if pool is None:
+                raise unknown(name, self._pools)
+            return await _ask(pool, rpc, payload, info)
         except Exception as error:
             return Refusal.of(error)
         finally:
             self._service.in_flight.give(held)
 
 
-async def _ask(handle: Any, rpc: str, payload: bytes, info: CallInfo) -> bytes | Refusal:
-    response = handle.grpc.remote(rpc, payload, info)
-    try:
-        answer: bytes | Refusal = await response
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
-    return answer
+async def _ask(pool: Pool, rpc: str, payload: bytes, info: CallInfo) -> bytes | Refusal:
+    replica, remaining_s = pool.choose(), info.remaining_s
+    if replica is None:
+        replica, remaining_s = await pool.wait(remaining_s)
+    call = Call(0, rpc, remaining_s, info.caller, info.authorization)
+    answer, answered = await replica.call(call, payload)
+    if answer.status:
+        return Refusal(answer.status, answer.details, tuple((key, value) for key, value in answer.trailing))
+    return answered

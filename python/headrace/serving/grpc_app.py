@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from headrace.errors import BackendUnavailable, NotOffered, Overloaded
+from headrace.errors import BackendUnavailable, NotOffered
 from headrace.serving import grpc_codec
-from headrace.serving.errors import error_text, grpc_status, retry_after
+from headrace.serving.errors import error_text, grpc_status, retry_after, retry_after_s
 from headrace.serving.messages import RPCS, SERVICE, ModelInferRequest, parse
 from headrace.serving.repository import refuse_overrides
 from headrace.serving.service import OipService
@@ -227,9 +227,7 @@ class GrpcApp(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 def _trailing(error: Exception) -> tuple[tuple[str, str], ...]:
     """When to come back: in HTTP's words, and in those that gRPC clients with a retry policy act upon."""
-    seconds = retry_after(error)
-    if seconds is None:
+    seconds, header = retry_after_s(error), retry_after(error)
+    if seconds is None or header is None:
         return ()
-    assert isinstance(error, Overloaded), "this is a bug: only Overloaded says when to come back"
-    pushback_ms = math.ceil(1000 * min(error.retry_after_s, 3600.0))
-    return (("retry-after", seconds.decode()), ("grpc-retry-pushback-ms", str(pushback_ms)))
+    return (("retry-after", header.decode()), ("grpc-retry-pushback-ms", str(math.ceil(1000 * seconds))))

@@ -1,9 +1,10 @@
 """Headrace on Ray Serve: one application per model, each with its own replicas and its own scale.
 
-A replica is a `ModelHost` with one model and the same ASGI application that ``headrace serve`` runs, mounted at
-``/v2/models/NAME``; the routes of the server itself (``/v2``, ``/v2/health/...``) are answered by a small front
-application. Requests are queued, batched and refused by our Batcher, not by Serve: Serve may hand a replica as many
-requests as its Batcher has room for.
+A replica is a `ModelHost` with one model and the same ASGI application that ``headrace serve`` runs, on an event loop
+of its own. Requests reach it through its door (see `headrace.serving.ingress`) or, by way of Serve's proxy, at the
+prefix ``/v2/models/NAME``; the routes of the server itself (``/v2``, ``/v2/health/...``) are answered by the front.
+Requests are queued, batched and refused by our Batcher, not by Serve: Serve may hand a replica as many requests as its
+Batcher has room for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import ray
 from msgspec.structs import replace
 from ray import cloudpickle, serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
@@ -32,9 +34,13 @@ from headrace.serving.autoscaling import SloPolicy
 from headrace.serving.body import CALLER_HEADER
 from headrace.serving.follower import Follower
 from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, MODEL_DEPLOYMENT, ReplicaLedger
-from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
+from headrace.serving.grpc_app import GrpcApp
 from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batcher, open_engine
+from headrace.serving.ingress.bridge import Bridge
+from headrace.serving.ingress.door import Door, DoorAddress
+from headrace.serving.ingress.loop_thread import LoopThread
 from headrace.serving.load import LoadMeter, sample
+from headrace.serving.ray_cluster import on_head
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
 from headrace.serving.statistics import statistics
@@ -49,13 +55,17 @@ QUEUE_DELAY_S_DEFAULT = 0.1
 # Serve polls a draining replica this often, and kills it after the longer time.
 DRAIN_POLL_S = 0.2
 DRAIN_S_MAX = 30.0
+# What is left of that when the requests have their answers: the last report and the end of the Engine.
+CLOSE_S = 5.0
+# An event loop that does not answer within this is stuck.
+LOOP_S_MAX = 5.0
 # How often a replica tells the front what it counted, and how long it waits to be heard.
 REPORT_S = 0.5
 REPORT_S_MAX = 2.0
 
 
 class ModelReplica:
-    """One replica of one model, as Serve hosts it.
+    """One replica of one model, as Serve hosts it: Serve calls it on one loop, and everything runs on another.
 
     Args:
         deployed: The model and how it scales.
@@ -91,56 +101,73 @@ class ModelReplica:
         self._meter = LoadMeter()
         self._load: dict[str, float] = {}
         self._reporting: asyncio.Task[None] | None = None
-        self._service = ReplicaService(self, self._host, caller_header=caller_header)
-        self._calls = GrpcApp(self._service)
+        self._id = serve.get_replica_context().replica_id.unique_id
+        service = ReplicaService(self, self._host, caller_header=caller_header)
+        self._app = OipApp(service)
+        self._door = Door(self._app, GrpcApp(service))
+        self._thread = LoopThread("headrace-replica")
+        self._address = self._thread.submit(self._open()).result()
 
-    def __serve_build_asgi_app__(self) -> Any:
-        """Called by Serve once, after the constructor, on the event loop."""
+    async def _open(self) -> DoorAddress:
+        """Takes requests from now on: the ingress need not wait for Serve to notice that there is one more."""
+        address = await self._door.open("" if on_head() else ray.util.get_node_ip_address())
         if self._front is None:
             self._follower.follow()
         else:
-            self._reporting = asyncio.create_task(self._report_always())
-        return OipApp(self._service)
+            self._reporting = asyncio.create_task(self._report_always(address))
+        return address
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Called by Serve once, after the constructor."""
+        return Bridge(self._app, self._thread)
+
+    def door(self) -> tuple[str, DoorAddress]:
+        """Called by the front through a handle: which replica this is, and where it can be reached."""
+        return self._id, self._address
 
     def _adapt(self, model: ModelConfig) -> ModelConfig:
         if model.settings.threads is not None:
             return model
         return replace(model, settings=replace(model.settings, threads=self._threads))
 
-    async def grpc(self, rpc: str, payload: bytes, info: CallInfo) -> bytes | Refusal:
-        """Called by the front through a handle: answers one call of the protocol's gRPC service."""
-        return await self._calls.relay(rpc, payload, info)
-
     async def statistics(self) -> list[dict[str, Any]] | None:
         """The statistics of this model on all replicas, by way of the front; None where there is none."""
         if self._front is None:
             return None
-        await self._report(final=False)
+        await self._report(self._address)
         found: list[dict[str, Any]] = await self._front.statistics.remote(self._name)
         return found
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve on the event loop's thread, every `METRICS_INTERVAL_S` or more often."""
-        if not self._host.ready:
-            return self._load  # Serve asks until the very end, when there is nothing left to count
-        books = self._host.books()[self._name]
-        self._load = self._meter.report(sample(self._host.stats().values(), float(books.accepted + books.refused)))
+        """Called by Serve every `METRICS_INTERVAL_S` or more often."""
+        if self._host.ready:  # Serve asks until the very end, when there is nothing left to count
+            await self._thread.ask(self._measure)
         return self._load
 
-    async def _report_always(self) -> None:
+    def _measure(self) -> None:
+        """Runs on the application's loop, whose thread's CPU time it looks at."""
+        books = self._host.books()[self._name]
+        self._load = self._meter.report(sample(self._host.stats().values(), float(books.accepted + books.refused)))
+
+    async def _report_always(self, address: DoorAddress) -> None:
         # Before it opens a candidate: if that is the end of this process, the front must know what it died of.
-        await self._report(final=False)
+        await self._report(address)
         self._follower.follow()
         while True:
             await asyncio.sleep(REPORT_S)
-            await self._report(final=False)
+            await self._report(address)
 
-    async def _report(self, final: bool) -> None:
-        """Tells the front what was counted, and follows what it answers. Without an answer all stays as it is."""
+    async def _report(self, address: DoorAddress | None) -> None:
+        """Tells the front what was counted, and follows what it answers. Without an answer all stays as it is.
+
+        Args:
+            address: Where requests are taken; None for the last report, when none are.
+        """
         assert self._front is not None, "this is a bug: there is no front to report to"
         with contextlib.suppress(Exception):  # the front may be starting, or gone where everything shuts down
-            newer = await asyncio.wait_for(self._front.report.remote(self._ledger(final)), REPORT_S_MAX)
-            if newer is not None and not final:
+            ledger = self._ledger(final=address is None)
+            newer = await asyncio.wait_for(self._front.report.remote(ledger, address), REPORT_S_MAX)
+            if newer is not None and address is not None:
                 self._follower.follow(newer)
 
     def _ledger(self, final: bool) -> ReplicaLedger:
@@ -149,12 +176,11 @@ class ModelReplica:
             total.update({key: value for key, value in stats.items() if isinstance(value, int | float)})
         # With those of the versions that were closed.
         stats = dict(total) | vars(self._host.books()[self._name])
-        replica = serve.get_replica_context().replica_id.unique_id
         versions = tuple(statistics(served) for served in self._host)
         standing = self._follower.standing()
-        return ReplicaLedger(self._name, replica, os.getpid(), stats, self._load, final, versions, standing)
+        return ReplicaLedger(self._name, self._id, os.getpid(), stats, self._load, final, versions, standing)
 
-    def check_health(self) -> None:
+    async def check_health(self) -> None:
         """Called by Serve every few seconds; raising restarts the replica."""
         if not self._host.ready:
             raise ExecutionError("replica: got state draining, expected ready")
@@ -162,15 +188,25 @@ class ModelReplica:
             raise ExecutionError(f"replica: got a model that cannot take over, expected it to: {self._follower.broken}")
         if stalled := self._host.stalled():
             raise ExecutionError(f"replica: got a Batch that does not end in {', '.join(stalled)}, expected it to")
+        try:
+            await asyncio.wait_for(self._thread.ask(lambda: None), LOOP_S_MAX)
+        except TimeoutError:
+            raise ExecutionError(f"replica: got an event loop stuck for {LOOP_S_MAX:g} s, expected it to run") from None
 
     async def __del__(self) -> None:
-        # Serve calls this once no request is left, or its patience is at an end: answer what was accepted, then go.
+        # Serve calls this once no request of its own is left, or its patience is at an end.
+        await self._thread.run(self._leave())
+        await asyncio.to_thread(self._host.close)
+        await asyncio.to_thread(self._thread.stop)
+
+    async def _leave(self) -> None:
+        """Answers what was accepted."""
+        await self._door.drain(DRAIN_S_MAX - CLOSE_S)
         self._host.drain()
         if self._reporting is not None:
             self._reporting.cancel()
-            await self._report(final=True)
+            await self._report(None)
         await self._follower.close()
-        await asyncio.to_thread(self._host.close)
 
 
 class ReplicaService(OipService):
@@ -240,7 +276,8 @@ def build_app(
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         graceful_shutdown_timeout_s=DRAIN_S_MAX,
-        health_check_period_s=5,
+        # How soon a dead replica is noticed, and another started.
+        health_check_period_s=2,
         ray_actor_options={"num_cpus": deployed.autoscaling.cpus_per_replica},
         autoscaling_config=_autoscaling(deployed),
         logging_config=LoggingConfig(enable_access_log=False),

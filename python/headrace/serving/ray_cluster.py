@@ -115,30 +115,45 @@ def _wait_gone(tag: str, timeout_s: float) -> list[int]:
 
 
 def start_serve(http: HttpConfig, owns_ray: bool) -> str:
-    """Starts Serve where it does not run yet, and says where it listens: not where we asked, if others started it.
+    """Starts Serve where it does not run yet, with its proxy only where that is to be the ingress.
 
     Args:
         http: Where to listen; port 0 takes a free one.
         owns_ray: True if Ray was started here, so that nobody can have started Serve on it.
 
     Returns:
-        The URL, ``http://HOST:PORT``.
+        The URL of Serve's proxy, which is not where we asked if others started it; "" where the front listens itself.
 
     Raises:
         ConfigError: The port is taken, or the running Serve listens on another.
     """
+    logging_config = LoggingConfig(enable_access_log=False, log_level="WARNING")
+    if http.ingress == "headrace":
+        serve.start(proxy_location="Disabled", logging_config=logging_config)
+        return ""
     port = http.port or free_port(http.host)
     if owns_ray:
         check_port(http.host, port)
     serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=http.host, port=port),
-        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        logging_config=logging_config,
     )
     actual = _get_global_client().http_config
     if http.port not in (0, actual.port):
         raise ConfigError(f"http.port: got {http.port}, expected {actual.port} (or 0), where the running Serve listens")
-    return f"http://[{actual.host}]:{actual.port}" if ":" in actual.host else f"http://{actual.host}:{actual.port}"
+    return url(actual.host, actual.port)
+
+
+def url(host: str, port: int) -> str:
+    """``http://HOST:PORT``."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def on_head() -> bool:
+    """Whether this process runs on Ray's head node."""
+    own = ray.get_runtime_context().get_node_id()
+    return any(node["NodeID"] == own and "node:__internal_head__" in node["Resources"] for node in ray.nodes())
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -149,7 +164,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def check_port(host: str, port: int) -> None:
-    """Serve's proxy shares its port silently (SO_REUSEPORT); a port in use must be an error instead."""
+    """A port in use must be an error before anything is deployed; and Serve's proxy would share it silently."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -23,7 +23,7 @@ from ray import serve
 from headrace.config import DeployConfig, DeployedModel, HttpConfig
 from headrace.errors import ConfigError, ExecutionError
 from headrace.serving.assignment import Assignment, Edition
-from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, GrpcFront, ReplicaLedger, build_front
+from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, FrontAddress, ReplicaLedger, build_front
 from headrace.serving.host import OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.ray_app import DEPLOYMENT, build_app, replica_code
 from headrace.serving.ray_cluster import (
@@ -34,9 +34,13 @@ from headrace.serving.ray_cluster import (
     processes,
     start_serve,
     stop,
+    url,
 )
 from headrace.serving.ray_store import RayStore
 from headrace.serving.repository import read_token
+
+# How the choice of ingress is told.
+INGRESSES = {"headrace": "Headrace's own", "ray": "Ray Serve's proxy"}
 
 
 @dataclass
@@ -105,7 +109,10 @@ class Deployment:
         before = _deployed_models()
         for deployed in config.models:
             _assign(deployed, deployed.model.name in before, tell)
-        for name in set(self.models) - set(names):
+        leaving = set(self.models) - set(names)
+        # The front first: requests that come from now on are refused, not kept waiting for replicas.
+        _tell_front(sorted({*names, *before} - leaving))
+        for name in leaving:
             tell(f"draining {name}")
             serve.delete(name, _blocking=True)
             RayStore().delete(name)
@@ -137,10 +144,11 @@ class Deployment:
 
     def _delete(self) -> None:
         """Takes our applications away: each answers what it has, and other people's stay."""
+        others = [name for name in _deployed_models() if name not in self.models]
+        _tell_front(others)  # first, as in `update`
         for name in self.models:
             serve.delete(name, _blocking=True)
             RayStore().delete(name)
-        others = _deployed_models()
         if others:
             _tell_front(others)
         else:
@@ -186,13 +194,16 @@ def deploy(
     deployment = Deployment("", names, tag, _openers=openers)
     try:
         _check_fits(config.models)
-        deployment.url = start_serve(config.http, owns_ray=tag is not None)
+        proxy_url = start_serve(config.http, owns_ray=tag is not None)
         tell(f"loading {', '.join(names)}")
         before = _deployed_models()
         for deployed in config.models:
             _assign(deployed, deployed.model.name in before, tell)
         token = read_token(None, os.environ.get("HEADRACE_ADMIN_TOKEN"))
-        deployment.grpc = _run_front(sorted({*names, *_deployed_models()}), config.http, config.ledger, token)
+        where = _run_front(sorted({*names, *_deployed_models()}), config.http, config.ledger, token)
+        deployment.url = proxy_url or url(where.host, where.port)
+        deployment.grpc = url(where.host, where.grpc_port).removeprefix("http://")
+        tell(f"ingress: {INGRESSES[where.ingress]}")
         serve.run_many(_targets(config, openers), wait_for_applications_running=False)
         _wait_running((FRONT, *names), timeout_s, tell, names)
     except BaseException:
@@ -214,7 +225,8 @@ def _targets(config: DeployConfig, openers: tuple[OpenEngine, OpenBatcher]) -> l
                 surge_percent=_surge_percent(deployed),
             ),
             name=deployed.model.name,
-            route_prefix=f"/v2/models/{deployed.model.name}",
+            # Behind our own ingress a model can be reached in no other way.
+            route_prefix=f"/v2/models/{deployed.model.name}" if config.http.ingress == "ray" else None,
         )
         for deployed in config.models
     ]
@@ -265,19 +277,31 @@ def _tell_front(names: Sequence[str]) -> Any:
     return handle
 
 
-def _run_front(names: Sequence[str], http: HttpConfig, ledger: Path | None, admin_token: str | None) -> str:
-    """Runs the front application where there is none, and says where it listens for gRPC."""
+def _run_front(names: Sequence[str], http: HttpConfig, ledger: Path | None, admin_token: str | None) -> FrontAddress:
+    """Runs the front application where there is none, and says where it listens.
+
+    Raises:
+        ConfigError: A port is taken, or the front that runs listens elsewhere.
+    """
     if FRONT in serve.status().applications:
-        grpc = _tell_front(names).grpc.remote().result(timeout_s=30)
-    else:
-        wanted = http.grpc_port if http.grpc_port is not None else http.port + 1 if http.port else 0
-        if wanted:
-            check_port(http.host, wanted)
-        # A port is chosen here, so that the front takes the same one if it has to start again.
-        grpc = GrpcFront(http.host, wanted or free_port(http.host))
-        front = build_front(names, ledger, grpc, http.caller_header, admin_token)
-        serve.run_many([serve.RunTarget(front, name=FRONT, route_prefix="/")], wait_for_applications_running=False)
-    return f"[{grpc.host}]:{grpc.port}" if ":" in grpc.host else f"{grpc.host}:{grpc.port}"
+        found: FrontAddress = _tell_front(names).where.remote().result(timeout_s=30)
+        if found.ingress != http.ingress:
+            raise ConfigError(
+                f"http.ingress: got {http.ingress}, expected {found.ingress}, as the running front has it"
+            )
+        if found.ingress == "headrace" and http.port not in (0, found.port):
+            raise ConfigError(f"http.port: got {http.port}, expected {found.port} (or 0), where the front listens")
+        return found
+    rest = http.port if http.ingress == "headrace" else 0
+    calls = http.grpc_port if http.grpc_port is not None else http.port + 1 if http.port else 0
+    for port in filter(None, (rest, calls)):
+        check_port(http.host, port)
+    # Ports are chosen here, so that the front takes the same ones if it has to start again.
+    where = FrontAddress(http.ingress, http.host, rest or free_port(http.host), calls or free_port(http.host))
+    front = build_front(names, where, ledger, http.caller_header, admin_token)
+    prefix = "/" if http.ingress == "ray" else None
+    serve.run_many([serve.RunTarget(front, name=FRONT, route_prefix=prefix)], wait_for_applications_running=False)
+    return where
 
 
 def _wait_running(

@@ -7,25 +7,22 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import uvicorn
-
-from headrace.errors import BackendUnavailable, ConfigError, ExecutionError
+from headrace.errors import BackendUnavailable, ExecutionError
 from headrace.serving.app import OipApp
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.host import ModelHost
-from headrace.serving.http_protocol import BoundedHttpProtocol, sweep
+from headrace.serving.http_protocol import sweep
+from headrace.serving.listener import DRAIN_S_MAX, http_server, listen, url_of
 from headrace.serving.repository import ModelRepository
 from headrace.serving.service import OipService
 
 if TYPE_CHECKING:
     from headrace.serving.grpc_server import GrpcListener
 
-# A client that never finishes sending its body must not keep the process alive.
-DRAIN_S_MAX = 60
 CLOSE_POLL_S = 0.5
 
 
@@ -71,7 +68,7 @@ def run(
         repository=None if repository is None else ModelRepository(host, repository),
         admin_token=admin_token,
     )
-    with contextlib.closing(_listen(address, port)) as listener:
+    with contextlib.closing(listen(address, port)) as listener:
         try:
             _loop_runner(_serve(service, listener, grpc_port, on_ready, progress))
         finally:
@@ -121,7 +118,7 @@ async def _serve(
     progress: Callable[[str], None] | None,
 ) -> None:
     host = service.host
-    server = _Server(_uvicorn_config(OipApp(service)))
+    server = http_server(OipApp(service))
     calls = None if grpc_port is None else await _start_grpc(service, listener.getsockname()[0], grpc_port)
     loop = asyncio.get_running_loop()
     stops: list[asyncio.Task[None]] = []  # the loop alone would not keep them
@@ -145,30 +142,13 @@ async def _serve(
     while loading.done() and not (server.started or serving.done()):
         await asyncio.sleep(0.005)
     if on_ready is not None and not server.should_exit and not serving.done():
-        on_ready(_url(listener), calls.address if calls else None)
+        on_ready(url_of(listener), calls.address if calls else None)
     # uvicorn stops listening, then waits for every request it has taken in; gRPC does the same meanwhile.
     await serving
     sweeping.cancel()
     if calls is not None:
         await calls.server.stop(DRAIN_S_MAX)
     await loading
-
-
-def _uvicorn_config(app: OipApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=BoundedHttpProtocol,
-        lifespan="off",
-        access_log=False,
-        log_level="warning",
-        server_header=False,
-        date_header=False,
-        backlog=1024,
-        # Longer than load balancers keep idle connections (60 s), so that it is never we who close one being reused.
-        timeout_keep_alive=75,
-        ws="none",
-        timeout_graceful_shutdown=DRAIN_S_MAX,
-    )
 
 
 async def _start_grpc(service: OipService, address: str, port: int) -> GrpcListener:
@@ -180,30 +160,3 @@ async def _start_grpc(service: OipService, address: str, port: int) -> GrpcListe
             f"gRPC: got {error}, expected it installed (pip install 'headrace[serve]') or not asked for (--no-grpc)"
         ) from error
     return await grpc_server.start(grpc_app.GrpcApp(service), address, port, service.body_bytes_max)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's own signal handling raises the signal again at the end, which would kill us before the host closes."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    """Binds here, not in uvicorn, so that port 0 and a port in use are ours to tell about."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"address: got {address}:{port}, expected a free one ({error.strerror})") from error
-    listener.set_inheritable(True)
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    address, port = listener.getsockname()[:2]
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import socket
 import sys
 import time
@@ -220,6 +223,22 @@ def test_it_scales_up_down_to_zero_and_back_without_losing_a_request(deployment:
     assert sum(one.stats["accepted"] for one in replicas) == sent
 
 
+def test_it_listens_where_it_is_told_and_nowhere_else(deployment: Deployment) -> None:
+    import psutil
+
+    told = {deployment.url.removeprefix("http://"), deployment.grpc}
+    bound: set[str] = set()
+    for pid in deployment.processes():
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            here = [one.laddr for one in process.net_connections("inet") if one.status == "LISTEN"]
+            everywhere = [one for one in here if one.ip in ("::", "0.0.0.0")]
+            bound |= {f"{one.ip.removeprefix('::ffff:')}:{one.port}" for one in here if one not in everywhere}
+            if "ServeReplica" in process.name():
+                assert len(everywhere) <= 2, f"Ray's own two ports, not {everywhere}"
+    assert bound == told
+
+
 async def test_the_stock_clients_work_over_both_protocols(deployment: Deployment) -> None:
     x = np.array([1.5, -2, 3], np.float32)
     host = deployment.url.removeprefix("http://")
@@ -370,6 +389,32 @@ async def _index(url: str) -> list[dict[str, str]]:
     ):
         found: list[dict[str, str]] = await answer.json()
         return found
+
+
+async def test_a_replica_that_is_killed_fails_only_what_it_had_and_comes_back(deployment: Deployment) -> None:
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
+    async with aiohttp.ClientSession() as session:
+
+        async def one() -> tuple[int, str | None, float]:
+            started = time.monotonic()
+            async with session.post(f"{deployment.url}/v2/models/elastic/infer", json=body) as response:
+                await response.read()
+                return response.status, response.headers.get("Retry-After"), time.monotonic() - started
+
+        assert (await one())[0] == 200
+        victim = next(one for one in (await asyncio.to_thread(deployment.ledgers))["elastic"] if not one.final)
+        sent = [asyncio.create_task(one()) for _ in range(20)]
+        await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
+        killed = time.monotonic()
+        os.kill(victim.pid, signal.SIGKILL)
+        ended = await asyncio.gather(*sent)
+        assert time.monotonic() - killed < 2
+        lost = [answer for answer in ended if answer[0] != 200]
+        assert lost
+        assert {answer[:2] for answer in lost} == {(503, "1")}
+        # The next waits for the replica that takes its place.
+        assert (await one())[0] == 200
+        assert time.monotonic() - killed < 20
 
 
 def test_an_application_runs_without_our_deploy(deployment: Deployment) -> None:

@@ -1,0 +1,177 @@
+"""What goes over a link between the ingress and a replica: many requests at a time over one connection, in frames.
+
+A frame is a prefix (bytes of the message, bytes of the body; two little-endian uint32), the message in MessagePack, and
+the body as it is. Frames that become ready in one turn of the event loop leave in one write and mostly arrive in one
+read, so the more requests are under way, the less each one costs. Nothing in a frame is ever unpickled.
+
+The first frame of a connection is a `Hello` with the door's key; whoever does not know it is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TypeAlias, cast
+
+import msgspec
+
+from headrace.serving.body import BODY_BYTES_MAX
+
+PREFIX = struct.Struct("<II")
+# The ingress has bounded heads and bodies already; this only keeps a broken peer from being believed.
+MESSAGE_BYTES_MAX = 1 << 20
+# Results may be larger than requests.
+BODY_BYTES_LIMIT = 16 * BODY_BYTES_MAX
+# What an unknown peer may send: a Hello.
+HELLO_BYTES_MAX = 128
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """The first message of a link."""
+
+    key: bytes
+
+
+class Ask(msgspec.Struct, tag="ask", array_like=True):
+    """A REST request; its body follows."""
+
+    id: int
+    method: str
+    path: str
+    headers: Headers
+
+
+class Answer(msgspec.Struct, tag="answer", array_like=True):
+    """The answer to an `Ask`; its body follows."""
+
+    id: int
+    status: int
+    headers: Headers
+
+
+class Call(msgspec.Struct, tag="call", array_like=True):
+    """A gRPC call; its message follows. The fields are `CallInfo`'s."""
+
+    id: int
+    rpc: str
+    remaining_s: float | None
+    caller: bytes | None
+    authorization: str | None
+
+
+class Return(msgspec.Struct, tag="return", array_like=True):
+    """The answer to a `Call`: its message follows where `status` is empty, else the rest is a `Refusal`'s."""
+
+    id: int
+    status: str = ""
+    details: str = ""
+    trailing: list[tuple[str, str]] = []
+
+
+class Cancel(msgspec.Struct, tag="cancel", array_like=True):
+    """Nobody waits for the answer any more."""
+
+    id: int
+
+
+class Goodbye(msgspec.Struct, tag="goodbye", array_like=True, frozen=True):
+    """From a replica: send no more requests. From the ingress: none will come after this."""
+
+
+Message: TypeAlias = Hello | Ask | Answer | Call | Return | Cancel | Goodbye
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Message)
+
+
+class Frames(asyncio.Protocol):
+    """One end of a link."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: list[bytes] = []
+        # The beginning of a frame whose rest has not come, and the bytes it will have.
+        self._partial = bytearray()
+        self._expected = 0
+        self.message_bytes_max = MESSAGE_BYTES_MAX
+        self.body_bytes_max = BODY_BYTES_LIMIT
+
+    def received(self, message: Message, body: bytes) -> None:
+        """Called for each frame."""
+        raise NotImplementedError
+
+    def lost(self) -> None:
+        """Called once, when the connection has ended."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything can be sent."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    def send(self, message: Message, body: bytes = b"") -> None:
+        """Sends one frame, together with all others of this turn of the event loop."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        head = _ENCODER.encode(message)
+        self._outgoing.append(PREFIX.pack(len(head), len(body)) + head)
+        if body:
+            self._outgoing.append(body)
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if self.is_open:
+            assert self.transport is not None
+            self.transport.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
+
+    def close(self) -> None:
+        """Ends the connection once everything sent has left."""
+        if self._outgoing:
+            self._flush()
+        if self.transport is not None:
+            self.transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from it
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        self.lost()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop: some bytes came, of part of a frame or of many."""
+        if self._partial:
+            self._partial += data
+            if len(self._partial) < self._expected:
+                return
+            data = bytes(self._partial)
+            self._partial.clear()
+        start, end = 0, len(data)
+        self._expected = PREFIX.size
+        while end - start >= PREFIX.size:
+            message_bytes, body_bytes = PREFIX.unpack_from(data, start)
+            if message_bytes > self.message_bytes_max or body_bytes > self.body_bytes_max:
+                self._abort()
+                return
+            head = start + PREFIX.size
+            tail = head + message_bytes
+            self._expected = tail + body_bytes - start
+            if start + self._expected > end:
+                break
+            start += self._expected
+            self._expected = PREFIX.size
+            try:
+                message = _DECODER.decode(data[head:tail])
+            except msgspec.MsgspecError:
+                self._abort()
+                return
+            self.received(message, data[tail:start])
+        if start < end:
+            self._partial += memoryview(data)[start:]
+
+    def _abort(self) -> None:
+        """What comes is no link of ours: nothing in it can be believed."""
+        if self.transport is not None:
+            self.transport.abort()
