@@ -34,6 +34,7 @@ class Cluster:
     Attributes:
         cases: Requests to the model, with their answers.
         tallies: How every request since the start ended: the ledger is of all of them.
+        kills: Replicas killed since the start.
     """
 
     def __init__(self, folder: Path, replicas: int, settings: str = "") -> None:
@@ -43,6 +44,7 @@ class Cluster:
         self.replicas = replicas
         self.cpus = 0.05
         self.tallies: list[Tally] = []
+        self.kills = 0
         self.cases = save(self.repository, layers=1, settings=settings)
         self._deployment: Deployment | None = None
 

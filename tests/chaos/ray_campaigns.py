@@ -51,10 +51,11 @@ async def under_load(cluster: Cluster, report: Report) -> AsyncIterator[Tally]:
     report.facts["requests"] = tally.sent
 
 
-def conclude(cluster: Cluster, report: Report, killed: int, failures: bool = False) -> None:
+def conclude(cluster: Cluster, report: Report, failures: bool = False) -> None:
     """The ledger's balance, over all that was sent to the cluster since it started."""
     books = report.balance(cluster.ledger, *cluster.tallies, failures=failures, unheard=CUT)
-    report.promises["no more was lost than was in flight on what was killed"] = books.lost <= killed * CONNECTIONS
+    lost_max = cluster.kills * CONNECTIONS
+    report.promises["no more was lost than was in flight on what was killed"] = books.lost <= lost_max
 
 
 async def ray_kill(cluster: Cluster, seed: int, seconds: float) -> Report:
@@ -83,7 +84,8 @@ async def ray_kill(cluster: Cluster, seed: int, seconds: float) -> Report:
     report.promises["replicas were killed, and requests answered"] = kills > 0 and tally.outcomes["ok"] > 0
     report.promises["no more failed than was in flight there"] = cut <= kills * CONNECTIONS
     report.bars["a 503 comes within a second"] = tally.quantile_ms("refused", 1) < 1000
-    conclude(cluster, report, kills)
+    cluster.kills += kills
+    conclude(cluster, report)
     return report
 
 
@@ -103,7 +105,7 @@ async def ray_proxy(cluster: Cluster, seed: int, seconds: float) -> Report:
     report.facts |= {"ingress killed": kills, "answers again after s, at most": round(max(back_s), 1)}
     report.promises["the replicas stayed"] = set(await asyncio.to_thread(cluster.pids)) == before
     report.promises["nothing but connections to it was cut"] = tally.outcomes["failed"] == 0
-    conclude(cluster, report, 0)
+    conclude(cluster, report)
     return report
 
 
@@ -124,7 +126,7 @@ async def ray_controller(cluster: Cluster, seed: int, seconds: float) -> Report:
     report.facts |= {"controller killed": kills, "all known again after s, at most": round(max(back_s), 1)}
     report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent > 0
     report.promises["the replicas stayed"] = set(await asyncio.to_thread(cluster.pids)) == before
-    conclude(cluster, report, 0)
+    conclude(cluster, report)
     return report
 
 
@@ -151,7 +153,7 @@ async def ray_roll(cluster: Cluster, seed: int, seconds: float) -> Report:
     report.facts |= {f"times {what.removesuffix(' taken')}": count for what, count in ended.items()}
     report.facts["times all replicas were replaced"] = restarts
     report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent > 0
-    conclude(cluster, report, 0, failures=True)
+    conclude(cluster, report, failures=True)
     return report
 
 

@@ -14,10 +14,9 @@ from .ray_campaigns import RAY_CAMPAIGNS
 from .soak import soak
 from .swap import settings
 
-# The clusters of the short forms are one. `ray-soak` says nothing in seconds, and Serve's proxy needs half a minute to
-# come back and answers 500 for a replica that died.
+# The clusters of the short forms are one. `ray-soak` says nothing in seconds.
 RAY_REPLICAS = 3
-RAY_SHORT = ("ray-controller", "ray-roll")
+RAY_SHORT = tuple(name for name in RAY_CAMPAIGNS if name != "ray-soak")
 # Keeps 20 kB of every request.
 LEAK = """
 import headrace.serving.served as served

@@ -37,6 +37,9 @@ def http_server(app: Any, drain_s_max: float = DRAIN_S_MAX) -> HttpServer:
         http=BoundedHttpProtocol,
         lifespan="off",
         access_log=False,
+        # Its own configuration of logging closes every handler there is; Serve's would be among them, without which its
+        # controller takes no replica over after a restart.
+        log_config=None,
         log_level="warning",
         server_header=False,
         date_header=False,
