@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headrace.engine import Engine, backends
     from headrace.graph import load
     from headrace.model import Model
+    from headrace.planner import plan
     from headrace.saved_plan import load_plan
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "hardware",
     "load",
     "load_plan",
+    "plan",
     "serve",
 ]
 
@@ -54,6 +56,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "hardware": ("headrace.hardware", None),
     "load": ("headrace.graph", "load"),
     "load_plan": ("headrace.saved_plan", "load_plan"),
+    "plan": ("headrace.planner", "plan"),
     "serve": ("headrace.serve", None),
 }
 

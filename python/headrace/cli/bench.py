@@ -50,7 +50,7 @@ def command(
     from headrace.samples import make_request, read_request
 
     loaded = load(str(model))
-    request = read_request(npz, loaded.signature) if npz else make_request(loaded.signature, _parse_dims(dims))
+    request = read_request(npz, loaded.signature) if npz else make_request(loaded.signature, parse_dims(dims))
     threads = threads or hardware.probe().cores
     report = bench(
         loaded, str(model), request, precision=precision, threads=threads, only=backends, plan=plan,
@@ -62,7 +62,8 @@ def command(
         _print(report)
 
 
-def _parse_dims(dims: tuple[str, ...]) -> dict[str, int]:
+def parse_dims(dims: tuple[str, ...]) -> dict[str, int]:
+    """The lengths in options such as ``--dim batch=8``."""
     lengths = {}
     for dim in dims:
         name, _, length = dim.partition("=")

@@ -24,7 +24,7 @@ COMMANDS = {
     "doctor": "Show what this process may use of the machine, and which backends work.",
     "inspect": "Show a model's signature, ops and sizes.",
     "ledger": "Show what became of every request of a server or deployment.",
-    "plan": "Show how a model would run here, and why.",
+    "plan": "Find the cheapest way to serve a model within a latency at a rate, by measuring.",
     "serve": "Serve a model repository over HTTP (Open Inference Protocol).",
     "simulate": "Replay arrivals on simulated replicas, under this autoscaling policy and others.",
 }

@@ -1,0 +1,473 @@
+"""The search: little time for all candidates, more for those that may still win, most for the last few.
+
+1. Each way to compile (backend, precision, ...) on one thread: does it compile, are its answers right? A few Batches.
+2. More threads, where even perfect scaling of what was measured on one could beat the best so far.
+3. Halving: all Batch sizes for those whose cost, less what the measurement may be off, could still beat the best.
+
+A candidate that is dropped says by which bound. None is dropped because it was not looked at, unless the time was up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from headrace.errors import BackendUnavailable, HeadraceError, ParityError
+from headrace.parity import DEFAULT_TOLERANCE, Parity, compare
+from headrace.planner.cost import Cost, Stopwatch, slowdown
+from headrace.planner.predict import Prediction, fewest_replicas, highest_rate, simulate
+from headrace.planner.report import Question, Row
+from headrace.planner.requests import representative
+from headrace.planner.space import Candidate
+
+if TYPE_CHECKING:
+    from headrace.backend import Request, Result
+    from headrace.engine import Engine
+    from headrace.model import Model
+
+# fp32 differs from the reference by the order of its sums.
+_TOLERANCE_FP32 = 1e-3
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+# A lower precision must gain as much where cost is a matter of degree, not of whole cores.
+_MIN_GAIN = 1.1
+# Threads may share caches so well that two are a little more than twice as fast as one.
+_SCALING_SLACK = 1.1
+# Without an SLO, larger Batches than take so long are not looked at.
+_BATCH_S_MAX = 0.5
+# The reference backend is slow: it gets this share of the budget.
+_REFERENCE_SHARE = 0.15
+_SCREEN_SIZES = (1, 8)
+_SCREEN_S = 0.1
+# How far a cost may be off after the first look, as a share of it.
+_SCREEN_OFF = 0.3
+# (seconds per candidate, how far its cost may be off afterwards, how many go on)
+_ROUNDS = ((0.4, 0.15, 4), (1.2, 0.08, 2), (2.0, 0.04, 2))
+# In turns, so that a machine that changes its speed changes it for all.
+_TURNS = 3
+# A plan must meet the SLO even if Batches take so much longer than they were measured to.
+HEADROOM = 1.1
+# Rates for the report's plot, as shares of the highest.
+_CURVE = (0.05, 0.2, 0.4, 0.6, 0.75, 0.9, 1.0)
+# The largest Batch limit whose p99 is within that of the best is taken: it is there for the rush that was not foreseen.
+_P99_ALIKE = 1.05
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a candidate would do: with its best Batch limit, at the rate that was asked for or at its highest.
+
+    Attributes:
+        prediction: The figures.
+        cores: What all replicas take together.
+        key: Less is better.
+    """
+
+    prediction: Prediction
+    cores: float
+    key: tuple[float, ...]
+
+
+class Entry:
+    """A candidate in the search."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.engine: Engine | None = None
+        self.watch: Stopwatch | None = None
+        self.parity: Parity | None = None
+        self.offer: Offer | None = None
+        self.counts: tuple[int, ...] = ()
+        self.crowding = 1.0  # times as long as alone, beside others on the same machine
+        self.why = ""
+
+    @property
+    def cost(self) -> Cost | None:
+        """What was measured; None if nothing was."""
+        if self.watch is None or self.watch.measured_s == 0:
+            return None
+        return self.watch.cost().scaled(self.crowding)
+
+    def lose(self, why: str) -> None:
+        """Leaves the race; its memory is given back."""
+        self.why = why
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+
+class Search:
+    """One search for one Model.
+
+    Args:
+        model: What to run.
+        candidates: Which ways to try, in the order to try them.
+        question: What is asked.
+        budget_s: Seconds it may take.
+        samples: Requests of the real traffic; None to make some.
+        dims: Lengths of symbolic dims of those that are made.
+        progress: Told what happens (words, and the share of the budget that is spent).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        candidates: Sequence[Candidate],
+        question: Question,
+        budget_s: float,
+        samples: Sequence[Request] | None = None,
+        dims: dict[str, int] | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.question = question
+        self.entries = [Entry(candidate) for candidate in candidates]
+        self.samples_from = ""
+        self.reference = ""
+        self._given = samples
+        self._dims = dims
+        self._budget_s = budget_s
+        self._start = time.perf_counter()
+        self._progress = progress or (lambda words, share: None)
+        self._requests: list[Request] = []
+        self._expected: list[Result] = []
+
+    def run(self) -> tuple[Row, ...]:
+        """Searches; every candidate comes back, best first.
+
+        Raises:
+            BackendUnavailable: No candidate compiles.
+            ParityError: There is nothing to measure with.
+        """
+        try:
+            self._screen()
+            self._drop(_SCREEN_OFF, len(self.entries))
+            for spend_s, off, most in _ROUNDS:
+                self._round(spend_s, off, most)
+            return self._rows()
+        finally:
+            for entry in self.entries:
+                if entry.engine is not None:
+                    entry.engine.close()
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self._start
+
+    @property
+    def measured_s(self) -> float:
+        """Seconds in which Batches ran to be timed."""
+        return sum(entry.watch.measured_s for entry in self.entries if entry.watch is not None)
+
+    @property
+    def _spent(self) -> bool:
+        return self.wall_s >= self._budget_s
+
+    def _say(self, words: str) -> None:
+        self._progress(words, min(1.0, self.wall_s / self._budget_s))
+
+    @property
+    def _racing(self) -> list[Entry]:
+        return [entry for entry in self.entries if not entry.why and entry.watch is not None]
+
+    def _screen(self) -> None:
+        first: dict[Candidate, Entry] = {}
+        for entry in self.entries:
+            if self._spent and first:
+                entry.lose(f"not measured: the budget of {self._budget_s:g} s was spent")
+                continue
+            candidate = entry.candidate
+            one = first.get(candidate.variant)
+            if one is not None and (why := self._bound(entry, one)):
+                entry.lose(why)
+                continue
+            self._say(f"{candidate}: compiling")
+            if not self._open(entry):
+                # Whatever is wrong with one thread count is wrong with all.
+                first.setdefault(candidate.variant, entry)
+                continue
+            first.setdefault(candidate.variant, entry)
+            self._say(f"{candidate}: a first look")
+            self._screen_time(entry)
+
+    def _bound(self, entry: Entry, one: Entry) -> str:
+        """Why more threads need not be tried, going by what was measured with the fewest; empty if they must."""
+        if one.parity is None or one.cost is None:
+            return one.why and f"as on one thread: {one.why}"
+        best = self._best()
+        if best is None or best.offer is None:
+            return ""
+        threads = entry.candidate.threads
+        times = one.candidate.threads / threads / _SCALING_SLACK * (1 - _SCREEN_OFF / 2)
+        offer = self._offer(entry.candidate, one.cost.scaled(times), self._limits(one))
+        if offer is not None and offer.key < best.offer.key:
+            return ""
+        even = f"dropped: even if {threads} threads were {threads} times as fast as one"
+        if offer is None:
+            return f"{even}, it would be too slow"
+        if self.question.rate_rps is None:
+            return f"{even}, a request would cost {offer.key[0] / best.offer.key[0]:.2f} times that of {best.candidate}"
+        if offer.cores > best.offer.cores:
+            return f"{even}, it would take {offer.cores:g} cores, where {best.offer.cores:g} do"
+        return f"{even}, it would save no core and not be in time more often than {best.candidate}"
+
+    def _open(self, entry: Entry) -> bool:
+        """Compiles a candidate and checks its answers. False if it lost by that."""
+        try:
+            engine = entry.engine = entry.candidate.compile(self.model)
+            if not self._requests:
+                self._requests, self.samples_from = representative(engine, self._given, self._dims)
+                self._expected = self._reference_results(engine, entry.candidate)
+            watch = Stopwatch(engine, self._requests)
+            watch.warm_up()
+            parity = compare(engine.run_batch(self._requests), self._expected)
+        except ParityError as error:
+            if not self._requests:
+                raise
+            entry.lose(f"parity failed: {error}")
+            return False
+        except HeadraceError as error:
+            entry.lose(f"cannot run: {str(error).splitlines()[0]}")
+            return False
+        tolerance = self.question.tolerance
+        if tolerance is None:
+            tolerance = DEFAULT_TOLERANCE if entry.candidate.lowered else _TOLERANCE_FP32
+        if not parity.error <= tolerance:
+            entry.parity = None
+            entry.lose(
+                f"parity failed: error {parity.error:.2g} in output {parity.output!r} against {self.reference}, "
+                f"tolerance {tolerance:g}"
+            )
+            return False
+        entry.watch, entry.parity = watch, parity
+        return True
+
+    def _reference_results(self, engine: Engine, candidate: Candidate) -> list[Result]:
+        """The right answers: the reference backend's, or, where that is too slow or lacks an op, the first engine's."""
+        self._say("computing what is right")
+        deadline = time.monotonic() + _REFERENCE_SHARE * self._budget_s
+        try:
+            with self.model.compile(backend="reference") as reference:
+                executable = cast(Any, reference.executable).inner
+                found = [executable.run_until(reference.check(one), deadline) for one in self._requests]
+            self.reference = "the reference backend"
+            return found
+        except HeadraceError as error:
+            if candidate.lowered:
+                raise BackendUnavailable(
+                    f"model {self.model.name!r}: the reference backend cannot say what is right ({error}), and no "
+                    "candidate in fp32 can: expected one to compare the others with"
+                ) from error
+            reason = str(error).splitlines()[0][:120]
+            self.reference = f"{candidate.backend} in fp32 (the reference backend: {reason})"
+            return engine.run_batch(self._requests)
+
+    def _screen_time(self, entry: Entry) -> None:
+        watch = cast(Stopwatch, entry.watch)
+        alone_s = min(watch.run(1) for _ in range(2))
+        counts = [count for count in _SCREEN_SIZES if count == 1 or alone_s * count / 2 <= self._batch_s_max]
+        watch.spend(counts, _SCREEN_S, lambda: self._spent)
+        entry.counts = tuple(counts)
+        self._judge(entry)
+
+    @property
+    def _batch_s_max(self) -> float:
+        return _BATCH_S_MAX if self.question.slo_s is None else self.question.slo_s
+
+    def _judge(self, entry: Entry) -> None:
+        entry.offer = self._offer(entry.candidate, cast(Cost, entry.cost), self._limits(entry))
+
+    def _limits(self, entry: Entry) -> tuple[int, ...]:
+        """Batch limits that the measured sizes say something about."""
+        return tuple(count for count in BATCHES if count <= max(entry.counts))
+
+    def _offer(self, candidate: Candidate, cost: Cost, limits: Sequence[int], *, final: bool = False) -> Offer | None:
+        """The best of a candidate's Batch limits; None if it cannot meet the SLO."""
+        offers = [offer for limit in limits if (offer := self._with_limit(candidate, cost, limit)) is not None]
+        if not offers:
+            return None
+        best = min(offers, key=lambda offer: offer.key)
+        alike = [
+            offer
+            for offer in offers
+            if offer.key[:-1] == best.key[:-1] and offer.prediction.p99_s <= _P99_ALIKE * best.prediction.p99_s
+        ]
+        best = max(alike, key=lambda offer: offer.prediction.max_batch)
+        if not final:
+            return best
+        found = best.prediction
+        exact = simulate(cost, found.max_batch, found.replicas, found.rate_rps, self.question.slo_s, final=True)
+        return replace(best, prediction=exact)
+
+    def _with_limit(self, candidate: Candidate, cost: Cost, limit: int) -> Offer | None:
+        question = self.question
+        per_replica = question.gpu_cores if candidate.on_gpu else float(candidate.threads)
+        if question.rate_rps is None:
+            rate = highest_rate(cost.scaled(HEADROOM), limit, question.slo_s)
+            if rate == 0:
+                return None
+            found = simulate(cost, limit, 1, rate, question.slo_s)
+            price = per_replica / rate * (_MIN_GAIN if candidate.lowered else 1.0)
+            return Offer(found, per_replica, (price, found.p99_s))
+        replicas = fewest_replicas(cost.scaled(HEADROOM), limit, question.rate_rps, question.slo_s)
+        if replicas is None:
+            return None
+        found = simulate(cost, limit, replicas, question.rate_rps, question.slo_s)
+        cores = replicas * per_replica
+        return Offer(found, cores, (cores, float(candidate.lowered), found.p99_s))
+
+    def _best(self) -> Entry | None:
+        able = [entry for entry in self._racing if entry.offer is not None]
+        return min(able, key=lambda entry: cast(Offer, entry.offer).key, default=None)
+
+    def _round(self, spend_s: float, off: float, most: int) -> None:
+        """Measures what may still win, then lets the others go."""
+        racing = self._racing
+        if len(racing) == 1 and spend_s != _ROUNDS[-1][0]:
+            return  # nobody to compare it with; the last round gives it what it needs
+        for entry in racing:
+            cost = cast(Cost, entry.cost)
+            entry.counts = tuple(n for n in BATCHES if n == 1 or cost.seconds(n) <= self._batch_s_max)
+        for turn in range(_TURNS):
+            for entry in racing:
+                if self._spent:
+                    break
+                self._say(f"{entry.candidate}: measuring Batches, turn {turn + 1} of {_TURNS}")
+                cast(Stopwatch, entry.watch).spend(entry.counts, spend_s / _TURNS, lambda: self._spent)
+        for entry in racing:
+            self._judge(entry)
+        self._drop(off, most)
+
+    def _drop(self, off: float, most: int) -> None:
+        """Lets go of those that would not win were they faster by `off` and all others slower, and keeps `most`."""
+        safe: dict[Entry, tuple[float, ...]] = {}
+        for entry in self._racing:
+            slower = self._offer(entry.candidate, cast(Cost, entry.cost).scaled(1 + off), self._limits(entry))
+            if slower is not None:
+                safe[entry] = slower.key
+        best = min(safe, key=lambda entry: safe[entry], default=self._best())
+        if best is None:
+            self._keep_nearest(most)
+            return
+        ranked: list[tuple[tuple[float, ...], Entry]] = [((-math.inf,), best)]
+        for entry in self._racing:
+            if entry is best:
+                continue
+            hope = self._offer(entry.candidate, cast(Cost, entry.cost).scaled(1 - off), self._limits(entry))
+            if hope is None:
+                entry.lose(self._too_slow(entry))
+            elif best in safe and hope.key >= safe[best]:
+                entry.lose(self._worse(entry, best, off))
+            else:
+                ranked.append((hope.key if entry.offer is None else entry.offer.key, entry))
+        for _, entry in sorted(ranked, key=lambda item: item[0])[most:]:
+            entry.lose(self._worse(entry, best, 0.0))
+
+    def _keep_nearest(self, most: int) -> None:
+        """Where nothing meets the SLO: those that come nearest stay, for the figures."""
+        racing = sorted(self._racing, key=lambda entry: cast(Cost, entry.cost).seconds(1))
+        for entry in racing[most:]:
+            entry.lose(self._too_slow(entry))
+
+    def _too_slow(self, entry: Entry) -> str:
+        cost = cast(Cost, entry.cost)
+        slo_s = self.question.slo_s
+        if slo_s is None:
+            return "no number of replicas keeps up with the rate"
+        alone = simulate(cost, 1, 1, 1e-3 / cost.seconds(1), slo_s)
+        if alone.p99_s > slo_s:
+            return f"too slow: p99 of a request alone is {1e3 * alone.p99_s:.3g} ms, the SLO {1e3 * slo_s:g} ms"
+        return f"no number of replicas keeps p99 within {1e3 * slo_s:g} ms at the rate"
+
+    def _worse(self, entry: Entry, best: Entry, off: float) -> str:
+        """Why one that could serve is not the one."""
+        mine, theirs = entry.offer, best.offer
+        even = f", even if it were {off:.0%} faster than measured" if off > 0 else ""
+        if mine is None or theirs is None:
+            return self._too_slow(entry)
+        if self.question.rate_rps is None:
+            share = mine.cores / mine.prediction.rate_rps / (theirs.cores / theirs.prediction.rate_rps)
+            if share < 1:
+                return f"{1 / share:.2f} times as cheap as {best.candidate}, too little for its lower precision{even}"
+            return f"slower: {share:.2f} times the cost per request of {best.candidate}{even}"
+        if mine.cores > theirs.cores:
+            return f"slower: takes {mine.cores:g} cores, {best.candidate} takes {theirs.cores:g}{even}"
+        p99 = f"p99 {1e3 * mine.prediction.p99_s:.3g} ms against {1e3 * theirs.prediction.p99_s:.3g} ms"
+        if entry.candidate.lowered and not best.candidate.lowered:
+            return f"its lower precision saves no core ({p99})"
+        return f"slower: as many cores as {best.candidate}, and {p99}{even}"
+
+    def _rows(self) -> tuple[Row, ...]:
+        self._say("simulating")
+        for entry in self._racing:
+            entry.offer = self._offer(entry.candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
+        best = self._best()
+        if best is not None and best.offer is not None and best.offer.prediction.replicas > 1:
+            self._crowd(best)
+        for entry in self._racing:
+            if entry is not best:
+                entry.lose(self._too_slow(entry) if best is None else self._worse(entry, best, 0.0))
+        rows = [self._row(entry, entry is best) for entry in self.entries]
+        return mark_frontier(rows)
+
+    def _crowd(self, entry: Entry) -> None:
+        """Measures how much slower an Engine is beside others on the same machine, and counts that in."""
+        offer, candidate = cast(Offer, entry.offer), entry.candidate
+        beside = min(offer.prediction.replicas, self.question.cores // candidate.threads)
+        if beside < 2 or candidate.on_gpu or self._spent:
+            return
+        self._say(f"{candidate}: {beside} replicas side by side")
+        others = []
+        try:
+            others = [candidate.compile(self.model) for _ in range(beside - 1)]
+            entry.crowding = slowdown(cast(Any, entry.engine), others, self._requests[0])
+        except HeadraceError:
+            return  # no memory, say: what was measured alone has to do
+        finally:
+            for other in others:
+                other.close()
+        if entry.crowding > 1:
+            entry.offer = self._offer(candidate, cast(Cost, entry.cost), self._limits(entry), final=True) or entry.offer
+
+    def _row(self, entry: Entry, chosen: bool) -> Row:
+        cost, offer, parity = entry.cost, entry.offer, entry.parity
+        row = Row(entry.candidate, "chosen" if chosen else "lost", entry.why)
+        if parity is not None:
+            row = replace(row, error=parity.error, error_output=parity.output)
+        if cost is None:
+            return row
+        slo_s = self.question.slo_s
+        row = replace(
+            row, fixed_s=cost.fixed_s, per_request_s=cost.per_request_s, batches=cost.runs,
+            alone_s=simulate(cost, 1, 1, 1e-3 / cost.seconds(1), slo_s).p99_s,
+        )  # fmt: skip
+        if offer is None:
+            return row
+        limit = offer.prediction.max_batch
+        highest = highest_rate(cost, limit, slo_s)
+        points = [simulate(cost, limit, 1, share * highest, slo_s) for share in _CURVE if highest > 0]
+        curve = tuple((point.rate_rps, point.p50_s, point.p99_s) for point in points)
+        return replace(row, prediction=offer.prediction, cores=offer.cores, rate_max_rps=highest, curve=curve)
+
+
+def mark_frontier(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows, best first, with those marked that no other is better than in price, p99 and error at once."""
+
+    def figures(row: Row) -> tuple[float, float, float]:
+        found = row.prediction
+        if found is None or row.cores is None:
+            return math.inf, math.inf, math.inf
+        return row.cores / found.rate_rps, found.p99_s, math.inf if row.error is None else row.error
+
+    def dominated(row: Row) -> bool:
+        mine = figures(row)
+        return math.isinf(mine[0]) or any(
+            all(a <= b for a, b in zip(figures(other), mine, strict=True)) and figures(other) != mine for other in rows
+        )
+
+    marked = [row if row.status == "chosen" or dominated(row) else replace(row, status="frontier") for row in rows]
+    places = {"chosen": 0, "frontier": 1, "lost": 2}
+    return tuple(sorted(marked, key=lambda row: (places[row.status], *figures(row))))

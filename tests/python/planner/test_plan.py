@@ -1,0 +1,214 @@
+"""What is chosen among backends whose speed is known, and what is said of those that lose."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tests.python.planner.conftest import Made
+
+import headrace as hr
+from headrace.errors import BackendUnavailable, ConfigError, InvalidPlan, ParityError, PlanError
+from headrace.planner import Report, Row
+from headrace.planner.file import read
+
+Install = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    machine = dataclasses.replace(hr.hardware.probe(), cores=4)
+    monkeypatch.setattr(hr.hardware, "probe", lambda: machine)
+
+
+def row(report: Report, name: str) -> Row:
+    (found,) = [one for one in report.rows if str(one.candidate) == name]
+    return found
+
+
+def test_the_cheapest_that_meets_the_slo_is_chosen_and_every_loser_has_its_reason(
+    doubling: hr.Model, install: Install
+) -> None:
+    quick = Made(0.001, 0.004, {"fp32": 1.0, "bf16": 2.0, "int8": 3.0}, wrong={"int8": 0.3})
+    install(
+        quick=quick,
+        slow=Made(0.001, 0.04),
+        absent=Made(0.001, 0.001, refuses="no wheel: pip install absent"),
+        unable=Made(0.001, 0.001, missing_op="Add"),
+    )
+    report = hr.plan(doubling, slo_ms=30, rate=600)
+    choice = report.choice
+    # fp32 sustains some 250 requests/s per core and bf16 500: 4 cores against 2.
+    assert choice is not None
+    assert str(choice.candidate) == "quick bf16, 1 thread"
+    assert choice.prediction is not None
+    assert (choice.cores, choice.prediction.replicas) == (2, 2)
+    assert choice.prediction.p99_s < 0.03
+    assert row(report, "quick fp32, 1 thread").why.startswith("slower: takes ")
+    assert row(report, "slow fp32, 1 thread").why.startswith("too slow: p99 of a request alone is 41 ms")
+    int8 = row(report, "quick int8, 1 thread")
+    assert "parity failed: error 0.3 in output 'y' against the reference backend, tolerance 0.02" in int8.why
+    assert row(report, "quick int8, 4 threads").why.startswith("as on one thread: parity failed")
+    assert report.refused == {
+        "absent": "no wheel: pip install absent",
+        "unable": "cannot run op Add (node 'a node'): no such kernel",
+    }
+    assert all(one.why for one in report.rows if one.status != "chosen")
+
+
+def test_what_cannot_win_is_dropped_by_its_bound_and_never_compiled(doubling: hr.Model, install: Install) -> None:
+    quick = Made(0.001, 0.004)
+    install(quick=quick)
+    report = hr.plan(doubling, slo_ms=100, rate=100)
+    assert str(report.choice and report.choice.candidate) == "quick fp32, 1 thread"
+    assert {options.threads for options in quick.compiled} == {1}
+    assert (
+        "even if 4 threads were 4 times as fast as one, it would take 4 cores"
+        in row(report, "quick fp32, 4 threads").why
+    )
+
+
+def test_more_threads_are_taken_where_one_is_too_slow_for_the_slo(doubling: hr.Model, install: Install) -> None:
+    install(quick=Made(0.0, 0.020))
+    report = hr.plan(doubling, slo_ms=15, rate=0.2)
+    assert report.choice is not None
+    assert report.choice.candidate.threads == 2
+    assert report.choice.cores == 2
+
+
+def test_a_lower_precision_is_taken_only_where_it_saves_cores(doubling: hr.Model, install: Install) -> None:
+    install(quick=Made(0.0, 0.004, {"fp32": 1.0, "bf16": 2.0}))
+    report = hr.plan(doubling, slo_ms=100, rate=50)
+    assert report.choice is not None
+    assert report.choice.candidate.precision == "fp32"
+    assert row(report, "quick bf16, 1 thread").why.startswith("its lower precision saves no core")
+    assert row(report, "quick bf16, 1 thread").status == "frontier"
+
+
+def test_without_a_rate_the_cheapest_per_request_is_chosen(doubling: hr.Model, install: Install) -> None:
+    install(even=Made(0.0, 0.010), batches=Made(0.012, 0.001))
+    report = hr.plan(doubling, slo_ms=200)
+    assert report.choice is not None
+    assert report.choice.candidate.backend == "batches"
+    found = report.choice.prediction
+    assert found is not None
+    assert found.max_batch >= 32
+    assert found.rate_rps > 400
+
+
+def test_where_nothing_meets_the_slo_it_says_so_and_what_comes_nearest(doubling: hr.Model, install: Install) -> None:
+    install(one=Made(0.0, 0.050, scaling=0.0), other=Made(0.0, 0.080, scaling=0.0))
+    report = hr.plan(doubling, slo_ms=5, rate=10)
+    assert report.choice is None
+    assert report.nearest is not None
+    assert report.nearest.candidate.backend == "one"
+    assert "no plan does that here" in str(report)
+    with pytest.raises(PlanError, match="got a report without a choice"):
+        report.save("unused.toml")
+
+
+def test_what_was_not_reached_in_time_is_reported_as_such(doubling: hr.Model, install: Install) -> None:
+    install(one=Made(0.0, 0.001), other=Made(0.0, 0.001))
+    report = hr.plan(doubling, slo_ms=50, rate=10, budget_s=1e-6)
+    assert report.choice is not None
+    assert any("the budget of 1e-06 s was spent" in one.why for one in report.rows)
+
+
+def test_a_tolerance_holds_for_every_precision(doubling: hr.Model, install: Install) -> None:
+    install(one=Made(0.0, 0.001, wrong={"fp32": 5e-4}))
+    assert hr.plan(doubling, rate=10).choice is not None
+    report = hr.plan(doubling, rate=10, tolerance=1e-4)
+    assert report.choice is None
+    assert "tolerance 0.0001" in report.rows[0].why
+
+
+def test_given_samples_are_what_is_measured_and_must_fit(doubling: hr.Model, install: Install) -> None:
+    install(one=Made(0.0, 0.001))
+    report = hr.plan(doubling, samples=[{"x": np.ones(4, np.float32)}] * 2)
+    assert report.samples == "2 given requests"
+    with pytest.raises(BackendUnavailable, match="no backend can run"):
+        hr.plan(doubling, backends=["missing"])
+    for wrong in ({"slo_ms": 0}, {"rate": math.inf}, {"budget_s": -1}, {"tolerance": math.nan}):
+        with pytest.raises(ConfigError, match=f"got {next(iter(wrong))}="):
+            hr.plan(doubling, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_model_that_runs_nothing_made_up_needs_samples(install: Install) -> None:
+    from onnx import TensorProto, helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "picky",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [7])],
+        [helper.make_tensor("shape", TensorProto.INT64, [1], [7])],
+    )
+    model = hr.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    with pytest.raises(ParityError, match="expected samples"):
+        hr.plan(model, backends=["native"])
+
+
+def test_the_report_is_json_and_a_page_that_needs_nothing_else(
+    doubling: hr.Model, install: Install, tmp_path: Path
+) -> None:
+    install(
+        quick=Made(0.001, 0.004, {"fp32": 1.0, "bf16": 2.0}), slow=Made(0.0, 0.5), gone=Made(0, 1, refuses="<gone>")
+    )
+    report = hr.plan(doubling, slo_ms=30, rate=300)
+    told = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert told["choice"]["candidate"]["backend"] == "quick"
+    assert len(told["rows"]) == len(report.rows)
+    report.save_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    tree = ElementTree.fromstring(page.replace("<!doctype html>", "").replace('<meta charset="utf-8">', ""))
+    assert len(tree.findall(".//svg")) == 2
+    assert len(tree.findall(".//tbody/tr")) == len(report.rows)
+    assert "&lt;gone&gt;" in page
+    assert not any(word in page for word in ("<script", "http://", "https://", "nan", "inf"))
+
+
+def test_the_plan_file_is_read_as_it_was_written(doubling: hr.Model, install: Install, tmp_path: Path) -> None:
+    install(quick=Made(0.001, 0.004))
+    report = hr.plan(doubling, slo_ms=30, rate=300, tolerance=0.01)
+    path = tmp_path / "plan.toml"
+    report.save(path)
+    plan = read(path)
+    assert plan.model.sha256 == doubling.sha256
+    assert (plan.asked.slo_ms, plan.asked.rate, plan.asked.tolerance) == (30, 300, 0.01)
+    assert plan.machine.fingerprint == hr.hardware.probe().fingerprint
+    assert plan.settings()["backend"] == "quick"
+    assert plan.on_other_hardware == "check"
+    text = path.read_text()
+    for damaged in (text.replace("format = 1", "format = 2"), text[: len(text) // 2], text + "\nmore = 1"):
+        path.write_text(damaged)
+        with pytest.raises(InvalidPlan, match=r"plan.toml: got .*, expected"):
+            read(path)
+
+
+def test_the_command_writes_what_was_asked_for(
+    doubling: hr.Model, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    from headrace.cli import plan
+
+    onnx.save(doubling.to_proto(), tmp_path / "model.onnx")
+    install(quick=Made(0.001, 0.004))
+    outputs = ["--html", str(tmp_path / "r.html"), "-o", str(tmp_path / "plan.toml")]
+    command = [str(tmp_path / "model.onnx"), "--slo-ms", "30", "--rate", "300", *outputs]
+    result = CliRunner().invoke(plan.command, command)
+    assert result.exit_code == 0, result.output
+    assert "quick fp32, 1 thread" in result.output
+    assert read(tmp_path / "plan.toml").choice.threads == 1
+    assert (tmp_path / "r.html").is_file()
+    result = CliRunner().invoke(plan.command, [command[0], "--slo-ms", "0.01", "--json"])
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["choice"] is None

@@ -1,0 +1,69 @@
+"""From measured Batches to expected latencies, against queues whose answers are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from headrace.planner.cost import Cost
+from headrace.planner.predict import capacity, fewest_replicas, highest_rate, simulate
+
+
+def even(fixed_s: float, per_request_s: float, **changes: object) -> Cost:
+    return Cost(fixed_s, per_request_s, {1: 1.0}, (1.0,), **changes)  # type: ignore[arg-type]
+
+
+def test_one_at_a_time_waits_as_pollaczek_and_khinchine_say() -> None:
+    """M/D/1 at half load: half of the requests wait at most for what is left of one other."""
+    found = simulate(even(0.0, 0.01), 1, 1, 50.0, final=True)
+    assert found.utilisation == pytest.approx(0.5, rel=0.02)
+    assert 0.0100 <= found.p50_s <= 0.0102
+    # P(wait > t services) ~ (1 - u) / (u e^h - 1) * e^(-h t) with u (e^h - 1) = h (Cramer and Lundberg): h = 1.2564.
+    wait = math.log(0.5 / (0.5 * math.exp(1.2564) - 1) / 0.01) / 1.2564
+    assert found.p99_s == pytest.approx(0.01 * (1 + wait), rel=0.05)
+
+
+def test_capacity_is_that_of_full_batches_with_half_of_the_slo_for_waiting() -> None:
+    cost = even(0.01, 0.001)
+    assert capacity(cost, 64, None) == pytest.approx(64 / 0.074)
+    assert capacity(cost, 64, 0.08) == pytest.approx(30 / 0.04)
+    assert capacity(cost, 64, 0.001) == pytest.approx(1 / 0.011)
+
+
+def test_batches_off_the_line_are_predicted_as_measured() -> None:
+    cost = Cost(0.0, 0.01, {1: 1.0, 8: 0.5}, (1.0,))
+    assert cost.seconds(8) == pytest.approx(0.04)
+    assert cost.factor(4) == pytest.approx(1 - 0.5 * 3 / 7)
+    assert capacity(cost, 8, None) == pytest.approx(200)
+
+
+def test_more_than_can_be_done_is_late_without_bound() -> None:
+    assert math.isinf(simulate(even(0.0, 0.01), 1, 1, 101.0).p99_s)
+    assert fewest_replicas(even(0.0, 0.01), 1, 1e6, None) is None
+
+
+@pytest.mark.parametrize("rate", [20.0, 90.0, 450.0, 3000.0])
+def test_the_fewest_replicas_meet_the_slo_and_one_less_does_not(rate: float) -> None:
+    cost, slo_s = even(0.0, 0.01), 0.025
+    replicas = fewest_replicas(cost, 1, rate, slo_s)
+    assert replicas is not None
+    assert simulate(cost, 1, replicas, rate).p99_s <= slo_s
+    if replicas > 1:
+        assert simulate(cost, 1, replicas - 1, rate).p99_s > slo_s
+
+
+def test_the_highest_rate_is_where_p99_reaches_the_slo() -> None:
+    cost = even(0.002, 0.008)
+    rate = highest_rate(cost, 16, 0.05)
+    assert simulate(cost, 16, 1, rate).p99_s <= 0.05
+    assert simulate(cost, 16, 1, 1.05 * rate).p99_s > 0.05
+    assert highest_rate(cost, 16, 0.009) == 0
+
+
+def test_requests_of_many_sizes_make_longer_tails() -> None:
+    same = simulate(even(0.0, 0.01), 1, 1, 60.0)
+    mixed = simulate(even(0.0, 0.01, sizes=tuple(np.repeat([0.2, 1.8], 50))), 1, 1, 60.0)
+    assert mixed.utilisation == pytest.approx(same.utilisation, rel=0.05)
+    assert mixed.p99_s > 1.3 * same.p99_s
