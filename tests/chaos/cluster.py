@@ -87,6 +87,11 @@ class Cluster:
         """The processes of the model's replicas that live, by Ray's own account of its actors."""
         return [pid for name, pid in self._actors() if name.startswith(f"SERVE_REPLICA::{NAME}#")]
 
+    def answering(self) -> list[int]:
+        """Those of them that have told the front so."""
+        told = {one.pid for one in self.deployment.ledgers()[NAME] if not one.final}
+        return sorted(told & {*self.pids()})
+
     def controller(self) -> int:
         """The process of Serve's controller."""
         return next(pid for name, pid in self._actors() if "SERVE_CONTROLLER_ACTOR" in name)

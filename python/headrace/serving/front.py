@@ -247,7 +247,8 @@ class Front:
         self._where = where
         self._thread = LoopThread("headrace-front")
         self._state = FrontState(where, ledger, caller_header, admin_token)
-        self._thread.submit(self._state.start(names)).result()
+        # One that is started again must know of models that came after it was deployed.
+        self._thread.submit(self._state.start(RayStore().names() or names)).result()
 
     def __serve_build_asgi_app__(self) -> Bridge:
         """Called by Serve once, after the constructor."""

@@ -15,6 +15,10 @@ class RayStore:
         found: bytes | None = internal_kv._internal_kv_get(name, namespace=NAMESPACE)
         return found
 
+    def names(self) -> list[str]:
+        """The models that something was put for."""
+        return sorted(key.decode() for key in internal_kv._internal_kv_list("", namespace=NAMESPACE))
+
     def put(self, name: str, content: bytes) -> None:
         """Keeps it in place of what was there."""
         internal_kv._internal_kv_put(name, content, overwrite=True, namespace=NAMESPACE)

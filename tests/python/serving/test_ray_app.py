@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ import aiohttp  # noqa: E402
 import tritonclient.grpc.aio  # noqa: E402
 import tritonclient.http.aio  # noqa: E402
 from ray import cloudpickle  # noqa: E402
+from ray._private import state as ray_state  # noqa: E402
 
 from headrace.backend import Plan, Request, Result  # noqa: E402
 from headrace.config import (  # noqa: E402
@@ -38,6 +40,7 @@ from headrace.errors import ConfigError, ExecutionError, InvalidModel  # noqa: E
 from headrace.serve import Deployment, build_app, deploy  # noqa: E402
 from headrace.serving import ray_cluster  # noqa: E402
 from headrace.serving.autoscaling import METRIC_CAPACITY  # noqa: E402
+from headrace.serving.front import FRONT  # noqa: E402
 from headrace.signature import Signature, TensorSpec  # noqa: E402
 
 pytestmark = pytest.mark.ray
@@ -322,8 +325,9 @@ async def test_versions_change_in_place_under_load(deployment: Deployment, tmp_p
     def pids() -> set[int]:
         return {one.pid for one in deployment.ledgers()["tickets"] if not one.final}
 
-    async def bring(version: int, content: str, how: Callable[[], Any]) -> dict[str, Any]:
-        put(tmp_path / "tickets", version, content)
+    async def bring(version: int, content: str | None, how: Callable[[], Any]) -> dict[str, Any]:
+        if content is not None:
+            put(tmp_path / "tickets", version, content)
         await how()
         end = time.monotonic() + 20
         while "candidate" in (state := await asyncio.to_thread(rollout)):
@@ -331,8 +335,12 @@ async def test_versions_change_in_place_under_load(deployment: Deployment, tmp_p
             await asyncio.sleep(0.1)
         return state
 
-    async def by_update(cpus: float = 0.1) -> None:
-        await asyncio.to_thread(deployment.update, deploy_file(cpus))
+    present = 0.1
+
+    async def by_update(cpus: float | None = None) -> None:
+        nonlocal present
+        present = cpus or present
+        await asyncio.to_thread(deployment.update, deploy_file(present))
 
     async def by_repository() -> None:
         url = deployment.url + "/v2/repository/models/tickets/load"
@@ -364,6 +372,21 @@ async def test_versions_change_in_place_under_load(deployment: Deployment, tmp_p
     assert not await asyncio.to_thread(pids) & before
     assert set(answers) <= {"1", "2"}, answers
     assert answers["2"] > 50
+
+    # A front that starts again knows the models that came after it, and what was decided on their versions.
+    (front,) = (one for one in ray_state.actors(actor_state_name="ALIVE").values() if FRONT in one["Name"])
+    os.kill(front["Pid"], signal.SIGKILL)
+    await asyncio.to_thread(wait_for, lambda: _answers(deployment.url, "tickets"), 20)
+    assert await asyncio.to_thread(rollout) == (await bring(3, None, by_update)) | {"running": "2"}
+    assert (await asyncio.to_thread(rollout))["rolled_back"]["version"] == "3"
+
+
+def _answers(url: str, name: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/v2/models/{name}", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
 
 
 async def _ask_until(stop: asyncio.Event, url: str, answers: Counter[str]) -> None:
