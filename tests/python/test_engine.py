@@ -118,7 +118,7 @@ print(engine({"x": np.array([-1, 1], np.float32)})["y"].tolist())
 def test_public_names_are_what_they_are() -> None:
     assert hr.__all__ == [
         "Batcher", "Engine", "HeadraceError", "Model", "Plan", "Signature", "TensorSpec", "backends", "errors",
-        "hardware", "load", "load_plan", "serve",
+        "hardware", "load", "load_plan", "plan", "serve",
     ]  # fmt: skip
     for name in set(hr.__all__) - {"serve"}:  # which needs ray
         assert getattr(hr, name) is not None
