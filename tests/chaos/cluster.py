@@ -18,9 +18,13 @@ from headrace.serve import Deployment, deploy
 
 from .load import Tally
 from .model import NAME, save
+from .swap import Change, put
 
 POLL_S = 0.05
 START_S_MAX = 60.0
+# The model is small: what is looked at is what happens to many requests.
+WIDTH = 128
+ROWS = 8
 
 
 class Cluster:
@@ -45,7 +49,7 @@ class Cluster:
         self.cpus = 0.05
         self.tallies: list[Tally] = []
         self.kills = 0
-        self.cases = save(self.repository, layers=1, settings=settings)
+        self.cases = save(self.repository, layers=1, settings=settings, width=WIDTH, rows=ROWS)
         self._deployment: Deployment | None = None
 
     @property
@@ -67,6 +71,10 @@ class Cluster:
     def update(self) -> None:
         """Brings in what lies in the folder now."""
         self.deployment.update(load_deploy(self._file()))
+
+    def put(self, version: int, change: Change) -> None:
+        """Puts a new version into the folder."""
+        put(self.repository, version, change, WIDTH)
 
     def stop(self) -> list[int]:
         """Drains and stops everything; returns the processes that are left."""

@@ -34,23 +34,27 @@ def save(
     seed: int = 3,
     scale: float = 1.0,
     cases: int = CASES,
+    width: int = WIDTH,
+    rows: int = ROWS,
 ) -> list[Case]:
     """Puts a model into a repository.
 
     Args:
         repository: Where.
-        layers: Layers of 1024 by 1024: 0.13 GFLOP per request each.
+        layers: Layers of `width` by `width`; of the usual size 0.13 GFLOP per request each.
         settings: What its ``headrace.toml`` says.
         version: Its version.
         seed: Of its weights.
         scale: Of its answers.
         cases: How many requests.
+        width: Of its layers.
+        rows: Of each request.
 
     Returns:
         Requests to it, with their answers.
     """
     rng = np.random.default_rng(seed)
-    shapes = [(1, WIDTH), *[(WIDTH, WIDTH)] * layers, (WIDTH, 2)]
+    shapes = [(1, width), *[(width, width)] * layers, (width, 2)]
     nodes, weights = [], []
     for index, shape in enumerate(shapes):
         values = rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
@@ -75,7 +79,7 @@ def save(
     evaluator = ReferenceEvaluator(model)
     found = []
     for _ in range(cases):
-        x = rng.standard_normal((ROWS, 1)).astype(np.float32)
+        x = rng.standard_normal((rows, 1)).astype(np.float32)
         tensor = {"name": "h0", "shape": list(x.shape), "datatype": "FP32", "data": x.ravel().tolist()}
         found.append(Case(json.dumps({"inputs": [tensor]}).encode(), evaluator.run(None, {"h0": x})[0]))
     return found

@@ -17,16 +17,17 @@ from .load import Client, Tally, session
 from .model import NAME
 from .report import Report
 from .soak import ray_soak
-from .swap import CHANGES, Change, put, settings
+from .swap import CHANGES, Change, settings
 
 CONNECTIONS = 8
+# Where nothing is lost, more of them find more.
+ROLL_CONNECTIONS = 32
 REPLICAS = 5
 # Kills are this far apart, where there is a replica to kill.
 KILL_EVERY_S = 1.0
 # What is killed is back after so long, on two cores that carry the load and the start of what is killed together.
 BACK_S_MAX = {"replica": 60.0, "ingress": 30.0, "controller": 30.0}
 SETTLE_S_MAX = 60.0
-POLL_S = 0.1
 # How a request whose replica was killed may end: a fast 503, or a connection that is cut with the process it ends in.
 CUT = ("broken", "refused")
 
@@ -34,13 +35,13 @@ Campaign = Callable[[Cluster, int, float], Coroutine[Any, Any, Report]]
 
 
 @contextlib.asynccontextmanager
-async def under_load(cluster: Cluster, report: Report) -> AsyncIterator[Tally]:
+async def under_load(cluster: Cluster, report: Report, connections: int = CONNECTIONS) -> AsyncIterator[Tally]:
     """Keeps requests in flight meanwhile, then waits for their answers and notes how they ended."""
     tally, stop = Tally(), asyncio.Event()
     cluster.tallies.append(tally)
     async with session() as http:
         client = Client(http, cluster.url, cluster.cases)
-        load = asyncio.create_task(client.closed_loop(CONNECTIONS, math.inf, tally, stop))
+        load = asyncio.create_task(client.closed_loop(connections, math.inf, tally, stop))
         try:
             yield tally
         finally:
@@ -131,12 +132,12 @@ async def ray_roll(cluster: Cluster, seed: int, seconds: float) -> Report:
     """Versions change, are tried and rolled back, and replicas are replaced: no caller sees any of it."""
     chance, report, version = random.Random(seed), Report(), _newest(cluster.repository)
     ended, restarts, order = dict[str, int](), 0, list[Change]()
-    async with under_load(cluster, report) as tally:
+    async with under_load(cluster, report, ROLL_CONNECTIONS) as tally:
         end = perf_counter() + seconds
         while not ended or perf_counter() < end:
             order = order or chance.sample(CHANGES, len(CHANGES))
             change, version = order.pop(), version + 1
-            await asyncio.to_thread(put, cluster.repository, version, change)
+            await asyncio.to_thread(cluster.put, version, change)
             serving = await asyncio.to_thread(_bring, cluster)
             what = f"{change.mode} {'broken ' * change.broken}{'other ' * change.other}taken"
             promise, as_told = f"{what}: {change.taken}", (serving == version) == change.taken

@@ -100,7 +100,7 @@ async def ray_soak(cluster: Cluster, seed: int, seconds: float) -> Report:
             load = asyncio.create_task(client.closed_loop(CONNECTIONS, math.inf, tally, stop))
             version += 1
             change = chance.choice(CHANGES)
-            await asyncio.to_thread(put, cluster.repository, version, change)
+            await asyncio.to_thread(cluster.put, version, change)
             for replicas in (least + 1, least):
                 cluster.replicas = replicas
                 await asyncio.to_thread(cluster.update)

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from .load import Client, Tally, session
-from .model import NAME, save
+from .model import NAME, WIDTH, save
 from .report import Report
 from .server import Server
 
@@ -97,10 +97,12 @@ def settings(mode: str) -> str:
     return f'nonfinite = "error"\nthreads = 1\n[rollout]\nmode = "{mode}"\n{trial}'
 
 
-def put(repository: Path, version: int, change: Change) -> None:
+def put(repository: Path, version: int, change: Change, width: int = WIDTH) -> None:
     """Puts a new version into the repository."""
     scale = float("inf") if change.broken else 1.0
-    save(repository, 1, settings(change.mode), version, seed=4 if change.other else 3, scale=scale, cases=0)
+    save(
+        repository, 1, settings(change.mode), version, seed=4 if change.other else 3, scale=scale, cases=0, width=width
+    )
 
 
 class Admin:

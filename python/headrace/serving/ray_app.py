@@ -240,6 +240,7 @@ def build_app(
     ledger: Path | None = None,
     code: str | None = None,
     surge_percent: int = 0,
+    runs: bool = False,
 ) -> serve.Application:
     """Builds the Ray Serve application of one model, to be run at the prefix ``/v2/models/NAME``.
 
@@ -251,6 +252,7 @@ def build_app(
         ledger: Folder of the request ledger on disk, on the replicas' machine or shared by all; None for none.
         code: Replicas stay while this stays; None to start them again whenever this runs again.
         surge_percent: Replicas that may start before old ones go, where they have to start again.
+        runs: Whether it runs already, and is to keep the replicas that it has.
 
     Raises:
         ConfigError: The deployment has several models. Each scales alone, so each is an application of its own.
@@ -279,7 +281,7 @@ def build_app(
         # How soon a dead replica is noticed, and another started.
         health_check_period_s=2,
         ray_actor_options={"num_cpus": deployed.autoscaling.cpus_per_replica},
-        autoscaling_config=_autoscaling(deployed),
+        autoscaling_config=_autoscaling(deployed, runs),
         logging_config=LoggingConfig(enable_access_log=False),
         max_surge_percent=surge_percent,
     )(serve.ingress()(ModelReplica))
@@ -302,7 +304,7 @@ def replica_code(
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _autoscaling(deployed: DeployedModel) -> AutoscalingConfig:
+def _autoscaling(deployed: DeployedModel, runs: bool) -> AutoscalingConfig:
     """Serve's own delays are zero because the policy has its own hysteresis."""
     scaling, slo_ms = deployed.autoscaling, deployed.model.settings.slo_ms
     # Serve pickles the policy's own module by value, but not those it imports: its controller may have no Headrace.
@@ -324,8 +326,9 @@ def _autoscaling(deployed: DeployedModel) -> AutoscalingConfig:
         warnings.simplefilter("ignore", DeprecationWarning)
         return AutoscalingConfig(
             min_replicas=scaling.min_replicas,
-            # One replica at first, even of a model that may go to zero: a deployment must show that it can load.
-            initial_replicas=max(1, scaling.min_replicas),
+            # One replica at first, even of a model that may go to zero: a deployment must show that it can load. Later
+            # changes would take it for the number that is wanted, whatever the load.
+            initial_replicas=None if runs else max(1, scaling.min_replicas),
             max_replicas=scaling.max_replicas,
             metrics_interval_s=METRICS_INTERVAL_S,
             look_back_period_s=LOOK_BACK_S,

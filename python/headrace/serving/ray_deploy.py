@@ -118,7 +118,7 @@ class Deployment:
             RayStore().delete(name)
         self.models = names
         _tell_front(sorted({*names, *_deployed_models()}))
-        serve.run_many(_targets(config, self._openers), wait_for_applications_running=False)
+        serve.run_many(_targets(config, self._openers, before), wait_for_applications_running=False)
         _wait_running(names, timeout_s, tell, {*names} - {*before})
 
     def processes(self) -> list[int]:
@@ -204,7 +204,7 @@ def deploy(
         deployment.url = proxy_url or url(where.host, where.port)
         deployment.grpc = url(where.host, where.grpc_port).removeprefix("http://")
         tell(f"ingress: {INGRESSES[where.ingress]}")
-        serve.run_many(_targets(config, openers), wait_for_applications_running=False)
+        serve.run_many(_targets(config, openers, before), wait_for_applications_running=False)
         _wait_running((FRONT, *names), timeout_s, tell, names)
     except BaseException:
         deployment.shutdown()
@@ -212,7 +212,9 @@ def deploy(
     return deployment
 
 
-def _targets(config: DeployConfig, openers: tuple[OpenEngine, OpenBatcher]) -> list[serve.RunTarget]:
+def _targets(
+    config: DeployConfig, openers: tuple[OpenEngine, OpenBatcher], running: Collection[str]
+) -> list[serve.RunTarget]:
     return [
         serve.RunTarget(
             build_app(
@@ -223,6 +225,7 @@ def _targets(config: DeployConfig, openers: tuple[OpenEngine, OpenBatcher]) -> l
                 ledger=config.ledger,
                 code=replica_code(deployed, openers, config.http.caller_header, config.ledger),
                 surge_percent=_surge_percent(deployed),
+                runs=deployed.model.name in running,
             ),
             name=deployed.model.name,
             # Behind our own ingress a model can be reached in no other way.

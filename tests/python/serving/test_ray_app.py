@@ -455,6 +455,15 @@ async def _stats(handle: Any) -> dict[str, float]:
     return await handle.record_autoscaling_stats.remote()
 
 
+def test_a_change_of_a_model_that_runs_leaves_its_replicas_as_many_as_they_are() -> None:
+    def initial(**how: Any) -> Any:
+        deployment = build_app(model("a", min_replicas=2, max_replicas=9), **how)._bound_deployment
+        return deployment._deployment_config.autoscaling_config.initial_replicas
+
+    assert initial() == 2
+    assert initial(runs=True) is None, "Serve would go down to it under full load"
+
+
 def test_one_application_is_one_model() -> None:
     both = DeployConfig(http=HttpConfig(), models=[model("a"), model("b")])
     with pytest.raises(ConfigError, match=r"got 2 models \(a, b\), expected one"):
