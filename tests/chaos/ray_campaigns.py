@@ -76,12 +76,14 @@ async def ray_kill(cluster: Cluster, seed: int, seconds: float) -> Report:
         "replicas killed": kills,
         "times there was none to kill": spared,
         "all replicas back after s": round(back_s, 1),
-        "slowest 503 in ms": round(tally.quantile_ms("refused", 1), 1),
+        "503 in ms, median": round(tally.quantile_ms("refused", 0.5), 1),
+        "503 in ms, p99": round(tally.quantile_ms("refused", 0.99), 1),
+        "503 in ms, slowest": round(tally.quantile_ms("refused", 1), 1),
         "slowest answer in ms": round(tally.quantile_ms("ok", 1), 1),
     }
     report.promises["replicas were killed, and requests answered"] = kills > 0 and tally.outcomes["ok"] > 0
     report.promises["no more failed than was in flight there"] = cut <= kills * CONNECTIONS
-    report.bars["a 503 comes within a second"] = tally.quantile_ms("refused", 1) < 1000
+    report.bars["99 % of the 503 come within a second"] = tally.quantile_ms("refused", 0.99) < 1000
     cluster.kills += kills
     conclude(cluster, report)
     return report
