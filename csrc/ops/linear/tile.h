@@ -56,10 +56,10 @@ using Tile = void (*)(const Word* a, int64_t blocks_apart, const Word* b, int64_
                       const Word* next, int64_t fetched, float* out);
 
 template <class Dot, int kRows, int kPanels>
-void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
-          const Word* next, int64_t fetched, float* out) {
+HR_INLINE void sum_up(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
+                      const Word* next, int64_t fetched,
+                      typename Dot::Sum (&acc)[kRows][2 * kPanels]) {
   constexpr int kVectors = 2 * kPanels;
-  typename Dot::Sum acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -97,6 +97,14 @@ void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int
       b += kCols;
     }
   }
+}
+
+template <class Dot, int kRows, int kPanels>
+void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
+          const Word* next, int64_t fetched, float* out) {
+  constexpr int kVectors = 2 * kPanels;
+  typename Dot::Sum acc[kRows][kVectors];
+  sum_up<Dot, kRows, kPanels>(a, blocks_apart, b, panel, k, next, fetched, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -145,6 +153,91 @@ template <class Dot>
 constexpr Tile kWideTiles[3] = {kTile<Dot, 1, panels_of<Dot>(1)>, kTile<Dot, 2, panels_of<Dot>(2)>,
                                 kTile<Dot, 3, panels_of<Dot>(3)>};
 
+// The same for a whole panel, with an epilogue in the registers: for the most common ones, and the
+// heights that all but small products are cut into.
+using StraightTile = void (*)(const Word* a, int64_t blocks_apart, const Word* b, int64_t k,
+                              const Word* next, int64_t fetched, const GemmBlock& block,
+                              int64_t row, int64_t col);
+constexpr int kStraightHeights = 3;
+
+#if defined(__AVX2__) || defined(__aarch64__)
+template <class Dot>
+constexpr bool kHasStraight = __is_same(typename Dot::Sum, Vf) && !SumsOfRowPairs<Dot>;
+#else
+template <class Dot>
+constexpr bool kHasStraight = false;
+#endif
+
+// Without this GCC 12 begins the epilogue within the loop before it, and runs out of registers.
+HR_INLINE void keep_in_register([[maybe_unused]] Vf& x) {
+#if defined(__aarch64__)
+  asm volatile("" : "+w"(x.v)::"memory");
+#elif defined(__AVX2__)
+  asm volatile("" : "+v"(x.v)::"memory");
+#endif
+}
+
+template <class Dot, class T, bool kResidual, int kRows>
+void straight_tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t k, const Word* next,
+                   int64_t fetched, const GemmBlock& block, int64_t row, int64_t col) {
+  Vf acc[kRows][2];
+  sum_up<Dot, kRows, 1>(a, blocks_apart, b, 0, k, next, fetched, acc);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    keep_in_register(acc[r][0]);
+    keep_in_register(acc[r][1]);
+  }
+  const Epilogue& e = block.epilogue;
+  T* c = static_cast<T*>(block.c) + row * block.c_stride + col;
+  const T* residual = static_cast<const T*>(e.residual);
+  if constexpr (kResidual) residual += row * e.residual_stride + col;
+  // Whatever x is: x + -0 is x, and so is x within two infinities.
+  const Vf bias0 = e.bias != nullptr ? load(e.bias + col) : splat(-0.0f);
+  const Vf bias1 = e.bias != nullptr ? load(e.bias + col + kLanes) : splat(-0.0f);
+  const bool clips = e.activation == Activation::kClip;
+  const bool bounded = clips || e.activation == Activation::kRelu;
+  const Vf low = splat(clips ? e.clip_min : bounded ? 0.0f : -__builtin_inff());
+  const Vf high = splat(clips ? e.clip_max : __builtin_inff());
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r, c += block.c_stride) {
+    Vf x0 = acc[r][0] + bias0;
+    Vf x1 = acc[r][1] + bias1;
+    if constexpr (kResidual) {
+      x0 = x0 + get(residual);
+      x1 = x1 + get(residual + kLanes);
+      residual += e.residual_stride;
+    }
+    put(c, min(high, max(low, x0)));
+    put(c + kLanes, min(high, max(low, x1)));
+  }
+}
+
+template <class Dot, class T, bool kResidual>
+constexpr StraightTile kStraightTiles[kStraightHeights] = {
+    straight_tile<Dot, T, kResidual, kTileRows>,
+    straight_tile<Dot, T, kResidual, kTileRows - 1>,
+    straight_tile<Dot, T, kResidual, kTileRows - 2>,
+};
+
+// Those for the epilogue of `block`, the tallest first; null where there are none.
+template <class Dot>
+const StraightTile* straight_tiles(const GemmBlock& block) {
+  if constexpr (kHasStraight<Dot>) {
+    const Epilogue& e = block.epilogue;
+    const bool simple = e.activation == Activation::kNone || e.activation == Activation::kRelu ||
+                        e.activation == Activation::kClip;
+    if (!simple) return nullptr;
+    if (e.residual == nullptr) {
+      return block.c_bf16 ? kStraightTiles<Dot, uint16_t, false>
+                          : kStraightTiles<Dot, float, false>;
+    }
+    const bool first = e.residual_first || e.activation == Activation::kNone;
+    if (!first || e.residual_bf16 != block.c_bf16) return nullptr;
+    return block.c_bf16 ? kStraightTiles<Dot, uint16_t, true> : kStraightTiles<Dot, float, true>;
+  }
+  return nullptr;
+}
+
 // Brings in `rows` rows of a panel's width, elements of 4 bytes or else of 2.
 template <int kToWrite>
 HR_INLINE void fetch_panel_rows(const void* first, int64_t stride, int64_t rows, bool wide) {
@@ -184,6 +277,7 @@ void multiply(const GemmBlock& block) {
   const Word* b = block.b;
   const auto* fetch = static_cast<const Word*>(block.fetch);
   const Word* fetch_end = fetch + block.fetch_bytes / static_cast<int64_t>(sizeof(Word));
+  const StraightTile* straight = straight_tiles<Dot>(block);
   int64_t col = 0;
   if (block.rows <= 3) {
     const int panels = panels_of<Dot>(static_cast<int>(block.rows));
@@ -212,6 +306,11 @@ void multiply(const GemmBlock& block) {
         fetch += block.k * fetched;
       }
       fetch_rows(block, row, rows, col);
+      if (straight != nullptr && cols == kCols && rows > kTileRows - kStraightHeights) {
+        straight[kTileRows - rows](block.a + row * kGemmRowStride, blocks_apart, b, block.k, next,
+                                   fetched, block, row, col);
+        continue;
+      }
       kTiles<Dot>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
                             fetched, out);
       settle<Dot>(out, rows, 1, block.a + row * kGemmRowStride + kGemmBlockWords,
