@@ -55,11 +55,10 @@ constexpr int64_t kTileSize =
 using Tile = void (*)(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
                       const Word* next, int64_t fetched, float* out);
 
-template <class Dot, int kRows, int kPanels>
+template <class Dot, int kRows, int kVectors>
 HR_INLINE void sum_up(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
                       const Word* next, int64_t fetched,
-                      typename Dot::Sum (&acc)[kRows][2 * kPanels]) {
-  constexpr int kVectors = 2 * kPanels;
+                      typename Dot::Sum (&acc)[kRows][kVectors]) {
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -74,14 +73,14 @@ HR_INLINE void sum_up(const Word* a, int64_t blocks_apart, const Word* b, int64_
       if constexpr (kRows >= 6) {
         __builtin_prefetch(a + kRows * kGemmRowStride + i * kRows, 0, 2);
       }
-      if constexpr (kPanels == 1) {
+      if constexpr (kVectors <= 2) {
         auto b0 = Dot::load(b);
-        auto b1 = Dot::load(b + kLanes);
+        auto b1 = Dot::load(b + (kVectors - 1) * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
           auto x = Dot::broadcast(a + r * kGemmRowStride + i);
           acc[r][0] = Dot::dot(x, b0, acc[r][0]);
-          acc[r][1] = Dot::dot(x, b1, acc[r][1]);
+          if constexpr (kVectors == 2) acc[r][1] = Dot::dot(x, b1, acc[r][1]);
         }
       } else {
         decltype(Dot::broadcast(a)) x[kRows];
@@ -99,12 +98,11 @@ HR_INLINE void sum_up(const Word* a, int64_t blocks_apart, const Word* b, int64_
   }
 }
 
-template <class Dot, int kRows, int kPanels>
+template <class Dot, int kRows, int kVectors>
 void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
           const Word* next, int64_t fetched, float* out) {
-  constexpr int kVectors = 2 * kPanels;
   typename Dot::Sum acc[kRows][kVectors];
-  sum_up<Dot, kRows, kPanels>(a, blocks_apart, b, panel, k, next, fetched, acc);
+  sum_up<Dot, kRows, kVectors>(a, blocks_apart, b, panel, k, next, fetched, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -135,7 +133,7 @@ HR_INLINE void settle(float* out, int64_t rows, int panels, const Word* row, con
 }
 
 template <class Dot, int kRows, int kPanels>
-constexpr Tile kTile = tile<Dot, kRows, kPanels>;
+constexpr Tile kTile = tile<Dot, kRows, 2 * kPanels>;
 
 template <class Dot>
 constexpr Tile kTiles[kTileRows] = {
@@ -153,8 +151,8 @@ template <class Dot>
 constexpr Tile kWideTiles[3] = {kTile<Dot, 1, panels_of<Dot>(1)>, kTile<Dot, 2, panels_of<Dot>(2)>,
                                 kTile<Dot, 3, panels_of<Dot>(3)>};
 
-// The same for a whole panel, with an epilogue in the registers: for the most common ones, and the
-// heights that all but small products are cut into.
+// The same for a whole panel or half of one, with an epilogue in the registers: for the most common
+// ones, and the heights that all but small products are cut into.
 using StraightTile = void (*)(const Word* a, int64_t blocks_apart, const Word* b, int64_t k,
                               const Word* next, int64_t fetched, const GemmBlock& block,
                               int64_t row, int64_t col);
@@ -177,51 +175,58 @@ HR_INLINE void keep_in_register([[maybe_unused]] Vf& x) {
 #endif
 }
 
-template <class Dot, class T, bool kResidual, int kRows>
+template <class Dot, class T, bool kResidual, int kVectors, int kRows>
 void straight_tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t k, const Word* next,
                    int64_t fetched, const GemmBlock& block, int64_t row, int64_t col) {
-  Vf acc[kRows][2];
-  sum_up<Dot, kRows, 1>(a, blocks_apart, b, 0, k, next, fetched, acc);
+  Vf acc[kRows][kVectors];
+  sum_up<Dot, kRows, kVectors>(a, blocks_apart, b, 0, k, next, fetched, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
-    keep_in_register(acc[r][0]);
-    keep_in_register(acc[r][1]);
+    for (int j = 0; j < kVectors; ++j) keep_in_register(acc[r][j]);
   }
   const Epilogue& e = block.epilogue;
   T* c = static_cast<T*>(block.c) + row * block.c_stride + col;
   const T* residual = static_cast<const T*>(e.residual);
   if constexpr (kResidual) residual += row * e.residual_stride + col;
   // Whatever x is: x + -0 is x, and so is x within two infinities.
-  const Vf bias0 = e.bias != nullptr ? load(e.bias + col) : splat(-0.0f);
-  const Vf bias1 = e.bias != nullptr ? load(e.bias + col + kLanes) : splat(-0.0f);
+  Vf bias[kVectors];
+  for (int j = 0; j < kVectors; ++j) {
+    bias[j] = e.bias != nullptr ? load(e.bias + col + j * kLanes) : splat(-0.0f);
+  }
   const bool clips = e.activation == Activation::kClip;
   const bool bounded = clips || e.activation == Activation::kRelu;
   const Vf low = splat(clips ? e.clip_min : bounded ? 0.0f : -__builtin_inff());
   const Vf high = splat(clips ? e.clip_max : __builtin_inff());
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r, c += block.c_stride) {
-    Vf x0 = acc[r][0] + bias0;
-    Vf x1 = acc[r][1] + bias1;
-    if constexpr (kResidual) {
-      x0 = x0 + get(residual);
-      x1 = x1 + get(residual + kLanes);
-      residual += e.residual_stride;
+    for (int j = 0; j < kVectors; ++j) {
+      Vf x = acc[r][j] + bias[j];
+      if constexpr (kResidual) x = x + get(residual + j * kLanes);
+      put(c + j * kLanes, min(high, max(low, x)));
     }
-    put(c, min(high, max(low, x0)));
-    put(c + kLanes, min(high, max(low, x1)));
+    if constexpr (kResidual) residual += e.residual_stride;
   }
 }
 
+// For a panel, then for half of one; the tallest first.
 template <class Dot, class T, bool kResidual>
-constexpr StraightTile kStraightTiles[kStraightHeights] = {
-    straight_tile<Dot, T, kResidual, kTileRows>,
-    straight_tile<Dot, T, kResidual, kTileRows - 1>,
-    straight_tile<Dot, T, kResidual, kTileRows - 2>,
+constexpr StraightTile kStraightTiles[2][kStraightHeights] = {
+    {
+        straight_tile<Dot, T, kResidual, 2, kTileRows>,
+        straight_tile<Dot, T, kResidual, 2, kTileRows - 1>,
+        straight_tile<Dot, T, kResidual, 2, kTileRows - 2>,
+    },
+    {
+        straight_tile<Dot, T, kResidual, 1, kTileRows>,
+        straight_tile<Dot, T, kResidual, 1, kTileRows - 1>,
+        straight_tile<Dot, T, kResidual, 1, kTileRows - 2>,
+    },
 };
+using StraightTiles = const StraightTile (*)[kStraightHeights];
 
-// Those for the epilogue of `block`, the tallest first; null where there are none.
+// Those for the epilogue of `block`; null where there are none.
 template <class Dot>
-const StraightTile* straight_tiles(const GemmBlock& block) {
+StraightTiles straight_tiles(const GemmBlock& block) {
   if constexpr (kHasStraight<Dot>) {
     const Epilogue& e = block.epilogue;
     const bool simple = e.activation == Activation::kNone || e.activation == Activation::kRelu ||
@@ -277,7 +282,7 @@ void multiply(const GemmBlock& block) {
   const Word* b = block.b;
   const auto* fetch = static_cast<const Word*>(block.fetch);
   const Word* fetch_end = fetch + block.fetch_bytes / static_cast<int64_t>(sizeof(Word));
-  const StraightTile* straight = straight_tiles<Dot>(block);
+  const StraightTiles straight = straight_tiles<Dot>(block);
   int64_t col = 0;
   if (block.rows <= 3) {
     const int panels = panels_of<Dot>(static_cast<int>(block.rows));
@@ -306,9 +311,10 @@ void multiply(const GemmBlock& block) {
         fetch += block.k * fetched;
       }
       fetch_rows(block, row, rows, col);
-      if (straight != nullptr && cols == kCols && rows > kTileRows - kStraightHeights) {
-        straight[kTileRows - rows](block.a + row * kGemmRowStride, blocks_apart, b, block.k, next,
-                                   fetched, block, row, col);
+      const bool half = cols == kLanes;
+      if (straight != nullptr && (half || cols == kCols) && rows > kTileRows - kStraightHeights) {
+        straight[half][kTileRows - rows](block.a + row * kGemmRowStride, blocks_apart, b, block.k,
+                                         next, fetched, block, row, col);
         continue;
       }
       kTiles<Dot>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
