@@ -33,6 +33,15 @@ HR_INLINE void edge(const float* from, int64_t step, float* to, int64_t columns,
   }
 }
 
+// Few columns, as of an image in colours, interleaved: GCC makes permutations of it.
+template <int kWidth>
+HR_INLINE void interleave(const float* from, int64_t step, float* __restrict to, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kWidth; ++c) to[r * kWidth + c] = from[r + c * step];
+  }
+}
+
 // Reads along `from`, a line of each of kSources sources at a time, and writes whole lines.
 template <bool kStreams>
 HR_INLINE void matrix_by_tiles(const float* from, int64_t step, float* to, int64_t rows,
@@ -52,6 +61,9 @@ HR_INLINE void matrix_by_tiles(const float* from, int64_t step, float* to, int64
 
 void matrix(const float* from, int64_t step, float* to, int64_t rows, int64_t columns,
             bool streams) {
+  if (columns == 2) return interleave<2>(from, step, to, rows);
+  if (columns == 3) return interleave<3>(from, step, to, rows);
+  if (columns == 4) return interleave<4>(from, step, to, rows);
   bool whole_lines = reinterpret_cast<uintptr_t>(to) % 64 == 0 && columns % kLine == 0;
   if (streams && whole_lines) {
     matrix_by_tiles<true>(from, step, to, rows, columns);
