@@ -1,7 +1,8 @@
-// The fused ops between the products of matrices, for float32 on a CUDA device. kernels.py launches them; fused.py and
-// networks.py say in the array API what each must agree with.
+// The fused ops between the products of matrices, for float32 on a CUDA device. kernels.py launches
+// them; fused.py and networks.py say in the array API what each must agree with.
 //
-// No result depends on how many rows there are: a block, or a warp of attention, has one row, and sums in one order.
+// No result depends on how many rows there are: a block, or a warp of attention, has one row, and
+// sums in one order.
 
 #include <math_constants.h>
 
@@ -34,12 +35,14 @@ __device__ float activated(float x, int activation) {
 }
 
 __device__ float warp_sum(float value) {
-  for (int offset = kWarp / 2; offset > 0; offset >>= 1) value += __shfl_xor_sync(kAll, value, offset);
+  for (int offset = kWarp / 2; offset > 0; offset >>= 1)
+    value += __shfl_xor_sync(kAll, value, offset);
   return value;
 }
 
 __device__ float warp_max(float value) {
-  for (int offset = kWarp / 2; offset > 0; offset >>= 1) value = fmaxf(value, __shfl_xor_sync(kAll, value, offset));
+  for (int offset = kWarp / 2; offset > 0; offset >>= 1)
+    value = fmaxf(value, __shfl_xor_sync(kAll, value, offset));
   return value;
 }
 
@@ -65,8 +68,8 @@ __device__ float block_max(float value, float* parts) {
 }
 
 // y = x, normalised and scaled. `x` may be `y`: each thread reads only what it wrote itself.
-__device__ void norm_row(const float* x, float* y, const float* scale, const float* bias, int width, float epsilon,
-                         bool centred, float* parts) {
+__device__ void norm_row(const float* x, float* y, const float* scale, const float* bias, int width,
+                         float epsilon, bool centred, float* parts) {
   float mean = 0.0f;
   if (centred) {
     float sum = 0.0f;
@@ -88,10 +91,11 @@ __device__ void norm_row(const float* x, float* y, const float* scale, const flo
 extern "C" {
 
 // y = activation(y + bias) + residual, for [rows, width]. Bias and residual may be null.
-__global__ void epilogue(float* y, const float* bias, const float* residual, long long size, int width,
-                         int activation) {
+__global__ void epilogue(float* y, const float* bias, const float* residual, long long size,
+                         int width, int activation) {
   const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
-  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
+  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
+       i += step) {
     float value = bias == nullptr ? y[i] : y[i] + bias[i % width];
     value = activated(value, activation);
     y[i] = residual == nullptr ? value : value + residual[i];
@@ -101,25 +105,28 @@ __global__ void epilogue(float* y, const float* bias, const float* residual, lon
 // y = activation(x)
 __global__ void unary(const float* x, float* y, long long size, int activation) {
   const long long step = static_cast<long long>(gridDim.x) * blockDim.x;
-  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += step) {
+  for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < size;
+       i += step) {
     y[i] = activated(x[i], activation);
   }
 }
 
 // One block per row.
-__global__ void layer_norm(const float* x, const float* scale, const float* bias, float* y, int width, float epsilon,
-                           int centred) {
+__global__ void layer_norm(const float* x, const float* scale, const float* bias, float* y,
+                           int width, float epsilon, int centred) {
   __shared__ float parts[kWarp];
   const long long at = static_cast<long long>(blockIdx.x) * width;
   norm_row(x + at, y + at, scale, bias, width, epsilon, centred != 0, parts);
 }
 
-// The sum of up to four terms, normalised. A term is a row of a table, chosen by the ids, or, without ids, the row of
-// an array of [rows, width]; an array of fewer rows repeats.
-__global__ void embedding_norm(const float* table0, const long long* ids0, long long rows0, const float* table1,
-                               const long long* ids1, long long rows1, const float* table2, const long long* ids2,
-                               long long rows2, const float* table3, const long long* ids3, long long rows3,
-                               const float* scale, const float* bias, float* y, int width, float epsilon) {
+// The sum of up to four terms, normalised. A term is a row of a table, chosen by the ids, or,
+// without ids, the row of an array of [rows, width]; an array of fewer rows repeats.
+__global__ void embedding_norm(const float* table0, const long long* ids0, long long rows0,
+                               const float* table1, const long long* ids1, long long rows1,
+                               const float* table2, const long long* ids2, long long rows2,
+                               const float* table3, const long long* ids3, long long rows3,
+                               const float* scale, const float* bias, float* y, int width,
+                               float epsilon) {
   __shared__ float parts[kWarp];
   const float* tables[4] = {table0, table1, table2, table3};
   const long long* ids[4] = {ids0, ids1, ids2, ids3};
@@ -155,17 +162,21 @@ __global__ void softmax(const float* x, float* y, int width) {
 }
 
 // softmax(q k^T * scale + mask) v, one warp per query, keys in order, nothing kept of the scores.
-// Strides are in elements, by batch, head and row; the last axis is contiguous. Out is [batch, heads, queries, width].
-// One of the masks at most: added to the scores, or false for keys that do not count; strides of 0 broadcast.
-__global__ void attention(const float* q, const float* k, const float* v, const float* added, const bool* kept,
-                          float* out, int heads, int kv_heads, int queries, int keys, int depth, int width,
-                          long long q_batch, long long q_head, long long q_row, long long k_batch, long long k_head,
-                          long long k_row, long long v_batch, long long v_head, long long v_row, long long m_batch,
-                          long long m_head, long long m_row, long long m_key, float scale, int guard) {
+// Strides are in elements, by batch, head and row; the last axis is contiguous. Out is [batch,
+// heads, queries, width]. One of the masks at most: added to the scores, or false for keys that do
+// not count; strides of 0 broadcast.
+__global__ void attention(const float* q, const float* k, const float* v, const float* added,
+                          const bool* kept, float* out, int heads, int kv_heads, int queries,
+                          int keys, int depth, int width, long long q_batch, long long q_head,
+                          long long q_row, long long k_batch, long long k_head, long long k_row,
+                          long long v_batch, long long v_head, long long v_row, long long m_batch,
+                          long long m_head, long long m_row, long long m_key, float scale,
+                          int guard) {
   const int lane = threadIdx.x % kWarp;
   const int query = blockIdx.x * (blockDim.x / kWarp) + threadIdx.x / kWarp;
   if (query >= queries) return;  // whole warps leave, and no barrier follows
-  const long long batch = blockIdx.y / heads, head = blockIdx.y % heads, shared_head = head / (heads / kv_heads);
+  const long long batch = blockIdx.y / heads, head = blockIdx.y % heads,
+                  shared_head = head / (heads / kv_heads);
   q += batch * q_batch + head * q_head + query * q_row;
   k += batch * k_batch + shared_head * k_head;
   v += batch * v_batch + shared_head * v_head;
