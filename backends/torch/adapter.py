@@ -2,83 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import onnx_ir as ir
-
-from headrace import hardware
-from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan, Request, Result
+from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan
 from headrace.errors import BackendUnavailable, ExecutionError, UnsupportedOp
-from headrace.graph.lower import tensor_array
+from headrace.graph import script
+from headrace.graph.script import Script, Step
 from headrace.model import Model
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import torch
+    from headrace.backends.torch.executable import TorchExecutable
 
+OPTIONS = {"mode": ("eager", "compile", "cudagraphs"), "outputs": ("host", "device")}
 
 # Hardly any op of torch takes wider unsigned integers. Strings are declared since their ops are refused one by one.
 _DTYPES = frozenset(["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "string"])
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One node: where its inputs come from, what it does, where its outputs go."""
-
-    name: str
-    run: Callable[..., Any]
-    inputs: tuple[int, ...]  # slots; -1 for an absent optional input
-    outputs: tuple[int, ...]
-    dead: tuple[int, ...]  # slots nobody reads after this call
-
-
-class TorchExecutable(Executable):
-    """A list of torch calls over numbered slots. Each Request runs alone, so shapes may differ freely."""
-
-    def __init__(
-        self, plan: Plan, device: torch.device, calls: list[_Call], constants: dict[int, torch.Tensor],
-        inputs: dict[str, int], outputs: dict[str, int], slots: int,
-    ) -> None:  # fmt: skip
-        self.plan = plan
-        self._device = device
-        self._calls = calls
-        self._constants = constants
-        self._inputs = inputs
-        self._outputs = outputs
-        self._slots = slots
-
-    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
-        """Runs each Request alone, in order, without autograd."""
-        import torch
-
-        with torch.inference_mode():
-            return [self._run(request) for request in requests]
-
-    def _run(self, request: Request) -> Result:
-        import torch
-
-        slots: list[Any] = [None] * (self._slots + 1)  # the last one stays None: absent inputs are -1
-        for slot, constant in self._constants.items():
-            slots[slot] = constant
-        for name, slot in self._inputs.items():
-            array = np.asarray(request[name])
-            if not array.flags.writeable:  # torch warns about memory it must not write to, and never does here
-                array = array.copy()
-            slots[slot] = torch.from_numpy(array).to(self._device)
-        for call in self._calls:
-            try:
-                results = call.run(*(slots[slot] for slot in call.inputs))
-            except Exception as error:
-                raise ExecutionError(f"node {call.name!r} failed in torch: {type(error).__name__}: {error}") from error
-            if not isinstance(results, tuple):
-                results = (results,)
-            for slot, result in zip(call.outputs, results, strict=False):
-                slots[slot] = result
-            for slot in call.dead:
-                slots[slot] = None
-        return {name: slots[slot].contiguous().cpu().numpy() for name, slot in self._outputs.items()}
 
 
 class TorchBackend(Backend):
@@ -94,102 +35,138 @@ class TorchBackend(Backend):
         except (ImportError, OSError) as error:  # OSError: a shared library of it is missing
             return Availability(ok=False, reason=f"torch cannot be imported ({error}); pip install torch")
         cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        return Availability(ok=True, devices=("cpu", *cuda))
+        return Availability(ok=True, devices=("cpu", *cuda), missing={} if cuda else {"cuda": why_no_cuda()})
 
     def capabilities(self) -> Capabilities:
         """Requests run one by one; torch chooses kernels by shape, so bits are promised only per shape."""
-        return Capabilities(precisions=("fp32",), dtypes=_DTYPES, ragged=True, batch_invariant=True, concurrent=True)
+        return Capabilities(
+            precisions=("fp32", "bf16"), dtypes=_DTYPES, ragged=True, batch_invariant=True, concurrent=True,
+            options=OPTIONS,
+        )  # fmt: skip
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
         """The nodes without a torch translation."""
         from headrace.backends.torch import ops
 
-        refused = []
-        for node in model.graph.graph:
-            try:
-                ops.translate(node, _opset_of(model.graph, node))
-            except ops.Untranslated as error:
-                refused.append((ops.key_of(node), node.name or "", str(error)))
-        return refused
+        return script.untranslated(model.graph, ops.translate)
 
     def compile(self, model: Model, options: CompileOptions) -> Executable:
         """Translates every node and moves the weights to the device."""
-        refused = self.unsupported(model)
-        if refused:
+        from headrace.backends.torch import ops
+
+        if refused := self.unsupported(model):
             raise UnsupportedOp(self.name, refused)
-        device = _device(options.device)
-        if options.precision != "fp32":
-            raise BackendUnavailable(f"backend 'torch': got precision {options.precision!r}, expected 'fp32'")
-        import torch
-
-        threads = options.threads if options.threads is not None else hardware.probe().cores
-        if device.type == "cpu":
-            torch.set_num_threads(threads)  # torch has one pool per process
-        plan = Plan(
-            backend=self.name,
-            device=str(device),
-            isa=torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "cuda",
-            precision="fp32",
-            threads=threads,
-            reasons=(f"torch {torch.__version__} runs each Request alone",),
-        )
-        return _build(model, device, plan)
+        device = device_named(self.name, options.device)
+        mode = options.options.get("mode", "eager")
+        if mode == "cudagraphs" and device.type != "cuda":
+            raise BackendUnavailable("backend 'torch': got option mode='cudagraphs', expected a CUDA device for it")
+        return build(self.name, model, options, device, ops.translate, mode)
 
 
-def _device(wanted: str | None) -> torch.device:
+def why_no_cuda() -> str:
+    """Why torch has no CUDA device here, and what would help."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA; install a wheel with it"
+    return f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no device; nvidia-smi tells more"
+
+
+def device_named(backend: str, wanted: str | None) -> torch.device:
+    """The device that was asked for.
+
+    Raises:
+        BackendUnavailable: It is not there.
+    """
     import torch
 
     try:
         device = torch.device(wanted or "cpu")
     except RuntimeError as error:
-        raise BackendUnavailable(f"backend 'torch': got device {wanted!r}, expected cpu or cuda[:N]") from error
+        raise BackendUnavailable(f"backend {backend!r}: got device {wanted!r}, expected cpu or cuda[:N]") from error
     if device.type not in ("cpu", "cuda"):
-        raise BackendUnavailable(f"backend 'torch': got device {wanted!r}, expected cpu or cuda[:N]")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable(f"backend 'torch': got device {wanted!r}, but torch finds no CUDA device here")
+        raise BackendUnavailable(f"backend {backend!r}: got device {wanted!r}, expected cpu or cuda[:N]")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendUnavailable(f"backend {backend!r}: got device {wanted!r}, expected another: {why_no_cuda()}")
     return device
 
 
-def _opset_of(model: ir.Model, node: ir.Node) -> int:
-    return node.version or model.graph.opset_imports.get(node.domain, 1)
+def build(
+    backend: str, model: Model, options: CompileOptions, device: torch.device,
+    translate: Callable[[ir.Node, int], Step], mode: str,
+) -> TorchExecutable:  # fmt: skip
+    """Writes the graph as a function of torch calls, and what `mode` makes of it.
 
-
-def _build(model: Model, device: torch.device, plan: Plan) -> TorchExecutable:
+    Raises:
+        BackendUnavailable: The weights do not fit on the device, or the mode's compiler fails.
+    """
     import torch
-    from headrace.backends.torch import ops
+    from headrace.backends.torch.executable import Mover, TorchExecutable, constant_on
+    from headrace.backends.torch.lowered import lowering
 
-    slots: dict[ir.Value, int] = {}
-    constants: dict[int, torch.Tensor] = {}
+    threads = options.resolved_threads()
+    reasons = [f"torch {torch.__version__} runs each Request alone"]
+    if device.type == "cpu":
+        torch.set_num_threads(threads)  # torch has one pool per process
+    lowered, summary = lowering(model, options.precision, translate)
+    mover = Mover(device)
+    try:
+        written = Script(model.graph, lowered, constant_on(device), mover if device.type != "cpu" else None)
+    except torch.cuda.OutOfMemoryError as error:
+        raise BackendUnavailable(f"backend {backend!r}: the weights do not fit on {device}: {error}") from error
+    run: Callable[..., Any] | None = None
+    if mode == "compile":
+        run, reason = _compiled(model, written)
+        reasons.append(reason)
+    elif mode == "cudagraphs":
+        from headrace.backends.torch.graphs import GRAPHS_MAX, Graphs, capture_on_cuda
 
-    def slot_of(value: ir.Value | None) -> int:
-        if value is None:
-            return -1
-        if value not in slots:
-            slots[value] = len(slots)
-            if value.const_value is not None:
-                array = np.array(tensor_array(value.const_value))
-                constants[slots[value]] = torch.from_numpy(array).to(device)
-        return slots[value]
+        run = Graphs(written.run, capture_on_cuda(mover))
+        reasons.append(f"CUDA graphs for the last {GRAPHS_MAX} shapes; the first Request of a shape is slower")
+    plan = Plan(
+        backend=backend, device=str(device), isa=_isa(device), precision=options.precision, threads=threads,
+        reasons=(*reasons, *summary), details={"ops": written.ops, "mode": mode},
+    )  # fmt: skip
+    on_device = options.options.get("outputs", "host") == "device"
+    executable = TorchExecutable(plan, model, written, device, run, on_device)
+    if mode == "compile":
+        _warm(model, executable)
+    return executable
 
-    graph = model.graph.graph
-    inputs = {spec.name: slot_of(value) for value, spec in zip(graph.inputs, model.signature.inputs, strict=True)}
-    nodes = list(graph)
-    last_use: dict[int, int] = {}
-    for index, node in enumerate(nodes):
-        for value in (*node.inputs, *node.outputs):
-            last_use[slot_of(value)] = index
-    outputs = {spec.name: slot_of(value) for value, spec in zip(graph.outputs, model.signature.outputs, strict=True)}
-    kept = {-1, *constants, *outputs.values()}
-    calls = []
-    for index, node in enumerate(nodes):
-        touched = {slot_of(value) for value in (*node.inputs, *node.outputs)}
-        calls.append(
-            _Call(
-                name=node.name or node.op_type,
-                run=ops.translate(node, _opset_of(model.graph, node)),
-                inputs=tuple(slot_of(value) for value in node.inputs),
-                outputs=tuple(slot_of(value) for value in node.outputs),
-                dead=tuple(slot for slot in touched - kept if last_use[slot] == index),
-            )
-        )
-    return TorchExecutable(plan, device, calls, constants, inputs, outputs, len(slots))
+
+def _isa(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cpu":
+        return str(torch.backends.cpu.get_cpu_capability())
+    return f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"
+
+
+def _compiled(model: Model, written: Script) -> tuple[Callable[..., Any], str]:
+    import torch
+
+    # Said outright: left to torch, a second shape would make other kernels for the first one too, with other bits.
+    dynamic = any(isinstance(dim, str) for spec in model.signature.inputs for dim in spec.dims)
+    shapes = "of any shape" if dynamic else "of its one shape"
+    return torch.compile(written.run, dynamic=dynamic), f"torch.compile made its kernels, for Requests {shapes}"
+
+
+def _warm(model: Model, executable: TorchExecutable) -> None:
+    """Compiles before the first Request comes, where Requests can be made up from the signature."""
+    import torch
+
+    from headrace.samples import sample_requests
+
+    failures: list[ExecutionError] = []
+
+    def run(requests: Any) -> None:
+        try:
+            executable.run_batch(requests)
+        except ExecutionError as error:
+            failures.append(error)
+            raise
+
+    ran = sample_requests(model.signature, run)
+    # Made-up Requests may be none that the Model can run, which says nothing about the compiler.
+    if not ran and failures and isinstance(failures[0].__cause__, torch._dynamo.exc.TorchDynamoException):
+        raise BackendUnavailable(f"backend 'torch': torch.compile failed on model {model.name!r}: {failures[0]}")

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from headrace.backends.torch.networks import OPS as NETWORKS
 from headrace.backends.torch.networks import convolution
-from headrace.backends.torch.ops import Attributes, Maker, Untranslated
+from headrace.backends.torch.ops import Maker
+
+from headrace.graph.script import Attributes, Untranslated
 
 Tensor = torch.Tensor
 
@@ -37,8 +39,11 @@ def _linear(attributes: Attributes, _opset: int) -> Callable[..., Any]:
     activate = _activation(attributes)
 
     def run(x: Tensor, weights: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        product = torch.matmul(x, weights)
-        out = activate(product if bias is None else product + bias)
+        if bias is not None and bias.dim() == 1 and weights.dim() == 2 and bias.dtype == weights.dtype:
+            out = activate(F.linear(x, weights.t(), bias))
+        else:
+            product = torch.matmul(x, weights)
+            out = activate(product if bias is None else product + bias)
         return out if residual is None else out + residual
 
     return run
@@ -91,17 +96,24 @@ def _attention(attributes: Attributes, _opset: int) -> Callable[..., Any]:
         assert v is not None
         if layout != "bhsd":
             q, k, v = _split_heads(q, heads), _split_heads(k, kv_heads), _split_heads(v, kv_heads)
-        k, v = k.repeat_interleave(heads // kv_heads, 1), v.repeat_interleave(heads // kv_heads, 1)
-        scores = torch.matmul(q, k.transpose(-1, -2)) * scale
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        weights = torch.softmax(scores, -1)
-        if guard:
-            weights = torch.nan_to_num(weights, nan=0.0)
-        out = torch.matmul(weights, v)
+        if heads != kv_heads:
+            k, v = k.repeat_interleave(heads // kv_heads, 1), v.repeat_interleave(heads // kv_heads, 1)
+        out = attention(q, k, v, mask, scale, guard)
         return out if layout == "bhsd" else out.transpose(1, 2).flatten(2)
 
     return run
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, guard: bool) -> Tensor:
+    """Softmax(q @ k^T * scale + mask) @ v over [B, H, S, D]; with `guard`, zeros where all keys are masked."""
+    if mask is None or guard:
+        given = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, given, scale=scale)
+        # Where all keys are masked, some of torch's kernels give zeros and some NaN.
+        return out.masked_fill(out.isnan(), 0.0) if guard else out
+    scores = torch.matmul(q, k.transpose(-1, -2)) * scale
+    scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return torch.matmul(torch.softmax(scores, -1).to(v.dtype), v)
 
 
 def _embedding_norm(attributes: Attributes, _opset: int) -> Callable[..., Any]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from headrace.backends.torch.ops import Attributes, Maker, Untranslated
+from headrace.backends.torch.ops import Maker
+
+from headrace.graph.script import Attributes, Untranslated
 
 Tensor = torch.Tensor
 

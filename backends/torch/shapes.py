@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from headrace.backends.torch.arithmetic import dtype_of
-from headrace.backends.torch.ops import Attributes, Maker, Untranslated
+from headrace.backends.torch.ops import Maker
+
+from headrace.graph.script import Attributes, Untranslated
 
 Tensor = torch.Tensor
 
@@ -72,7 +74,8 @@ def _flatten(attributes: Attributes, _opset: int) -> Callable[..., Any]:
 
 def _shape(attributes: Attributes, _opset: int) -> Callable[..., Any]:
     start, end = attributes.get("start", 0), attributes.get("end")
-    return lambda x: torch.tensor(list(x.shape)[start:end], dtype=torch.int64, device=x.device)
+    # On the host, where it is read.
+    return lambda x: torch.tensor(list(x.shape)[start:end], dtype=torch.int64)
 
 
 def _transpose(attributes: Attributes, _opset: int) -> Callable[..., Any]:
@@ -121,12 +124,13 @@ def _slice(attributes: Attributes, opset: int) -> Callable[..., Any]:
 def _split(attributes: Attributes, _opset: int) -> Callable[..., Any]:
     axis, outputs = attributes.get("axis", 0), attributes.outputs
 
-    def run(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+    def run(x: Tensor, sizes: Tensor | None = None) -> Any:
         parts = attributes.get("split") if sizes is None else sizes.tolist()
         if parts is None:
             chunk = -(-x.shape[axis] // outputs)
             parts = [min(chunk, x.shape[axis] - chunk * index) for index in range(outputs)]
-        return torch.split(x, parts, axis)
+        found = torch.split(x, parts, axis)
+        return found if outputs > 1 else found[0]
 
     return run
 
@@ -200,7 +204,7 @@ OPS: dict[str, Maker] = {
     "Unsqueeze": _unsqueeze,
     "Flatten": _flatten,
     "Shape": _shape,
-    "Size": lambda _a, _o: lambda x: torch.tensor(x.numel(), dtype=torch.int64, device=x.device),
+    "Size": lambda _a, _o: lambda x: torch.tensor(x.numel(), dtype=torch.int64),
     "Transpose": _transpose,
     "Gather": _gather,
     "GatherElements": _gather_elements,

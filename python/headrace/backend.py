@@ -142,9 +142,18 @@ class Plan:
 
 
 class Executable(abc.ABC):
-    """A Model prepared by one Backend: what an `Engine` calls."""
+    """A Model prepared by one Backend: what an `Engine` calls.
+
+    Attributes:
+        plan: What was chosen.
+        device_arrays: True if inputs may also be arrays with DLPack that lie on a device. Else all are numpy arrays.
+        device_results: True if outputs stay on the Plan's device, as arrays with DLPack instead of numpy's. Only where
+            the caller asked for it by one of the Backend's options.
+    """
 
     plan: Plan
+    device_arrays: bool = False
+    device_results: bool = False
 
     @abc.abstractmethod
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from headrace import _core, discovery
+from headrace import _core, device_arrays, discovery
 from headrace.backend import Backend, CompileOptions, Executable, Plan, Request, Result
 from headrace.errors import BackendUnavailable, HeadraceError, UnsupportedOp
 from headrace.precision import compile_lowered
@@ -49,6 +49,7 @@ class Engine:
         )
         # Native executables check and run in one C++ call.
         self._run_one = getattr(executable, "run_one", None)
+        self._device_arrays = executable.device_arrays
 
     @property
     def plan(self) -> Plan:
@@ -86,9 +87,13 @@ class Engine:
     def check(self, request: Request) -> Result:
         """The Request as C-contiguous arrays, checked against the signature.
 
+        Arrays that lie on a device stay there, if the Backend takes such.
+
         Raises:
             RequestError: It does not fit.
         """
+        if self._device_arrays and any(map(device_arrays.is_on_device, request.values())):
+            return device_arrays.check(self.signature, request)
         return self._checker.check(dict(request))
 
     def work(self, request: Request) -> int:

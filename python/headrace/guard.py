@@ -108,6 +108,7 @@ class GuardedExecutable(Executable):
     def __init__(self, inner: Executable, backend: str, capabilities: Capabilities, signature: Signature) -> None:
         self.inner = inner
         self.plan = inner.plan
+        self.device_arrays, self.device_results = inner.device_arrays, inner.device_results
         self._backend = backend
         self._ragged = capabilities.ragged
         self._outputs = [(spec.name, spec.numpy_dtype) for spec in signature.outputs]
@@ -162,6 +163,8 @@ class GuardedExecutable(Executable):
             return False
         for name, dtype in self._outputs:
             array = result.get(name)
+            if self.device_results and hasattr(array, "__dlpack__"):
+                continue
             if not isinstance(array, np.ndarray) or array.dtype != dtype:
                 return False
         return True
