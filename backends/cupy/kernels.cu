@@ -4,7 +4,7 @@
 // No result depends on how many rows there are: a block, or a warp of attention, has one row, and
 // sums in one order.
 
-#include <math_constants.h>
+// cuda_on_host.h stands in for CUDA in tests: then there is no __CUDACC__.
 
 namespace {
 
@@ -12,6 +12,14 @@ constexpr unsigned kAll = 0xffffffffu;
 constexpr int kWarp = 32;
 // Elements of a query, a key or a value that one lane holds at most: depths up to 256.
 constexpr int kDepthPerLane = 8;
+
+#if defined(__CUDACC__)
+__device__ float infinity() { return __int_as_float(0x7f800000); }
+__device__ float not_a_number() { return __int_as_float(0x7fc00000); }
+#else
+float infinity() { return std::numeric_limits<float>::infinity(); }
+float not_a_number() { return std::numeric_limits<float>::quiet_NaN(); }
+#endif
 
 enum Activation { kNone, kRelu, kGeluErf, kGeluTanh, kSigmoid, kTanh, kSilu };
 
@@ -62,7 +70,7 @@ __device__ float block_max(float value, float* parts) {
   value = warp_max(value);
   if (lane == 0) parts[warp] = value;
   __syncthreads();
-  value = warp_max(lane < static_cast<int>(blockDim.x) / kWarp ? parts[lane] : -CUDART_INF_F);
+  value = warp_max(lane < static_cast<int>(blockDim.x) / kWarp ? parts[lane] : -infinity());
   __syncthreads();
   return value;
 }
@@ -140,7 +148,7 @@ __global__ void embedding_norm(const float* table0, const long long* ids0, long 
       long long from = ids[term] == nullptr ? row % rows[term] : ids[term][row];
       if (from < 0) from += rows[term];
       // An index outside of the table gives NaN, not a read outside of the table.
-      sum += from >= 0 && from < rows[term] ? tables[term][from * width + i] : CUDART_NAN_F;
+      sum += from >= 0 && from < rows[term] ? tables[term][from * width + i] : not_a_number();
     }
     out[i] = sum;
   }
@@ -152,7 +160,7 @@ __global__ void softmax(const float* x, float* y, int width) {
   __shared__ float parts[kWarp];
   const float* row = x + static_cast<long long>(blockIdx.x) * width;
   float* out = y + static_cast<long long>(blockIdx.x) * width;
-  float top = -CUDART_INF_F;
+  float top = -infinity();
   for (int i = threadIdx.x; i < width; i += blockDim.x) top = fmaxf(top, row[i]);
   top = block_max(top, parts);
   float sum = 0.0f;
@@ -188,7 +196,7 @@ __global__ void attention(const float* q, const float* k, const float* v, const 
     mine[i] = at < depth ? q[at] : 0.0f;
     sums[i] = 0.0f;
   }
-  float top = -CUDART_INF_F, total = 0.0f;
+  float top = -infinity(), total = 0.0f;
   for (int key = 0; key < keys; ++key) {
     float score = 0.0f;
     for (int i = 0; i < kDepthPerLane; ++i) {
@@ -197,8 +205,8 @@ __global__ void attention(const float* q, const float* k, const float* v, const 
     }
     score = warp_sum(score) * scale;
     if (added != nullptr) score += added[mask + key * m_key];
-    if (kept != nullptr && !kept[mask + key * m_key]) score = -CUDART_INF_F;
-    if (score == -CUDART_INF_F) continue;  // the same in every lane
+    if (kept != nullptr && !kept[mask + key * m_key]) score = -infinity();
+    if (score == -infinity()) continue;  // the same in every lane
     const float new_top = fmaxf(top, score);
     const float shrink = expf(top - new_top), power = expf(score - new_top);
     top = new_top;
