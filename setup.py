@@ -78,6 +78,7 @@ setup(
         "serve": ["uvicorn", "uvloop", "httptools", "prometheus-client", "grpcio>=1.60", "protobuf>=4.25"],
         "ray": ["ray[serve]", "pyyaml", "prometheus-client", "grpcio>=1.60", "protobuf>=4.25"],
         "torch": ["torch", "onnxscript"],
+        "triton": ["torch", "onnxscript", "triton; platform_system == 'Linux'"],
         "cupy": ["array-api-compat", "threadpoolctl", "cupy-cuda12x; platform_system == 'Linux'"],
         "plot": ["matplotlib"],
         "sklearn": ["scikit-learn", "skl2onnx"],
