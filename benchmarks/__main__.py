@@ -18,7 +18,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.autoscaling import days, reaction, validation
-from benchmarks.engine import adapters, convolutions, curves, kernels, processes, roofline, scheduler, tabular, transformers
+from benchmarks.engine import (
+    adapters,
+    convolutions,
+    curves,
+    kernels,
+    planner,
+    processes,
+    roofline,
+    scheduler,
+    tabular,
+    transformers,
+)
 from benchmarks.harness import machine, tables
 from benchmarks.harness.cases import Effort
 from benchmarks.harness.section import Options, Section
@@ -36,7 +47,7 @@ ROOMS = (
     processes,
     curves,
     scheduler,
-    adapters,
+    planner,
     days,
     validation,
     reaction,

@@ -62,13 +62,17 @@ def measure_cost(engine: Engine, request: Request, rounds: int) -> Service:
 
 
 def run_real(
-    engine: Engine, request: Request, arrivals_s: npt.NDArray[np.float64]
+    engine: Engine,
+    request: Request,
+    arrivals_s: npt.NDArray[np.float64],
+    slo_s: float | None = SLO_S,
+    max_batch: int = MAX_BATCH,
 ) -> tuple[npt.NDArray[np.float64], int]:
     """Sends requests when they are due. Returns the latencies from the due time, in seconds, and how many had none."""
     done_s = np.full(len(arrivals_s), np.nan)
     left = threading.Semaphore(0)
 
-    with hr.Batcher(engine, slo_ms=1e3 * SLO_S, max_batch=MAX_BATCH) as batcher:
+    with hr.Batcher(engine, slo_ms=None if slo_s is None else 1e3 * slo_s, max_batch=max_batch) as batcher:
         start = time.perf_counter() + 0.1
 
         def note(place: int, future: Any) -> None:

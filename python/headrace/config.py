@@ -34,6 +34,7 @@ from headrace.errors import ConfigError
 from headrace.plan_file import PLAN_FILE
 
 MODEL_FILE = "model.onnx"
+PLAN_TOML = "plan.toml"
 SETTINGS_FILE = "headrace.toml"
 # Names go into URLs, metric labels and file paths; this keeps them safe in all three.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
@@ -42,6 +43,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 NonFinitePolicy = Literal["allow", "count", "error"]
+OnOtherHardware = Literal["check", "measure", "refuse"]
 
 
 CANARY_SHARE_MAX = 0.5
@@ -98,6 +100,15 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         parity_s_max: Seconds the reference backend may take; a model it is too slow for is served unchecked.
         nonfinite: What happens to a Result with NaN or Inf in it: ``"count"`` it, ``"allow"`` it
             unchecked, or answer with an ``"error"``.
+        device: A device of the backend, such as ``"cuda:0"``; None for its default.
+        options: What only the backend knows; see `headrace.backend.Capabilities.options`.
+        fallback: Backends that may run the model, in this order, where `backend` cannot. None may unless named here;
+            ``engine.plan``, metadata and metrics say where one does.
+        plan: A plan file (`headrace plan -o`), beginning at the folder of the file that names it; ``plan.toml`` in the
+            model's folder need not be named. It decides about `backend`, `device`, `precision`, `threads`, `winograd`,
+            `options`, `max_batch` and `slo_ms`.
+        on_other_hardware: What happens where that was made for another machine; None for what the plan file says. See
+            `headrace.planner.file.PlanToml`.
     """
 
     backend: str = "auto"
@@ -113,6 +124,11 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     parity_tolerance: PositiveFloat | None = None
     parity_s_max: PositiveFloat = 5.0
     nonfinite: NonFinitePolicy = "count"
+    device: str | None = None
+    options: dict[str, str] = {}
+    fallback: list[str] = []
+    plan: str | None = None
+    on_other_hardware: OnOtherHardware | None = None
     rollout: RolloutSettings = RolloutSettings()
 
 
@@ -244,9 +260,10 @@ def load_model_folder(folder: str | Path, name: str | None = None) -> ModelConfi
     folder = Path(folder)
     name = _checked_name(name or folder.name, folder)
     settings_file = folder / SETTINGS_FILE
-    settings = ModelSettings()
-    if settings_file.is_file():
-        settings = _convert(_decode_toml(settings_file), ModelSettings, settings_file)
+    keys = _decode_toml(settings_file) if settings_file.is_file() else {}
+    if isinstance(keys, dict) and "plan" not in keys and (folder / PLAN_TOML).is_file():
+        keys["plan"] = PLAN_TOML
+    settings = _convert(_planned(keys, settings_file), ModelSettings, settings_file)
     return ModelConfig(name=name, files=_chosen_versions(folder, settings), settings=settings)
 
 
@@ -290,7 +307,11 @@ def load_deploy(path: str | Path) -> DeployConfig:
         source = ModelSource(
             path=(path.parent / entry.path).absolute(), settings=entry.settings, file=path, where=f"{where}.settings"
         )
-        models.append(DeployedModel(model=load_source(entry.name, source), autoscaling=scaling, source=source))
+        model = load_source(entry.name, source)
+        # A replica has the threads that its plan was measured with.
+        if model.settings.plan is not None and scaling.cpus_per_replica < (model.settings.threads or 1):
+            scaling = msgspec.structs.replace(scaling, cpus_per_replica=float(model.settings.threads or 1))
+        models.append(DeployedModel(model=model, autoscaling=scaling, source=source))
     ledger = None if file.ledger is None else (path.parent / file.ledger).resolve()
     return DeployConfig(http=file.http, models=models, ledger=ledger)
 
@@ -314,8 +335,35 @@ def _override(base: ModelSettings, changes: dict[str, Any], path: Path, where: s
     """`base` with the keys of `changes` in place of its own."""
     if "versions" in changes:
         raise ConfigError(f"{path}: key {where}.versions: got a value, expected it in the model's {SETTINGS_FILE}")
+    if base.plan is not None and "plan" not in changes:
+        changes = {**changes, "plan": base.plan}
+    changes = _planned(changes, path, where)
     checked = _convert(changes, ModelSettings, path, where)
     return msgspec.structs.replace(base, **{key: getattr(checked, key) for key in changes})
+
+
+def _planned(keys: dict[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:
+    """`keys` with those that their plan file decides about, if they name one.
+
+    Raises:
+        ConfigError: One of them says something else than the plan.
+        InvalidPlan: The plan file cannot be used.
+    """
+    name = keys.get("plan")
+    if not isinstance(name, str):
+        return keys
+    # Only here, because most models have none.
+    from headrace.planner.file import read
+
+    file = (path.parent / name).absolute()
+    decided = read(file).settings()
+    for key, value in decided.items():
+        if keys.get(key, value) != value:
+            raise ConfigError(
+                f"{path}: key {'.'.join(filter(None, (prefix, key)))}: got {keys[key]!r} beside a plan that says "
+                f"{value!r} ({file}), expected it to be left out, or another plan"
+            )
+    return {**keys, **decided, "plan": str(file)}
 
 
 def _chosen_versions(folder: Path, settings: ModelSettings) -> dict[int, Path]:

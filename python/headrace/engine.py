@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -165,6 +166,7 @@ def compile_model(
     samples: Sequence[Request] | None = None,
     tolerance: float | None = None,
     options: Mapping[str, str] | None = None,
+    fallback: Sequence[str] = (),
 ) -> Engine:
     """Prepares `model` on one backend.
 
@@ -183,6 +185,8 @@ def compile_model(
         tolerance: The largest error of a lower precision, as `headrace.parity.Parity` defines it; None for 0.02. Given
             with a named precision, it makes that precision an error where it exceeds it.
         options: Options that only some backends have, such as ``{"mode": "compile"}``; see `Capabilities.options`.
+        fallback: Backends that may run the model, in this order, where the named one cannot: on their own default
+            device, without `options`. The plan's reasons and ``details["fallback_from"]`` say so.
 
     Raises:
         ParityError: The named precision's error is above the tolerance.
@@ -192,7 +196,7 @@ def compile_model(
     """
     wanted = CompileOptions(precision, threads, device, winograd, dict(options or {}))
     if backend != "auto":
-        executable = compile_lowered(backend_named(backend), model, wanted, samples, tolerance)
+        executable = _compile_named(model, backend, fallback, wanted, samples, tolerance)
         return Engine(model.signature, executable, model.name, model.sha256, wanted)
     refusals: list[tuple[str, HeadraceError]] = []
     for name, candidate in backends().items():
@@ -214,9 +218,38 @@ def compile_model(
     )
 
 
-def _with_refusals(plan: Plan, refusals: list[tuple[str, HeadraceError]]) -> Plan:
-    from dataclasses import replace
+def _compile_named(
+    model: Model,
+    backend: str,
+    fallback: Sequence[str],
+    wanted: CompileOptions,
+    samples: Sequence[Request] | None,
+    tolerance: float | None,
+) -> Executable:
+    """Compiles on the named backend, or on the first of the fallbacks that can."""
+    refusals: list[tuple[str, HeadraceError]] = []
+    for name in (backend, *fallback):
+        options = wanted if name == backend else replace(wanted, device=None, options={})
+        try:
+            executable = compile_lowered(backend_named(name), model, options, samples, tolerance)
+        except (BackendUnavailable, UnsupportedOp) as error:
+            refusals.append((name, error))
+            continue
+        if refusals:
+            plan = executable.plan
+            reasons = tuple(f"fallback: not {refused}: {error}" for refused, error in refusals)
+            details = {**plan.details, "fallback_from": backend}
+            executable.plan = replace(plan, reasons=(*plan.reasons, *reasons), details=details)
+        return executable
+    if len(refusals) == 1:
+        raise refusals[0][1]
+    raise BackendUnavailable(
+        f"neither backend {backend!r} nor its fallbacks can run model {model.name!r}:\n"
+        + "\n".join(f"  {name}: {error}" for name, error in refusals)
+    )
 
+
+def _with_refusals(plan: Plan, refusals: list[tuple[str, HeadraceError]]) -> Plan:
     reasons: tuple[Any, ...] = tuple(f"not {name}: {error}" for name, error in refusals)
     if not reasons:
         reasons = ("native can run the whole model",)

@@ -15,6 +15,8 @@ reads the Batchers' own ledgers, so the numbers on ``/metrics`` are the ones the
 | headrace_capacity_requests_per_second | model, version | measured capacity |
 | headrace_offered_requests_per_second | model, version | measured arrival rate |
 | headrace_nonfinite_results_total | model, version | Results with NaN or Inf in an output |
+| headrace_plan_info | model, version, backend, device, isa, precision, threads | 1: what really runs it |
+| headrace_fallback_requests_total | model, version, wanted, backend | Results from a fallback, not the backend wanted |
 | headrace_http_responses_total | code | HTTP answers of every route |
 | headrace_grpc_responses_total | code | gRPC answers of every call |
 | headrace_ready | | 1 where readiness is true |
@@ -69,6 +71,7 @@ class _ServiceCollector:
             grpc.add_metric([code], float(count))
         yield grpc
         served = [(model, model.batcher.stats()) for model in self._service.host]
+        yield from _placement(served)
         yield from _ledger(served)
         yield from _scheduler(served)
         yield _batch_sizes(served)
@@ -76,6 +79,23 @@ class _ServiceCollector:
 
 
 Served = list[tuple["ServedModel", dict[str, Any]]]
+
+
+def _placement(served: Served) -> Iterable[Metric]:
+    keys = ["backend", "device", "isa", "precision", "threads"]
+    info = GaugeMetricFamily("headrace_plan_info", "1: what really runs the model.", labels=[*_MODEL, *keys])
+    fallback = CounterMetricFamily(
+        "headrace_fallback_requests",
+        "Results from a fallback, not the backend wanted.",
+        labels=[*_MODEL, "wanted", "backend"],
+    )
+    for model, stats in served:
+        plan = model.engine.plan
+        labels = [model.name, model.version]
+        info.add_metric([*labels, *(str(getattr(plan, key)) for key in keys)], 1.0)
+        if (wanted := plan.details.get("fallback_from")) is not None:
+            fallback.add_metric([*labels, wanted, plan.backend], float(stats["ok"]))
+    yield from (info, fallback)
 
 
 def _ledger(served: Served) -> Iterable[Metric]:

@@ -93,4 +93,5 @@ def plan(
         refused=space.refused, machine=hardware.summary(), fingerprint=hardware.fingerprint,
         reference=search.reference, samples=search.samples_from, wall_s=round(search.wall_s, 3),
         measured_s=round(search.measured_s, 3), made_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        dims=search.dims,
     )  # fmt: skip

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from headrace.config import OnOtherHardware
 from headrace.errors import InvalidPlan, PlanError
 
 if TYPE_CHECKING:
     from headrace.planner.report import Report
 
-# In a model's folder, a file of this name is taken without being named.
-PLAN_TOML = "plan.toml"
 FORMAT = 1
-
-OnOtherHardware = Literal["check", "measure", "refuse"]
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,11 +71,12 @@ class MachinePart(_Part, frozen=True, kw_only=True):
 
 
 class EvidencePart(_Part, frozen=True, kw_only=True):
-    """Why it may be believed."""
+    """Why it may be believed. `dims` are the symbolic dims of requests that were made from the signature."""
 
     error: float | None = None
     reference: str
     samples: str
+    dims: dict[str, int] | None = None
     batches: int
     candidates: int
     measured_s: float
@@ -150,6 +148,7 @@ def of_report(report: Report) -> PlanToml:
         machine=MachinePart(fingerprint=report.fingerprint, about=report.machine),
         evidence=EvidencePart(
             error=None if row.error is None else _round(row.error), reference=report.reference, samples=report.samples,
+            dims=report.dims,
             batches=row.batches, candidates=len(report.rows), measured_s=report.measured_s, made_at=report.made_at,
             headrace=__version__,
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class Row:
         prediction: At the rate, with the fewest replicas that meet the SLO; None if no number does or it was dropped.
         cores: What those replicas take together; a GPU counts as `Question.gpu_cores`.
         rate_max_rps: The rate at which p99 of one replica reaches the SLO.
-        alone_s: p99 of a request with no others around.
+        alone_s: p99 of a request with no others around; of one that was too slow to go on with, its second run.
         curve: Rate, p50 and p99 of one replica, from little load to its highest.
     """
 
@@ -88,6 +88,7 @@ class Report:
         wall_s: How long it took.
         measured_s: How long Batches ran in that time.
         made_at: When, in ISO 8601.
+        dims: Lengths of symbolic dims of those Requests, if they were made.
     """
 
     model: str
@@ -103,7 +104,7 @@ class Report:
     wall_s: float
     measured_s: float
     made_at: str
-    notes: tuple[str, ...] = field(default=())
+    dims: dict[str, int] | None = None
 
     @property
     def choice(self) -> Row | None:
@@ -113,7 +114,7 @@ class Report:
     @property
     def nearest(self) -> Row | None:
         """Where none meets the SLO, the one that comes nearest."""
-        timed = [row for row in self.rows if row.alone_s is not None]
+        timed = [row for row in self.rows if row.alone_s is not None and not row.why.startswith("parity failed")]
         return min(timed, key=lambda row: row.alone_s or math.inf, default=None)
 
     def replicas_per_machine(self, row: Row) -> int:
@@ -160,7 +161,7 @@ class Report:
     def __str__(self) -> str:
         lost = [f"  not {row.candidate}: {row.why}" for row in self.rows if row.status != "chosen"]
         lost += [f"  not {backend}: {why}" for backend, why in self.refused.items()]
-        return "\n".join([self.answer(), *lost, *(f"  note: {note}" for note in self.notes)])
+        return "\n".join([self.answer(), *lost])
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain JSON-able values; a latency without bound is None."""

@@ -19,8 +19,8 @@ _SEEDS = 3
 
 def representative(
     engine: Engine, samples: Sequence[Request] | None = None, dims: Mapping[str, int] | None = None
-) -> tuple[list[Request], str]:
-    """Requests to measure with, and where they come from, for people.
+) -> tuple[list[Request], str, dict[str, int] | None]:
+    """Requests to measure with; where they come from, for people; and the symbolic dims of made ones.
 
     Args:
         engine: Must be able to run them.
@@ -32,7 +32,7 @@ def representative(
         ParityError: There are no samples, and the Model runs none of those that were made.
     """
     if samples:
-        return [engine.check(sample) for sample in samples], f"{len(samples)} given requests"
+        return [engine.check(sample) for sample in samples], f"{len(samples)} given requests", None
     symbols = {dim for spec in engine.signature.inputs for dim in spec.dims if isinstance(dim, str)}
     leading = {spec.dims[0] for spec in engine.signature.inputs if spec.dims}
     for length in _LENGTHS:
@@ -43,7 +43,7 @@ def representative(
         except HeadraceError:
             continue
         shown = ", ".join(f"{symbol}={length}" for symbol, length in sorted(lengths.items()))
-        return requests, f"{_SEEDS} requests made from the signature{f' with {shown}' if shown else ''}"
+        return requests, f"{_SEEDS} requests made from the signature{f' with {shown}' if shown else ''}", lengths
     raise ParityError(
         f"model {engine.name!r}: got no samples, and it runs none of those made from its signature "
         f"{engine.signature}; expected samples (or dims) to measure with"

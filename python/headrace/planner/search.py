@@ -44,11 +44,13 @@ _SCREEN_S = 0.1
 # How far a cost may be off after the first look, as a share of it.
 _SCREEN_OFF = 0.3
 # (seconds per candidate, how far its cost may be off afterwards, how many go on)
-_ROUNDS = ((0.4, 0.15, 4), (1.2, 0.08, 2), (2.0, 0.04, 2))
+_ROUNDS = ((0.4, 0.15, 4), (1.0, 0.08, 2), (1.6, 0.04, 2))
 # In turns, so that a machine that changes its speed changes it for all.
 _TURNS = 3
 # A plan must meet the SLO even if Batches take so much longer than they were measured to.
 HEADROOM = 1.1
+# Times too slow at the second run of a request, with which nothing more is tried.
+_HOPELESS = 4.0
 # Rates for the report's plot, as shares of the highest.
 _CURVE = (0.05, 0.2, 0.4, 0.6, 0.75, 0.9, 1.0)
 # The largest Batch limit whose p99 is within that of the best is taken: it is there for the rush that was not foreseen.
@@ -81,6 +83,7 @@ class Entry:
         self.offer: Offer | None = None
         self.counts: tuple[int, ...] = ()
         self.crowding = 1.0  # times as long as alone, beside others on the same machine
+        self.alone_s: float | None = None  # a request, at the second run
         self.why = ""
 
     @property
@@ -128,6 +131,7 @@ class Search:
         self.reference = ""
         self._given = samples
         self._dims = dims
+        self.dims: dict[str, int] | None = None
         self._budget_s = budget_s
         self._start = time.perf_counter()
         self._progress = progress or (lambda words, share: None)
@@ -202,7 +206,7 @@ class Search:
             return ""
         threads = entry.candidate.threads
         times = one.candidate.threads / threads / _SCALING_SLACK * (1 - _SCREEN_OFF / 2)
-        offer = self._offer(entry.candidate, one.cost.scaled(times), self._limits(one))
+        offer = self.offer_of(entry.candidate, one.cost.scaled(times), self._limits(one))
         if offer is not None and offer.key < best.offer.key:
             return ""
         even = f"dropped: even if {threads} threads were {threads} times as fast as one"
@@ -219,10 +223,15 @@ class Search:
         try:
             engine = entry.engine = entry.candidate.compile(self.model)
             if not self._requests:
-                self._requests, self.samples_from = representative(engine, self._given, self._dims)
+                made = representative(engine, self._given, self._dims)
+                self._requests, self.samples_from, self.dims = made
                 self._expected = self._reference_results(engine, entry.candidate)
             watch = Stopwatch(engine, self._requests)
             watch.warm_up()
+            entry.alone_s = watch.warm_up()
+            if why := self._hopeless(entry.alone_s):
+                entry.lose(why)
+                return False
             parity = compare(engine.run_batch(self._requests), self._expected)
         except ParityError as error:
             if not self._requests:
@@ -244,6 +253,19 @@ class Search:
             return False
         entry.watch, entry.parity = watch, parity
         return True
+
+    def _hopeless(self, alone_s: float) -> str:
+        """Why one that takes so long for a request need not even be checked, which would take as long again."""
+        slo_s = self.question.slo_s
+        if slo_s is not None and alone_s > _HOPELESS * slo_s:
+            return f"too slow: a request takes {1e3 * alone_s:.3g} ms, the SLO is {1e3 * slo_s:g} ms"
+        best = self._best()
+        if best is None or best.watch is None or best.offer is None:
+            return ""
+        times = alone_s / cast(Cost, best.cost).seconds(1)
+        if times > _HOPELESS * self.question.cores:
+            return f"slower: a request takes {times:.0f} times as long as with {best.candidate}"
+        return ""
 
     def _reference_results(self, engine: Engine, candidate: Candidate) -> list[Result]:
         """The right answers: the reference backend's, or, where that is too slow or lacks an op, the first engine's."""
@@ -278,13 +300,13 @@ class Search:
         return _BATCH_S_MAX if self.question.slo_s is None else self.question.slo_s
 
     def _judge(self, entry: Entry) -> None:
-        entry.offer = self._offer(entry.candidate, cast(Cost, entry.cost), self._limits(entry))
+        entry.offer = self.offer_of(entry.candidate, cast(Cost, entry.cost), self._limits(entry))
 
     def _limits(self, entry: Entry) -> tuple[int, ...]:
         """Batch limits that the measured sizes say something about."""
         return tuple(count for count in BATCHES if count <= max(entry.counts))
 
-    def _offer(self, candidate: Candidate, cost: Cost, limits: Sequence[int], *, final: bool = False) -> Offer | None:
+    def offer_of(self, candidate: Candidate, cost: Cost, limits: Sequence[int], *, final: bool = False) -> Offer | None:
         """The best of a candidate's Batch limits; None if it cannot meet the SLO."""
         offers = [offer for limit in limits if (offer := self._with_limit(candidate, cost, limit)) is not None]
         if not offers:
@@ -345,7 +367,7 @@ class Search:
         """Lets go of those that would not win were they faster by `off` and all others slower, and keeps `most`."""
         safe: dict[Entry, tuple[float, ...]] = {}
         for entry in self._racing:
-            slower = self._offer(entry.candidate, cast(Cost, entry.cost).scaled(1 + off), self._limits(entry))
+            slower = self.offer_of(entry.candidate, cast(Cost, entry.cost).scaled(1 + off), self._limits(entry))
             if slower is not None:
                 safe[entry] = slower.key
         best = min(safe, key=lambda entry: safe[entry], default=self._best())
@@ -356,7 +378,7 @@ class Search:
         for entry in self._racing:
             if entry is best:
                 continue
-            hope = self._offer(entry.candidate, cast(Cost, entry.cost).scaled(1 - off), self._limits(entry))
+            hope = self.offer_of(entry.candidate, cast(Cost, entry.cost).scaled(1 - off), self._limits(entry))
             if hope is None:
                 entry.lose(self._too_slow(entry))
             elif best in safe and hope.key >= safe[best]:
@@ -403,7 +425,7 @@ class Search:
     def _rows(self) -> tuple[Row, ...]:
         self._say("simulating")
         for entry in self._racing:
-            entry.offer = self._offer(entry.candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
+            entry.offer = self.offer_of(entry.candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
         best = self._best()
         if best is not None and best.offer is not None and best.offer.prediction.replicas > 1:
             self._crowd(best)
@@ -430,7 +452,8 @@ class Search:
             for other in others:
                 other.close()
         if entry.crowding > 1:
-            entry.offer = self._offer(candidate, cast(Cost, entry.cost), self._limits(entry), final=True) or entry.offer
+            beside_others = self.offer_of(candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
+            entry.offer = beside_others or entry.offer
 
     def _row(self, entry: Entry, chosen: bool) -> Row:
         cost, offer, parity = entry.cost, entry.offer, entry.parity
@@ -438,7 +461,7 @@ class Search:
         if parity is not None:
             row = replace(row, error=parity.error, error_output=parity.output)
         if cost is None:
-            return row
+            return replace(row, alone_s=entry.alone_s)
         slo_s = self.question.slo_s
         row = replace(
             row, fixed_s=cost.fixed_s, per_request_s=cost.per_request_s, batches=cost.runs,

@@ -71,6 +71,21 @@ OpenBatcher = Callable[..., BatcherLike]
 
 
 def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
+    """Opens a model file as its settings, or the plan file that they name, say.
+
+    Raises:
+        StalePlan: The plan file is of another model, or of another machine and not to be used on this one.
+        ParityError: Its outputs are too far from the reference backend's.
+        HeadraceError: It could not be loaded or compiled.
+    """
+    if settings.plan is None:
+        return open_as_told(path, settings)
+    from headrace.serving.planned import open_planned
+
+    return open_planned(path, settings)
+
+
+def open_as_told(path: Path, settings: ModelSettings) -> Engine:
     """Loads, compiles and checks a model file, or maps the saved Plan that it is or that lies beside it.
 
     A Plan that does not fit the model, the settings or this machine is an error where there is no model to compile in
@@ -96,7 +111,15 @@ def open_engine(path: Path, settings: ModelSettings) -> EngineLike:
         except PlanError as error:
             log.warning("compiling %s, because its saved plan is refused: %s", path, error)
     model = headrace.load(str(path))
-    engine = model.compile(backend=settings.backend, **options)
+    engine = model.compile(
+        backend=settings.backend,
+        device=settings.device,
+        options=settings.options,
+        fallback=settings.fallback,
+        **options,
+    )
+    if (wanted := engine.plan.details.get("fallback_from")) is not None:
+        log.warning("model %s runs on %s, because %s cannot", path, engine.plan.backend, wanted)
     if not settings.parity:
         engine.parity = "not checked: parity = false"
         return engine

@@ -135,6 +135,7 @@ class ServedModel:
         """The protocol's model metadata; ``parameters`` says what really runs the model, and where."""
         plan = self.engine.plan
         signature = self.engine.signature
+        fallback = plan.details.get("fallback_from")
         return {
             "name": self.name,
             "versions": list(versions),
@@ -149,6 +150,7 @@ class ServedModel:
                 "precision": plan.precision,
                 "threads": plan.threads,
                 "parity": self.engine.parity,
+                **({} if fallback is None else {"fallback_from": fallback}),
             },
         }
 

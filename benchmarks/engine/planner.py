@@ -1,0 +1,257 @@
+"""The planner against reality: what it predicts against a run at that rate, what it chooses against trying all.
+
+Predictions: the plan is made for one thread, so that the client has the machine's other core. Arrivals are open-loop
+and Poisson; latencies count from when a request was due. The capacity is that with full Batches always waiting.
+
+Choice: every candidate and every Batch size is timed as long as a point of this project's benchmarks is (rounds of a
+quarter of a second), and the best of them by the same question is what the planner's choice is compared with.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import headrace as hr
+from benchmarks.autoscaling.validation import run_real
+from benchmarks.engine import tabular, texts
+from benchmarks.engine.scheduler import empty_engine
+from benchmarks.engine.shapes import mlp, mobilenet
+from benchmarks.harness.section import Options, Section
+from benchmarks.harness.tables import markdown, number
+from headrace.backend import Request
+from headrace.measure import Candidate as Timed
+from headrace.measure import interleave
+from headrace.planner.cost import Cost, Stopwatch
+from headrace.planner.report import Report
+from headrace.planner.search import BATCHES, Search
+from headrace.planner.space import Candidate, space_of
+
+PAGE = "planner.md"
+LOAD = 0.7  # of the highest rate that the plan promises
+BACKENDS = ("native", "torch")
+TOKENS = 48
+ROWS = 64
+
+
+def cases(quick: bool) -> dict[str, tuple[hr.Model, list[Request], float]]:
+    """Name -> model, requests like those that come, and the SLO in milliseconds."""
+    trees = hr.load(tabular.train_lightgbm(60 if quick else 300, 63))
+    name = trees.signature.inputs[0].name
+    return {
+        f"MiniLM, {TOKENS} tokens": (hr.load(str(texts.minilm_path())), [texts.rectangle(1, TOKENS)], 60.0),
+        f"LightGBM, 300 trees, {ROWS} rows": (trees, [{name: tabular.data(ROWS, seed)} for seed in range(3)], 10.0),
+        "MobileNetV2, an image": (hr.load(str(mobilenet.path())), [image()], 150.0),
+    }
+
+
+def image() -> Request:
+    """One image of noise."""
+    return {"image": np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)}
+
+
+def predictions(options: Options) -> list[dict[str, Any]]:
+    """What a plan for one thread expects, and what a run at that rate shows."""
+    rows = []
+    for name, (model, samples, slo_ms) in cases(options.quick).items():
+        options.progress(f"{name}: planning")
+        question: dict[str, Any] = {"slo_ms": slo_ms, "samples": samples, "backends": ["native"], "threads": [1]}
+        highest = chosen(hr.plan(model, **question)).prediction
+        assert highest is not None
+        report = hr.plan(model, rate=LOAD * highest.rate_rps, **question)
+        rows.append({"case": name, "slo_ms": slo_ms} | against_reality(model, report, samples, options))
+    return rows
+
+
+def chosen(report: Report) -> Any:
+    """The report's choice; there must be one."""
+    assert report.choice is not None, str(report)
+    return report.choice
+
+
+def against_reality(model: hr.Model, report: Report, samples: list[Request], options: Options) -> dict[str, Any]:
+    """The choice's figures beside measured ones."""
+    row = chosen(report)
+    found, candidate = row.prediction, row.candidate
+    seconds = 2.0 if options.quick else 12.0
+    with candidate.compile(model) as engine:
+        options.progress(f"{report.model}: {seconds:g} s at {found.rate_rps:.0f} requests/s")
+        gaps_s = np.random.default_rng(2).exponential(1 / found.rate_rps, round(found.rate_rps * seconds))
+        arrivals_s = np.cumsum(gaps_s)
+        real, lost = run_real(engine, samples[0], arrivals_s, report.question.slo_s, found.max_batch)
+        options.progress(f"{report.model}: capacity")
+        capacity = flood(engine, samples[0], found.max_batch, report.question.slo_s, seconds / 4)
+    return {
+        "candidate": str(candidate), "rate_rps": found.rate_rps, "requests": len(arrivals_s), "lost": lost,
+        "p50_s": found.p50_s, "p50_real_s": float(np.quantile(real, 0.5)),
+        "p99_s": found.p99_s, "p99_real_s": float(np.quantile(real, 0.99)),
+        "capacity_rps": found.capacity_rps, "capacity_real_rps": capacity,
+        "max_batch": found.max_batch, "wall_s": report.wall_s,
+    }  # fmt: skip
+
+
+def flood(engine: hr.Engine, request: Request, max_batch: int, slo_s: float | None, seconds: float) -> float:
+    """Requests per second with a full Batch waiting at any time, of the size that half of the SLO has time for."""
+    jobs = max_batch
+    if slo_s is not None:
+        watch = Stopwatch(engine, [request])
+        watch.spend([n for n in BATCHES if n <= max_batch], 0.3)
+        cost = watch.cost()
+        jobs = max([n for n in range(1, max_batch + 1) if cost.seconds(n) <= slo_s / 2], default=1)
+    with hr.Batcher(engine, max_batch=jobs) as batcher:
+        waiting = [batcher.submit(request) for _ in range(2 * jobs)]
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            for future in waiting[:jobs]:
+                future.result()
+            done += jobs
+            waiting = waiting[jobs:] + [batcher.submit(request) for _ in range(jobs)]
+        elapsed = time.perf_counter() - start
+        for future in waiting:
+            future.result()
+    return done / elapsed
+
+
+def choices(options: Options) -> list[dict[str, Any]]:
+    """The planner's choice against that of timing everything, by the same question."""
+    return [choice(name, *case, options) for name, case in cases(options.quick).items()]
+
+
+def choice(name: str, model: hr.Model, samples: list[Request], slo_ms: float, options: Options) -> dict[str, Any]:
+    """One model's."""
+    options.progress(f"{name}: planning")
+    report = hr.plan(model, slo_ms=slo_ms, samples=samples, backends=BACKENDS)
+    options.progress(f"{name}: timing everything")
+    question = report.question
+    candidates = space_of(model, question.cores, BACKENDS).candidates
+    search = Search(model, candidates, question, 1e9, samples)
+    start = time.perf_counter()
+    costs = {one: exhaustive(model, one, samples, slo_ms / 1e3, options) for one in candidates}
+    everything_s = time.perf_counter() - start
+    right = {row.candidate for row in report.rows if "parity failed" not in row.why}
+    prices = {one: price(search, one, cost) for one, cost in costs.items() if cost is not None and one in right}
+    best = min(prices, key=lambda one: prices[one])
+    mine = chosen(report).candidate
+    return {
+        "case": name, "choice": str(mine), "best": str(best), "ratio": prices[mine] / prices[best],
+        "wall_s": report.wall_s, "everything_s": everything_s, "candidates": len(candidates),
+    }  # fmt: skip
+
+
+def exhaustive(
+    model: hr.Model, candidate: Candidate, samples: list[Request], slo_s: float, options: Options
+) -> Cost | None:
+    """Every Batch size that fits into the SLO, each in as many blocks as the benchmarks take; None if it cannot run."""
+    try:
+        with candidate.compile(model) as engine:
+            watch = Stopwatch(engine, samples)
+            alone_s = max(watch.warm_up(), watch.warm_up())
+            counts = [n for n in BATCHES if n == 1 or n * alone_s <= slo_s]
+            for _ in range(options.effort.rounds):
+                watch.spend(counts, options.effort.block_s * len(counts))
+            return watch.cost()
+    except hr.HeadraceError:
+        return None
+
+
+def price(search: Search, candidate: Candidate, cost: Cost) -> float:
+    """Cores per request per second, as the planner reckons; without end where the SLO is out of reach."""
+    offer = search.offer_of(candidate, cost, BATCHES)
+    return float("inf") if offer is None else offer.key[0]
+
+
+def overhead(options: Options) -> list[dict[str, Any]]:
+    """What calling through an Engine adds to calling the framework itself."""
+    calls = 2000 if options.quick else 20_000
+    engine = empty_engine()
+    request = {"x": np.arange(4, dtype=np.float32)}
+    native_us = statistics.median(call_us(lambda: engine(request), calls))
+    rows = [{"what": "native, an empty model: the whole call", "us": native_us, "added_us": native_us}]
+    return rows + torch_overhead(options)
+
+
+def call_us(call: Callable[[], Any], calls: int) -> list[float]:
+    """Microseconds of each call."""
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        call()
+        times.append(1e6 * (time.perf_counter() - start))
+    return times
+
+
+def torch_overhead(options: Options) -> list[dict[str, Any]]:
+    """An MLP of about a millisecond: torch called by itself, and through the Engine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        module = mlp.module()
+        rows = np.random.default_rng(0).standard_normal((8192, mlp.FEATURES)).astype(np.float32)
+        with torch.inference_mode(), hr.load(str(mlp.path())).compile(backend="torch", threads=1) as engine:
+            name = engine.signature.inputs[0].name
+            tensor = torch.from_numpy(rows)
+            ours, theirs = interleave(
+                [
+                    Timed("engine", lambda: engine({name: rows})),
+                    Timed("torch", lambda: module(tensor).numpy()),
+                ],
+                rounds=3 if options.quick else 11,
+            )
+    finally:
+        torch.set_num_threads(threads)
+    return [
+        {
+            "what": f"torch, an MLP, {len(rows)} rows", "us": 1e6 * theirs.median_s,
+            "added_us": 1e6 * (ours.median_s - theirs.median_s),
+        }
+    ]  # fmt: skip
+
+
+def predictions_table(rows: list[dict[str, Any]]) -> str:
+    """One line per model."""
+    cells = []
+    for row in rows:
+        line = [row["case"], row["candidate"], f"{row['rate_rps']:.0f}", str(row["requests"])]
+        for expected, real, scale in (("p50_s", "p50_real_s", 1e3), ("p99_s", "p99_real_s", 1e3)):
+            line += [number(scale * row[expected]), number(scale * row[real]), f"**{row[expected] / row[real]:.2f}**"]
+        line += [f"{row['capacity_rps']:.0f}", f"{row['capacity_real_rps']:.0f}"]
+        line += [f"**{row['capacity_rps'] / row['capacity_real_rps']:.2f}**"]
+        cells.append(line)
+    three = ("measured", "ratio")
+    headings = ("case", "plan", "requests/s", "requests", "p50 ms", *three, "p99 ms", *three, "capacity/s", *three)
+    return markdown(headings, cells)
+
+
+def choices_table(rows: list[dict[str, Any]]) -> str:
+    """One line per model."""
+    cells = [
+        [
+            row["case"], str(row["candidates"]), row["choice"], row["best"], f"**{row['ratio']:.3f}**",
+            number(row["wall_s"]), number(row["everything_s"]), f"**{row['wall_s'] / row['everything_s']:.0%}**",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    headings = ("case", "candidates", "planner's", "best of all", "cost ratio", "planner s", "everything s", "share")
+    return markdown(headings, cells)
+
+
+def overhead_table(rows: list[dict[str, Any]]) -> str:
+    """One line per framework."""
+    cells = [
+        [row["what"], number(row["us"]), f"{row['added_us']:.2f}", f"**{row['added_us'] / row['us']:.1%}**"]
+        for row in rows
+    ]
+    return markdown(("call", "us", "the Engine adds, us", "share"), cells)
+
+
+SECTIONS = [
+    Section("planner", "What a plan expects against a run", predictions, predictions_table, page=PAGE),
+    Section("planner-choice", "The planner against timing everything", choices, choices_table, page=PAGE),
+    Section("planner-overhead", "What an Engine adds to a call", overhead, overhead_table, page=PAGE),
+]
