@@ -142,7 +142,7 @@ def _on_numpy(model: Model, options: CompileOptions) -> ArrayExecutable:
     from headrace.backends.cupy import ops
 
     threads = options.resolved_threads()
-    written = Script(model.graph, ops.translate, lambda array, _where: np.ascontiguousarray(array))
+    written = Script(model.graph, ops.translate, lambda array, _where: np.array(array, order="C"))
     plan = Plan(
         backend="cupy", device="cpu", isa=f"numpy {np.__version__}", precision="fp32", threads=threads,
         reasons=("array backend on numpy: no GPU and no kernel of its own takes part", _limit_blas(threads)),

@@ -31,7 +31,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _activation(attributes: Attributes) -> Callable[[Array], Array]:
+def activation_of(attributes: Attributes) -> Callable[[Array], Array]:
+    """What the attribute ``activation`` names.
+
+    Raises:
+        Untranslated: There is no such activation.
+    """
     name = attributes.get("activation", "none")
     if name == "clip":
         low, high = attributes.get("clip_min"), attributes.get("clip_max")
@@ -42,7 +47,7 @@ def _activation(attributes: Attributes) -> Callable[[Array], Array]:
 
 
 def _linear(attributes: Attributes, _opset: int) -> Callable[..., Any]:
-    name, activate = attributes.get("activation", "none"), _activation(attributes)
+    name, activate = attributes.get("activation", "none"), activation_of(attributes)
 
     def run(x: Array, weights: Array, bias: Array | None = None, residual: Array | None = None) -> Array:
         y = library(x).matmul(x, weights)
@@ -56,9 +61,9 @@ def _linear(attributes: Attributes, _opset: int) -> Callable[..., Any]:
 
 
 def _fused_conv(attributes: Attributes, _opset: int) -> Callable[..., Any]:
-    convolve, activate = convolution(attributes), _activation(attributes)
+    convolve, activate = convolution(attributes), activation_of(attributes)
     if attributes.get("layout", "nchw") == "nhwc":
-        convolve = _channels_last(convolve)
+        convolve = channels_last(convolve)
 
     def run(x: Array, weights: Array, bias: Array | None = None, residual: Array | None = None) -> Array:
         y = convolve(x, weights, bias)
@@ -67,7 +72,7 @@ def _fused_conv(attributes: Attributes, _opset: int) -> Callable[..., Any]:
     return run
 
 
-def _channels_last(function: Callable[..., Array]) -> Callable[..., Array]:
+def channels_last(function: Callable[..., Array]) -> Callable[..., Array]:
     """`function` of [N, C, spatial...] for [N, spatial..., C]."""
 
     def run(x: Array, *others: Array) -> Array:
@@ -81,7 +86,7 @@ def _pool(name: str) -> Maker:
     def make(attributes: Attributes, opset: int) -> Callable[..., Any]:
         if attributes.get("layout") != "nhwc":
             raise Untranslated(f"got layout {attributes.get('layout')!r}, expected 'nhwc'")
-        return _channels_last(NETWORKS[name](attributes, opset))
+        return channels_last(NETWORKS[name](attributes, opset))
 
     return make
 

@@ -1,6 +1,7 @@
 """The function of each op: ``translate(node, opset)`` gives a Step over arrays of any library of the array API.
 
-Five tables, one per kind of op: `arithmetic`, `shapes`, `networks`, `tables` (ai.onnx.ml) and `fused` (Headrace's own).
+Tables, one per kind of op: `arithmetic`, `shapes`, `networks`, `quantized`, `tables` and `trees` (of ai.onnx.ml), and
+`fused` (of Headrace itself).
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def translate(node: ir.Node, opset: int) -> Step:
     Raises:
         Untranslated: There is none for this op, or for this variant of it.
     """
-    from headrace.backends.cupy import arithmetic, fused, networks, shapes, tables, trees
+    from headrace.backends.cupy import arithmetic, fused, networks, quantized, shapes, tables, trees
 
     key = key_of(node)
-    for table in (arithmetic.OPS, shapes.OPS, networks.OPS, fused.OPS, tables.OPS, trees.OPS):
+    for room in (arithmetic, shapes, networks, fused, quantized, tables, trees):
+        table: dict[str, Maker] = room.OPS
         if key in table:
             for value in (*node.inputs, *node.outputs):
                 _check_type(value, key)

@@ -74,6 +74,17 @@ class Attributes:
             return tensor_array(value)
         return list(value) if isinstance(value, tuple) else value
 
+    def output_type(self, index: int) -> int:
+        """ONNX's code for the dtype of output `index`.
+
+        Raises:
+            Untranslated: It is not known.
+        """
+        dtype = self._node.outputs[index].dtype
+        if dtype is None:
+            raise Untranslated(f"the dtype of output {index} could not be inferred")
+        return int(dtype)
+
     def has_input(self, index: int) -> bool:
         """Whether the node has its optional input `index`."""
         return index < len(self._node.inputs) and self._node.inputs[index] is not None
