@@ -9,7 +9,7 @@ CMAKE := env PATH="$(abspath $(BIN)):$$PATH" cmake
 EXT_BUILD = build/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
 CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt setup.py
 
-.PHONY: setup ext demo test test-cpp test-cuda-host test-neon test-asan test-tsan test-python lint format stubs protos bench bench-ops chaos clean
+.PHONY: setup ext demo test test-cpp test-cuda-host test-cuda-build gpu-test test-neon test-asan test-tsan test-python lint format stubs protos bench bench-ops chaos clean
 
 setup: $(STAMPS)/built
 
@@ -32,7 +32,7 @@ ext:
 demo: setup
 	$(BIN)/python examples/demo/run.py
 
-test: test-cpp test-cuda-host test-neon test-asan test-tsan test-python
+test: test-cpp test-cuda-build test-cuda-host test-neon test-asan test-tsan test-python
 
 # The unit tests of the C++ core. They share the extension's build folder, and so all of its objects.
 test-cpp: setup
@@ -44,11 +44,27 @@ test-cpp: setup
 test-neon: $(STAMPS)/deps
 	env PATH="$(abspath $(BIN)):$$PATH" tests/cpp/emulated.sh
 
-# The logic of the CUDA kernels, compiled by the C++ compiler and run on the host under sanitizers.
+# The logic of the CUDA kernels, compiled by the C++ compiler and run on the host under sanitizers: op by op, then
+# whole Models from Python, into which the sanitizers have to be loaded first.
+CUDA_ON_HOST = $(EXT_BUILD)/tests/cpp/cuda
 test-cuda-host: setup
 	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_TESTS=ON > /dev/null
-	$(CMAKE) --build $(EXT_BUILD) --target headrace_cuda_tests
-	$(EXT_BUILD)/tests/cpp/cuda/headrace_cuda_tests
+	$(CMAKE) --build $(EXT_BUILD) --target headrace_cuda_tests _cuda_on_host
+	$(CUDA_ON_HOST)/headrace_cuda_tests
+	HEADRACE_CUDA_ON_HOST=$(CURDIR)/$(CUDA_ON_HOST)/python ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -m pytest -q -p no:xdist -o addopts= tests/cuda/test_on_host.py
+
+# The same sources by nvcc, for real GPUs; where there is no nvcc, this says so and is done.
+test-cuda-build: setup
+	@command -v nvcc > /dev/null || { echo "no nvcc on PATH: nothing was compiled for CUDA"; exit 0; } && \
+	  $(CMAKE) -B $(EXT_BUILD) -DHEADRACE_CUDA=on > /dev/null && \
+	  $(CMAKE) --build $(EXT_BUILD) --target _cuda && \
+	  $(BIN)/python -c "import headrace._cuda as m; print(len(m.ops()), 'ops have CUDA kernels')"
+
+# Conformance, batch invariance and speed on a real GPU, into build/gpu-report.md; says so where there is none.
+gpu-test: test-cuda-build
+	$(BIN)/python -m tests.cuda
 
 # $(call sanitized_tests,sanitizer,more options of CMake) builds them in build/cpp-<sanitizer>.
 define sanitized_tests

@@ -39,11 +39,13 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DCMAKE_BUILD_TYPE=Release",
+            # Kernels for NVIDIA GPUs: on, off, or auto, which is on where there is an nvcc.
+            f"-DHEADRACE_CUDA={os.environ.get('HEADRACE_CUDA', 'auto')}",
         ]
         # Tools installed into the same environment come first.
         env = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
         subprocess.run(configure, check=True, env=env)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_core"], check=True, env=env)
+        subprocess.run(["cmake", "--build", str(build), "--target", "headrace_extensions"], check=True, env=env)
 
 
 def packages() -> tuple[list[str], dict[str, str]]:

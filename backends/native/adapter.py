@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from headrace import _core
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan
+from headrace.backends.native.cuda import compile_cuda, is_cuda, usable_devices
 from headrace.errors import BackendUnavailable, UnsupportedOp
 from headrace.graph.edit import HEADRACE_DOMAIN
 from headrace.graph.lower import lower
@@ -21,7 +22,8 @@ class NativeBackend(Backend):
 
     def probe(self) -> Availability:
         """Always there: the extension module is part of the package."""
-        return Availability(ok=True, devices=("cpu",))
+        devices, missing = usable_devices()
+        return Availability(ok=True, devices=("cpu", *devices), missing=missing)
 
     def capabilities(self) -> Capabilities:
         """Ragged and batch-invariant, in every precision on every ISA: where instructions lack, in emulation."""
@@ -37,8 +39,10 @@ class NativeBackend(Backend):
 
     def compile(self, model: Model, options: CompileOptions) -> Executable:
         """Packs the weights for the selected ISA (`HEADRACE_ISA` overrides it)."""
+        if is_cuda(options.device):
+            return compile_cuda(model, options, str(options.device))
         if options.device not in (None, "cpu"):
-            raise BackendUnavailable(f"backend 'native': got device {options.device!r}, expected 'cpu'")
+            raise BackendUnavailable(f"backend 'native': got device {options.device!r}, expected 'cpu' or 'cuda'")
         if options.precision not in self.capabilities().precisions:
             raise BackendUnavailable(
                 f"backend 'native': got precision {options.precision!r}, expected one of "

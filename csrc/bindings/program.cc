@@ -87,8 +87,12 @@ std::vector<ValueId> add_op(ProgramBuilder& builder, std::string op, std::string
 void bind_program(py::module_& module) {
   py::class_<Program>(module, "Program", "A finished flat list of ops. Given to one NativePlan.");
   py::class_<ProgramBuilder>(module, "ProgramBuilder", "Builds a Program in topological order.")
-      .def(py::init([](const std::string& isa) { return ProgramBuilder(isa_named(isa)); }),
-           py::arg("isa"))
+      .def(py::init([](const std::string& isa, bool keep_constants) {
+             return ProgramBuilder(isa_named(isa), keep_constants);
+           }),
+           py::arg("isa"), py::arg("keep_constants") = false,
+           "With `keep_constants`, those that ops have packed stay, for a device that packs them "
+           "in its own way.")
       .def(
           "add_input",
           [](ProgramBuilder& builder, const std::string& name, const std::string& dtype,

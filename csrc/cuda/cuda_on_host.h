@@ -13,7 +13,7 @@
 // What it cannot find: races between blocks or warps that a shuffled order of whole stretches
 // between barriers does not show, and anything about speed.
 //
-// One launch at a time: the state of the running lane is global.
+// One launch at a time, under a lock: the state of the running lane is global.
 #pragma once
 
 #include <ucontext.h>
@@ -27,6 +27,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <random>
 #include <source_location>
@@ -337,6 +338,8 @@ class Queue {
 inline void run_grid(Dim3 grid, Dim3 threads, size_t shared_bytes,
                      const std::function<void()>& kernel) {
   check_launch(grid, threads, shared_bytes);
+  static std::mutex one_at_a_time;
+  std::lock_guard lock(one_at_a_time);
   std::mt19937_64 rng(launch_seed);
   std::vector<uint64_t> order(grid.size());
   for (uint64_t i = 0; i < order.size(); ++i) order[i] = i;

@@ -86,7 +86,10 @@ class ProgramBuilder:
     """
     Builds a Program in topological order.
     """
-    def __init__(self, isa: str) -> None: ...
+    def __init__(self, isa: str, keep_constants: bool = False) -> None:
+        """
+        With `keep_constants`, those that ops have packed stay, for a device that packs them in its own way.
+        """
     def add_constant(self, name: str, array: typing.Any) -> int:
         """
         Returns the value's id. The array is kept only while an op reads it.

@@ -25,16 +25,20 @@ def lower(
     isa: str,
     precision: str = "fp32",
     winograd: Mapping[ir.Node, int] | None = None,
+    *,
+    keep_constants: bool = False,
 ) -> _core.Program:
     """Builds the Program of a Model, packing weights for `isa` and `precision` on the way.
 
-    `winograd` holds the tiles of the convolutions that run by Winograd; see `headrace.graph.winograd`.
+    `winograd` holds the tiles of the convolutions that run by Winograd; see `headrace.graph.winograd`. With
+    `keep_constants`, weights stay beside what was packed of them, for a device that packs them in its own way.
 
     Raises:
         UnsupportedOp: Some nodes have no kernel; all of them are listed.
         InvalidModel: A node breaks the rules of its op.
     """
-    return _Lowering(graph, signature, isa, assign(graph.graph, precision), winograd or {}).run()
+    builder = _core.ProgramBuilder(isa, keep_constants)
+    return _Lowering(graph, signature, builder, assign(graph.graph, precision), winograd or {}).run()
 
 
 class _Lowering:
@@ -42,7 +46,7 @@ class _Lowering:
         self,
         model: ir.Model,
         signature: Signature,
-        isa: str,
+        builder: _core.ProgramBuilder,
         precisions: Precisions,
         winograd: Mapping[ir.Node, int],
     ) -> None:
@@ -50,7 +54,7 @@ class _Lowering:
         self._precisions = precisions
         self._winograd = winograd
         self._signature = signature
-        self._builder = _core.ProgramBuilder(isa)
+        self._builder = builder
         self._ids: dict[ir.Value, int] = {}
         self._refused: list[tuple[str, str, str]] = []
 

@@ -1,0 +1,128 @@
+"""Runs the native backend's Programs on a CUDA device."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace import _core
+from headrace.backend import CompileOptions, Executable, Plan, Request, Result
+from headrace.errors import BackendUnavailable, PlanError
+from headrace.graph.lower import lower
+from headrace.graph.precision import assign
+from headrace.model import Model
+
+if TYPE_CHECKING:
+    from headrace.signature import Signature
+
+PRECISIONS = ("fp32", "bf16")
+
+# The extension modules by device; the second one only in builds for tests.
+_MODULES = {"cuda": "headrace._cuda", "cuda-on-host": "headrace._cuda_on_host"}
+
+
+def is_cuda(device: str | None) -> bool:
+    """True for ``cuda``, ``cuda:1`` and the like, whether or not they are there."""
+    return device is not None and device.partition(":")[0] in _MODULES
+
+
+def usable_devices() -> tuple[tuple[str, ...], dict[str, str]]:
+    """The devices beside the CPU (``cuda:0``, ...), and why there is no ``cuda`` among them, where there is none."""
+    devices: list[str] = []
+    missing: dict[str, str] = {}
+    try:
+        while True:
+            _open(f"cuda:{len(devices)}")
+            devices.append(f"cuda:{len(devices)}")
+    except BackendUnavailable as error:
+        if not devices:
+            missing["cuda"] = str(error)
+    if importlib.util.find_spec(_MODULES["cuda-on-host"]) is not None:
+        devices.append("cuda-on-host")
+    return tuple(devices), missing
+
+
+def _open(device: str) -> tuple[Any, int, dict[str, Any]]:
+    """The module that runs `device`, its index and what it says of itself.
+
+    Raises:
+        BackendUnavailable: The build has no CUDA, or the machine no such device. Says what to do.
+    """
+    kind, _, index = device.partition(":")
+    if index and not index.isdigit():
+        raise BackendUnavailable(
+            f"backend 'native': got device {device!r}, expected {kind!r} or {kind + ':<number>'!r}"
+        )
+    try:
+        module = importlib.import_module(_MODULES[kind])
+    except ModuleNotFoundError as error:
+        build = "build it with HEADRACE_CUDA=on where nvcc is on PATH, see docs/gpu.md"
+        what = build if kind == "cuda" else "it is for tests alone, see make test-cuda-host"
+        raise BackendUnavailable(f"this build of Headrace has no {kind}: {what}") from error
+    except ImportError as error:
+        raise BackendUnavailable(f"device {kind}: {_MODULES[kind]} cannot be loaded: {error}") from error
+    number = int(index or 0)
+    return module, number, module.describe_device(number)
+
+
+class CudaExecutable(Executable):
+    """A Program on a CUDA device.
+
+    Args:
+        plan: What was chosen.
+        core: The Program with its weights on the device.
+    """
+
+    def __init__(self, plan: Plan, core: Any) -> None:
+        self.plan = plan
+        self.core = core
+
+    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
+        """Runs Requests of any shapes together, in lockstep, without padding."""
+        return self.core.run_batch(list(requests))  # type: ignore[no-any-return]  # the module has no stub
+
+    def save(self, folder: Path, *, name: str, sha256: str, signature: Signature, options: CompileOptions) -> Path:
+        """Refuses: what a saved Plan holds is packed for a CPU."""
+        raise PlanError(f"a Plan on device {self.plan.device!r} cannot be saved, expected device 'cpu'")
+
+
+def compile_cuda(model: Model, options: CompileOptions, device: str) -> CudaExecutable:
+    """Prepares `model` on a CUDA device.
+
+    Raises:
+        BackendUnavailable: The device, or the precision on it, is not there.
+        UnsupportedOp: Ops of the model have no CUDA kernel; all of them are listed.
+    """
+    module, index, info = _open(device)
+    if options.precision not in PRECISIONS:
+        raise BackendUnavailable(
+            f"backend 'native' on device {device!r}: got precision {options.precision!r}, "
+            f"expected one of {', '.join(PRECISIONS)}"
+        )
+    if options.winograd:
+        raise BackendUnavailable(f"backend 'native' on device {device!r}: got winograd=True, expected False")
+    isa = _core.selected_isa()
+    program = lower(model.graph, model.signature, isa, options.precision, keep_constants=True)
+    core = module.CudaPlan(program, index)
+    on_device = core.ops_on_device
+    reasons = [f"device {device!r} was asked for: {info['name']}", f"{len(on_device)} ops run there"]
+    if options.precision != "fp32":
+        reasons.append(assign(model.graph.graph, options.precision).summary(len(on_device)))
+    plan = Plan(
+        backend="native",
+        device=device,
+        isa=f"sm_{info['major']}{info['minor']}" if device.startswith("cuda:") or device == "cuda" else "host",
+        precision=options.precision,
+        threads=1,
+        reasons=tuple(reasons),
+        details={
+            "ops": len(on_device),
+            "device_name": info["name"],
+            "device_memory_bytes": info["memory_bytes"],
+            "weight_bytes": core.weight_bytes,
+        },
+    )
+    return CudaExecutable(plan, core)

@@ -1,0 +1,91 @@
+// The extension module headrace._cuda: Programs of headrace._core on a CUDA device. The same
+// sources make headrace._cuda_on_host, which only tests have.
+#include <pybind11/stl.h>
+
+#include "bindings/convert.h"
+#include "cuda/plan.h"
+
+namespace py = pybind11;
+
+namespace headrace {
+namespace {
+
+using cuda::DevicePlan;
+using cuda::DeviceRun;
+
+py::list run_batch(DevicePlan& plan, const std::vector<py::dict>& requests) {
+  py::list results;
+  if (requests.empty()) return results;
+  const Signature& signature = plan.program().signature;
+  std::vector<HeldRequest> held;
+  std::vector<RequestInputs> inputs;
+  held.reserve(requests.size());
+  for (const py::dict& request : requests) held.emplace_back(signature, request);
+  for (const HeldRequest& request : held) inputs.push_back(request.inputs());
+  DeviceRun run = [&] {
+    py::gil_scoped_release release;
+    return plan.run(inputs);
+  }();
+  for (size_t r = 0; r < requests.size(); ++r) {
+    results.append(to_result(signature, [&](size_t o) { return to_numpy(run.output(r, o)); }));
+  }
+  return results;
+}
+
+std::shared_ptr<DevicePlan> make_plan(Program& program, int device) {
+  return std::make_shared<DevicePlan>(std::move(program), cuda::open_device(device));
+}
+
+// All nodes at once, which headrace._core's own translator knows nothing of.
+void translate_refusals(std::exception_ptr pointer) {
+  try {
+    std::rethrow_exception(pointer);
+  } catch (const cuda::RefusedOps& error) {
+    py::list nodes;
+    for (const auto& node : error.nodes()) {
+      nodes.append(py::make_tuple(node.op, node.name, node.reason));
+    }
+    py::object type = py::module_::import("headrace.errors").attr("UnsupportedOp");
+    PyErr_SetObject(type.ptr(), type("native", nodes).ptr());
+  }
+}
+
+py::dict describe_device(int index) {
+  cuda::DeviceInfo info = cuda::open_device(index)->info();
+  return py::dict(py::arg("name") = info.name, py::arg("major") = info.major,
+                  py::arg("minor") = info.minor, py::arg("memory_bytes") = info.memory_bytes);
+}
+
+std::vector<std::string> ops_on_device(const DevicePlan& plan) {
+  std::vector<std::string> ops;
+  for (size_t s = 0; s < plan.program().steps.size(); ++s) {
+    if (plan.step(s).place == cuda::Place::kDevice) ops.push_back(plan.program().steps[s].op);
+  }
+  return ops;
+}
+
+}  // namespace
+}  // namespace headrace
+
+PYBIND11_MODULE(HEADRACE_CUDA_MODULE, module) {
+  using namespace headrace;
+  module.doc() = "Headrace's CUDA device. Private: use the headrace package.";
+  py::module_::import("headrace._core");  // its Program, and its errors
+  py::register_exception_translator(translate_refusals);
+  module.def("describe_device", &describe_device, py::arg("index"),
+             "name, major and minor (compute capability) and memory_bytes of a device. Raises "
+             "BackendUnavailable where there is none.");
+  module.def(
+      "ops", [] { return cuda::CudaRegistry::global().names(); }, "The ops that have kernels.");
+  // Local, since a process may load both modules.
+  py::class_<DevicePlan, std::shared_ptr<DevicePlan>>(module, "CudaPlan", py::module_local(),
+                                                      "A Program on a device.")
+      .def(py::init(&make_plan), py::arg("program"), py::arg("device"),
+           "Takes the program's contents, which must have kept its constants. Raises UnsupportedOp "
+           "with every node that has no kernel.")
+      .def("run_batch", &run_batch, py::arg("requests"),
+           "Runs Requests of any shapes together, in lockstep.")
+      .def_property_readonly("ops_on_device", &ops_on_device)
+      .def_property_readonly("weight_bytes", &DevicePlan::weight_bytes)
+      .def_property_readonly("held_bytes", &DevicePlan::held_bytes);
+}

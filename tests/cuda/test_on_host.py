@@ -1,0 +1,73 @@
+"""Whole Models on the CUDA device that is emulated on the host: every kernel, the executor and the adapter.
+
+``make test-cuda-host`` builds the device, with sanitizers, and runs this.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import pytest
+from tests.cuda.on_device import SAMPLES, OnCuda, Sample, differences
+
+import headrace
+from headrace.conformance import Subject
+from headrace.conformance.models import loaded, model_checks
+from headrace.conformance.node_tests import NODE_TESTS
+from headrace.errors import BackendUnavailable, PlanError, UnsupportedOp
+
+FOLDER = os.environ.get("HEADRACE_CUDA_ON_HOST")
+if FOLDER is None:
+    pytest.skip("the emulated device needs the sanitizers loaded first: make test-cuda-host", allow_module_level=True)
+headrace.__path__.append(FOLDER)
+
+DEVICE = "cuda-on-host"
+
+
+@cache
+def sample_of(name: str) -> Sample:
+    return SAMPLES[name]()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_whole_model_gives_the_cpus_results_in_any_batch(name: str) -> None:
+    sample = sample_of(name)
+    worst, same = differences(sample, DEVICE)
+    assert worst <= sample.tolerance
+    assert same
+
+
+@pytest.mark.parametrize("name", ["transformer", "network"])
+def test_bf16_stays_near_and_in_any_batch(name: str) -> None:
+    worst, same = differences(sample_of(name), DEVICE, "bf16")
+    assert 0 < worst <= 2e-2
+    assert same
+
+
+def test_it_passes_what_conformance_asks_of_every_model_and_op() -> None:
+    subject = Subject(OnCuda(), DEVICE)
+    outcomes = [one for check in (*model_checks(subject), NODE_TESTS) for one in check.run(subject, True)]
+    assert [(one.subject, one.reason) for one in outcomes if one.status == "failed"] == []
+    assert sum(one.status == "passed" for one in outcomes) > 50
+    assert all(one.reason for one in outcomes if one.status == "skipped")
+
+
+def test_the_plan_says_where_the_model_runs() -> None:
+    sample = sample_of("trees")
+    with sample.model.compile(backend="native", device=DEVICE) as engine:
+        assert engine.plan.device == DEVICE
+        assert engine.plan.details["ops"] > 0
+        with pytest.raises(PlanError, match="cannot be saved"):
+            engine.save("unused")
+
+
+def test_what_has_no_kernel_is_refused_node_by_node() -> None:
+    with pytest.raises(UnsupportedOp, match=r"device cuda: op QuantizeLinear has no CUDA kernel") as refused:
+        loaded("quantized_sum")[1].compile(backend="native", device=DEVICE)
+    assert len(refused.value.nodes) > 1
+
+
+def test_precisions_without_kernels_are_refused() -> None:
+    with pytest.raises(BackendUnavailable, match="got precision 'int8', expected one of fp32, bf16"):
+        sample_of("perceptron").model.compile(backend="native", device=DEVICE, precision="int8")
