@@ -47,6 +47,7 @@ ROOMS = (
     processes,
     curves,
     scheduler,
+    adapters,
     planner,
     days,
     validation,

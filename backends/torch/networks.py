@@ -10,24 +10,12 @@ import torch.nn.functional as F
 from headrace.backends.torch.ops import Maker
 
 from headrace.graph.script import Attributes, Untranslated
+from headrace.graph.windows import Windows
 
 Tensor = torch.Tensor
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-
-
-def same_padding(
-    dims: list[int], kernel: list[int], strides: list[int], dilations: list[int], upper: bool
-) -> list[int]:
-    """ONNX's SAME_UPPER / SAME_LOWER pads for spatial `dims`: all begins, then all ends."""
-    begins, ends = [], []
-    for dim, size, stride, dilation in zip(dims, kernel, strides, dilations, strict=True):
-        total = max((-(-dim // stride) - 1) * stride + (size - 1) * dilation + 1 - dim, 0)
-        small, large = total // 2, total - total // 2
-        begins.append(small if upper else large)
-        ends.append(large if upper else small)
-    return begins + ends
 
 
 def pad_spatial(x: Tensor, pads: list[int], value: float = 0.0) -> Tensor:
@@ -39,19 +27,18 @@ def pad_spatial(x: Tensor, pads: list[int], value: float = 0.0) -> Tensor:
 
 def convolution(attributes: Attributes) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """Conv as ONNX defines it, for 1 to 3 spatial axes."""
-    auto_pad, groups = attributes.get("auto_pad", "NOTSET"), attributes.get("group", 1)
+    groups, strides, dilations = attributes.get("group", 1), attributes.get("strides"), attributes.get("dilations")
+    pads = attributes.get("pads") or []
+    axes = len(pads) // 2
+    fixed = attributes.get("auto_pad", "NOTSET") == "NOTSET" and pads[:axes] == pads[axes:]
 
     def run(x: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-        axes = x.dim() - 2
-        strides = attributes.get("strides") or [1] * axes
-        dilations = attributes.get("dilations") or [1] * axes
-        pads = attributes.get("pads") or [0] * 2 * axes
-        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            pads = same_padding(
-                list(x.shape[2:]), list(weights.shape[2:]), strides, dilations, auto_pad == "SAME_UPPER"
-            )
-        padded = pad_spatial(x, pads)
-        return _CONVOLUTIONS[axes](padded, weights, bias, strides, 0, dilations, groups)
+        if fixed:  # as torch itself pads, without a copy
+            convolve = _CONVOLUTIONS[x.dim() - 2]
+            return convolve(x, weights, bias, strides or 1, pads[:axes] or 0, dilations or 1, groups)
+        windows = Windows.of(attributes, list(x.shape[2:]), list(weights.shape[2:]))
+        padded = pad_spatial(x, [*windows.begins, *windows.ends])
+        return _CONVOLUTIONS[x.dim() - 2](padded, weights, bias, windows.strides, 0, windows.dilations, groups)
 
     return run
 

@@ -115,7 +115,13 @@ def _slice(attributes: Attributes, opset: int) -> Callable[..., Any]:
         strides = [1] * len(first) if steps is None else steps.tolist()
         for axis, start, end, step in zip(along, first, ends.tolist(), strides, strict=True):
             picked = range(x.shape[axis])[slice(start, None if step < 0 and end < -x.shape[axis] else end, step)]
-            x = torch.index_select(x, axis, torch.tensor(picked, dtype=torch.int64, device=x.device))
+            if not picked:
+                x = x.narrow(axis, 0, 0)
+                continue
+            # Views only: torch takes no negative steps, and an index would have to be copied to the device.
+            low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1])
+            x = x[(slice(None),) * (axis % x.dim()) + (slice(low, high + 1, abs(step)),)]
+            x = x.flip(axis) if step < 0 else x
         return x
 
     return run
