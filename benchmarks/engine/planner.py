@@ -9,9 +9,7 @@ quarter of a second), and the best of them by the same question is what the plan
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,10 @@ import numpy as np
 import headrace as hr
 from benchmarks.autoscaling.validation import run_real
 from benchmarks.engine import tabular, texts
-from benchmarks.engine.scheduler import empty_engine
-from benchmarks.engine.shapes import mlp, mobilenet
+from benchmarks.engine.shapes import mobilenet
 from benchmarks.harness.section import Options, Section
 from benchmarks.harness.tables import markdown, number
 from headrace.backend import Request
-from headrace.measure import Candidate as Timed
-from headrace.measure import interleave
 from headrace.planner.cost import Cost, Stopwatch
 from headrace.planner.report import Report
 from headrace.planner.search import BATCHES, Search
@@ -35,7 +30,7 @@ PAGE = "planner.md"
 LOAD = 0.7  # of the highest rate that the plan promises
 BACKENDS = ("native", "torch")
 TOKENS = 48
-ROWS = 64
+ROWS = 1000
 
 
 def cases(quick: bool) -> dict[str, tuple[hr.Model, list[Request], float]]:
@@ -164,55 +159,6 @@ def price(search: Search, candidate: Candidate, cost: Cost) -> float:
     return float("inf") if offer is None else offer.key[0]
 
 
-def overhead(options: Options) -> list[dict[str, Any]]:
-    """What calling through an Engine adds to calling the framework itself."""
-    calls = 2000 if options.quick else 20_000
-    engine = empty_engine()
-    request = {"x": np.arange(4, dtype=np.float32)}
-    native_us = statistics.median(call_us(lambda: engine(request), calls))
-    rows = [{"what": "native, an empty model: the whole call", "us": native_us, "added_us": native_us}]
-    return rows + torch_overhead(options)
-
-
-def call_us(call: Callable[[], Any], calls: int) -> list[float]:
-    """Microseconds of each call."""
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        call()
-        times.append(1e6 * (time.perf_counter() - start))
-    return times
-
-
-def torch_overhead(options: Options) -> list[dict[str, Any]]:
-    """An MLP of about a millisecond: torch called by itself, and through the Engine."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        module = mlp.module()
-        rows = np.random.default_rng(0).standard_normal((8192, mlp.FEATURES)).astype(np.float32)
-        with torch.inference_mode(), hr.load(str(mlp.path())).compile(backend="torch", threads=1) as engine:
-            name = engine.signature.inputs[0].name
-            tensor = torch.from_numpy(rows)
-            ours, theirs = interleave(
-                [
-                    Timed("engine", lambda: engine({name: rows})),
-                    Timed("torch", lambda: module(tensor).numpy()),
-                ],
-                rounds=3 if options.quick else 11,
-            )
-    finally:
-        torch.set_num_threads(threads)
-    return [
-        {
-            "what": f"torch, an MLP, {len(rows)} rows", "us": 1e6 * theirs.median_s,
-            "added_us": 1e6 * (ours.median_s - theirs.median_s),
-        }
-    ]  # fmt: skip
-
-
 def predictions_table(rows: list[dict[str, Any]]) -> str:
     """One line per model."""
     cells = []
@@ -241,17 +187,7 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
     return markdown(headings, cells)
 
 
-def overhead_table(rows: list[dict[str, Any]]) -> str:
-    """One line per framework."""
-    cells = [
-        [row["what"], number(row["us"]), f"{row['added_us']:.2f}", f"**{row['added_us'] / row['us']:.1%}**"]
-        for row in rows
-    ]
-    return markdown(("call", "us", "the Engine adds, us", "share"), cells)
-
-
 SECTIONS = [
     Section("planner", "What a plan expects against a run", predictions, predictions_table, page=PAGE),
     Section("planner-choice", "The planner against timing everything", choices, choices_table, page=PAGE),
-    Section("planner-overhead", "What an Engine adds to a call", overhead, overhead_table, page=PAGE),
 ]

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from headrace.backend import Request
     from headrace.engine import Engine
 
+# A rehearsal has so many requests, if that takes neither less nor more than these seconds, ...
+_REHEARSAL_REQUESTS = 100
+_REHEARSAL_S_MIN = 1.0
+_REHEARSAL_S_MAX = 3.0
+# ... and is sent by one thread of this process, which must not become what is measured.
+_REHEARSAL_RPS_MAX = 1000.0
+# Beyond that, something else was measured.
+_SLOWNESS = (0.7, 2.0)
 # A Batch is timed so often at least, whatever it takes.
 _RUNS_MIN = 3
 
@@ -168,6 +176,35 @@ def slowdown(engine: Engine, others: Sequence[Engine], request: Request, seconds
         for thread in threads:
             thread.join()
     return max(1.0, beside_s / alone_s)
+
+
+def rehearse(engine: Engine, cost: Cost, samples: Sequence[Request], max_batch: int, rate_rps: float) -> float:
+    """How many times as long Batches take in a Batcher under a load as they were measured to.
+
+    Args:
+        engine: Runs the Batches.
+        cost: What was measured of it.
+        samples: Requests, taken in turn.
+        max_batch: Requests per Batch at most.
+        rate_rps: Requests per second, at random times; beyond what this process can send, as many as it can.
+    """
+    from headrace.batcher import Batcher
+
+    rate_rps = min(rate_rps, _REHEARSAL_RPS_MAX)
+    lasts_s = min(_REHEARSAL_S_MAX, max(_REHEARSAL_S_MIN, _REHEARSAL_REQUESTS / rate_rps))
+    gaps_s = np.random.default_rng(0).exponential(1 / rate_rps, max(2, round(lasts_s * rate_rps)))
+    futures = []
+    with Batcher(engine, max_batch=max_batch, max_queue=len(gaps_s)) as batcher:
+        start = time.perf_counter()
+        for index, due_s in enumerate(np.cumsum(gaps_s)):
+            time.sleep(max(0.0, start + due_s - time.perf_counter()))
+            futures.append(batcher.submit(samples[index % len(samples)]))
+        for future in futures:
+            future.result()
+        stats = batcher.stats()
+    noise = statistics.fmean(cost.ratios)
+    expected_s = sum(count * cost.seconds(size) * noise for size, count in enumerate(stats["batch_sizes"]) if count)
+    return float(np.clip(sum(stats["batch_seconds"]) / expected_s, *_SLOWNESS))
 
 
 def _median_call(engine: Engine, request: Request, seconds: float) -> float:

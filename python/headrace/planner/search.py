@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from headrace.errors import BackendUnavailable, HeadraceError, ParityError
 from headrace.parity import DEFAULT_TOLERANCE, Parity, compare
-from headrace.planner.cost import Cost, Stopwatch, slowdown
+from headrace.planner.cost import Cost, Stopwatch, rehearse, slowdown
 from headrace.planner.predict import Prediction, fewest_replicas, highest_rate, simulate
 from headrace.planner.report import Question, Row
 from headrace.planner.requests import representative
@@ -51,6 +51,8 @@ _TURNS = 3
 HEADROOM = 1.1
 # Times too slow at the second run of a request, with which nothing more is tried.
 _HOPELESS = 4.0
+# Of the highest rate, where none was asked for.
+_REHEARSED_LOAD = 0.7
 # Rates for the report's plot, as shares of the highest.
 _CURVE = (0.05, 0.2, 0.4, 0.6, 0.75, 0.9, 1.0)
 # The largest Batch limit whose p99 is within that of the best is taken: it is there for the rush that was not foreseen.
@@ -82,7 +84,9 @@ class Entry:
         self.parity: Parity | None = None
         self.offer: Offer | None = None
         self.counts: tuple[int, ...] = ()
-        self.crowding = 1.0  # times as long as alone, beside others on the same machine
+        # Times as long as alone and many in a row: beside others on the same machine, and at the rate.
+        self.crowding = 1.0
+        self.slowness = 1.0
         self.alone_s: float | None = None  # a request, at the second run
         self.why = ""
 
@@ -91,7 +95,7 @@ class Entry:
         """What was measured; None if nothing was."""
         if self.watch is None or self.watch.measured_s == 0:
             return None
-        return self.watch.cost().scaled(self.crowding)
+        return self.watch.cost().scaled(self.crowding * self.slowness)
 
     def lose(self, why: str) -> None:
         """Leaves the race; its memory is given back."""
@@ -426,6 +430,8 @@ class Search:
         self._say("simulating")
         for entry in self._racing:
             entry.offer = self.offer_of(entry.candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
+        for entry in self._racing:
+            self._rehearse(entry)
         best = self._best()
         if best is not None and best.offer is not None and best.offer.prediction.replicas > 1:
             self._crowd(best)
@@ -434,6 +440,18 @@ class Search:
                 entry.lose(self._too_slow(entry) if best is None else self._worse(entry, best, 0.0))
         rows = [self._row(entry, entry is best) for entry in self.entries]
         return mark_frontier(rows)
+
+    def _rehearse(self, entry: Entry) -> None:
+        """Lets a real Batcher run the load for a moment: Batches after a pause take longer than many in a row."""
+        if entry.offer is None or self._spent:
+            return
+        found = entry.offer.prediction
+        share = 1.0 if self.question.rate_rps is not None else _REHEARSED_LOAD
+        self._say(f"{entry.candidate}: rehearsing")
+        rate_rps = share * found.rate_rps / found.replicas
+        engine, cost = cast(Any, entry.engine), cast(Cost, entry.cost)
+        entry.slowness = rehearse(engine, cost, self._requests, found.max_batch, rate_rps)
+        entry.offer = self.offer_of(entry.candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
 
     def _crowd(self, entry: Entry) -> None:
         """Measures how much slower an Engine is beside others on the same machine, and counts that in."""

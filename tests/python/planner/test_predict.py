@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from headrace.planner.cost import Cost
+import headrace as hr
+from headrace.backend import Executable, Plan, Request, Result
+from headrace.planner.cost import Cost, rehearse
 from headrace.planner.predict import capacity, fewest_replicas, highest_rate, simulate
 
 
@@ -67,3 +71,20 @@ def test_requests_of_many_sizes_make_longer_tails() -> None:
     mixed = simulate(even(0.0, 0.01, sizes=tuple(np.repeat([0.2, 1.8], 50))), 1, 1, 60.0)
     assert mixed.utilisation == pytest.approx(same.utilisation, rel=0.05)
     assert mixed.p99_s > 1.3 * same.p99_s
+
+
+class _Sleeps(Executable):
+    plan = Plan("sleeps", "cpu", "none", "fp32", 1)
+
+    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
+        time.sleep(0.003)
+        return [{"y": request["x"]} for request in requests]
+
+
+def test_a_rehearsal_finds_batches_that_take_longer_than_they_were_measured_to() -> None:
+    spec = hr.TensorSpec("x", "float32", (1,))
+    engine = hr.Engine(hr.Signature((spec,), (hr.TensorSpec("y", "float32", (1,)),)), _Sleeps())
+    request = {"x": np.zeros(1, np.float32)}
+    # A sleep is never shorter than was asked for, so this bound does not depend on the machine.
+    assert rehearse(engine, even(0.002, 0.0), [request], 8, 100.0) >= 1.45
+    assert rehearse(engine, even(3.0, 0.0), [request], 8, 100.0) == 0.7
