@@ -61,6 +61,23 @@ def same_place(array: np.ndarray[Any, Any], like: Array) -> Array:
     return library(like).asarray(array, device=array_api_compat.device(like))
 
 
+class Placed:
+    """A constant of an op's own, copied once to every device it is wanted on."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = np.array(array, order="C")
+        self._copies: dict[tuple[type, str], Array] = {}
+
+    def like(self, other: Array) -> Array:
+        """It, in the library and on the device of `other`."""
+        if isinstance(other, np.ndarray | np.generic):
+            return self._array
+        key = (type(other), str(array_api_compat.device(other)))
+        if key not in self._copies:
+            self._copies[key] = same_place(self._array, other)
+        return self._copies[key]
+
+
 def ints(array: Array) -> list[int]:
     """The elements of a vector of integers, or of a scalar, as Python ints."""
     return [int(item) for item in to_numpy(array).reshape(-1)]
@@ -78,7 +95,7 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     if hasattr(array, "get"):  # cupy
         copied: np.ndarray[Any, Any] = array.get()
         return copied
-    return np.from_dlpack(array)
+    return np.from_dlpack(array.cpu() if hasattr(array, "cpu") else array)  # torch has it
 
 
 def is_float(array: Array) -> bool:

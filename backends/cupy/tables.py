@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from headrace.backends.cupy.arithmetic import plain, sigmoid
-from headrace.backends.cupy.arrays import Array, is_float, library, same_place, to_numpy
+from headrace.backends.cupy.arrays import Array, Placed, is_float, library, same_place, to_numpy
 from headrace.backends.cupy.networks import softmax
 from headrace.backends.cupy.ops import Maker
 
@@ -56,17 +56,17 @@ def as_float(x: Array) -> Array:
 
 
 def _linear(attributes: Attributes, rows: int) -> Callable[[Array], Array]:
-    coefficients = np.array(attributes.get("coefficients"), np.float32).reshape(rows, -1).T
+    coefficients = Placed(np.array(attributes.get("coefficients"), np.float32).reshape(rows, -1).T)
     intercepts = attributes.get("intercepts")
-    offsets = None if not intercepts else np.array(intercepts, np.float32)
+    offsets = None if not intercepts else Placed(np.array(intercepts, np.float32))
 
     def run(x: Array) -> Array:
         x = as_float(x)
         xp = library(x)
         if x.ndim == 1:
             x = xp.reshape(x, (1, -1))
-        scores = xp.matmul(x, xp.astype(same_place(coefficients, x), x.dtype))
-        return scores if offsets is None else scores + xp.astype(same_place(offsets, x), x.dtype)
+        scores = xp.matmul(x, xp.astype(coefficients.like(x), x.dtype))
+        return scores if offsets is None else scores + xp.astype(offsets.like(x), x.dtype)
 
     return run
 
@@ -100,12 +100,12 @@ def _linear_classifier(attributes: Attributes, _opset: int) -> Callable[..., Any
 
 
 def _scaler(attributes: Attributes, _opset: int) -> Callable[..., Any]:
-    offset = np.array(attributes.get("offset") or [0.0], np.float32)
-    scale = np.array(attributes.get("scale") or [1.0], np.float32)
+    offset = Placed(np.array(attributes.get("offset") or [0.0], np.float32))
+    scale = Placed(np.array(attributes.get("scale") or [1.0], np.float32))
 
     def run(x: Array) -> Array:
         xp = library(x)
-        return (xp.astype(x, xp.float32) - same_place(offset, x)) * same_place(scale, x)
+        return (xp.astype(x, xp.float32) - offset.like(x)) * scale.like(x)
 
     return run
 

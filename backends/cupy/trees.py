@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from headrace.backends.cupy.arrays import Array, library, same_place
+from headrace.backends.cupy.arrays import Array, Placed, library
 from headrace.backends.cupy.ops import Maker
 from headrace.backends.cupy.tables import as_float, chosen_labels, class_labels, post_transform
 
@@ -176,28 +176,28 @@ class _Walk:
     """Takes rows through a Forest."""
 
     def __init__(self, forest: Forest, average: bool, extreme: str | None, base: np.ndarray[Any, Any] | None) -> None:
-        self._forest, self._extreme, self._base = forest, extreme, base
+        self._forest, self._extreme = forest, extreme
+        self._base = None if base is None else Placed(base)
         missing = {"min": np.inf, "max": -np.inf}.get(extreme or "", 0.0)
         values = np.where(np.isnan(forest.values), missing, forest.values)
-        self._values = values / len(forest.roots) if average else values
+        self._targets = values.shape[1]
+        self._tables = {
+            "features": Placed(forest.features), "modes": Placed(forest.modes), "yes": Placed(forest.yes),
+            "no": Placed(forest.no), "nan_yes": Placed(forest.nan_yes), "thresholds": Placed(forest.thresholds),
+            "roots": Placed(forest.roots), "values": Placed(values / len(forest.roots) if average else values),
+        }  # fmt: skip
+        self._members = None if forest.members is None else Placed(forest.members)
         self._comparisons = sorted({int(mode) for mode in forest.modes} - {_LEAF, _MEMBER})
 
     def scores(self, x: Array) -> Array:
         """[rows, targets] in float64."""
         xp = library(x)
-        tables = {
-            name: same_place(np.ascontiguousarray(table), x)
-            for name, table in {
-                "features": self._forest.features, "modes": self._forest.modes, "yes": self._forest.yes,
-                "no": self._forest.no, "nan_yes": self._forest.nan_yes, "values": self._values,
-                "thresholds": self._forest.thresholds, "roots": self._forest.roots,
-            }.items()
-        }  # fmt: skip
-        at_once = max(1, _PATHS_MAX // max(1, len(self._forest.roots) * self._values.shape[1]))
+        tables = {name: table.like(x) for name, table in self._tables.items()}
+        at_once = max(1, _PATHS_MAX // max(1, len(self._forest.roots) * self._targets))
         starts = range(0, x.shape[0], at_once)
         parts = [self._block(xp, x[at : min(at + at_once, x.shape[0]), :], tables) for at in starts]
         if not parts:
-            return xp.zeros((0, self._values.shape[1]), dtype=xp.float64)
+            return xp.zeros((0, self._targets), dtype=xp.float64)
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
     def _block(self, xp: Any, x: Array, tables: dict[str, Array]) -> Array:
@@ -214,16 +214,15 @@ class _Walk:
             at = xp.where(verdict, of("yes", at), of("no", at))
         values = xp.reshape(xp.take(tables["values"], xp.reshape(at, (-1,)), axis=0), (rows, trees, -1))
         total = getattr(xp, self._extreme or "sum")(values, axis=1)
-        return total if self._base is None else total + same_place(self._base, total)
+        return total if self._base is None else total + self._base.like(total)
 
     def _verdict(self, xp: Any, value: Array, threshold: Array, mode: Array, at: Array) -> Array:
         verdict = None
         for code in self._comparisons:
             found = _COMPARE[code](value, threshold)
             verdict = found if verdict is None else xp.where(mode == code, found, verdict)
-        members = self._forest.members
-        if members is not None:
-            wanted = xp.reshape(xp.take(same_place(members, value), xp.reshape(at, (-1,)), axis=0), (*at.shape, -1))
+        if self._members is not None:
+            wanted = xp.reshape(xp.take(self._members.like(value), xp.reshape(at, (-1,)), axis=0), (*at.shape, -1))
             found = xp.any(xp.expand_dims(value, axis=-1) == wanted, axis=-1)
             verdict = found if verdict is None else xp.where(mode == _MEMBER, found, verdict)
         return xp.zeros(at.shape, dtype=xp.bool) if verdict is None else verdict

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from headrace.backends.native.cuda import compile_cuda, is_cuda, usable_devices
+
 from headrace import _core
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan
-from headrace.backends.native.cuda import compile_cuda, is_cuda, usable_devices
 from headrace.errors import BackendUnavailable, UnsupportedOp
 from headrace.graph.edit import HEADRACE_DOMAIN
 from headrace.graph.lower import lower
