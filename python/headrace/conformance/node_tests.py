@@ -74,9 +74,16 @@ def _ops_of(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(sorted({f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph.node}))
 
 
+def _random_op(model: onnx.ModelProto) -> str | None:
+    for node in model.graph.node:
+        if node.op_type in _RANDOM or (node.op_type == "Dropout" and len(node.input) > 2):  # in training
+            return str(node.op_type)
+    return None
+
+
 def _run(test: TestCase, subject: Subject) -> str | None:
-    if random := _RANDOM.intersection(_ops_of(test.model)):
-        return f"{min(random)}: its outputs are random"
+    if random := _random_op(test.model):
+        return f"{random}: its outputs are random"
     try:
         engine = subject.compile(hr.load(test.model))
     except UnsupportedOp as error:
@@ -110,6 +117,9 @@ def _compare(got: Any, want: Any, rtol: float, atol: float) -> None:
         got, want = got.astype(np.float32), want.astype(np.float32)
     if want.dtype == np.float16:  # the tests' 0.001 is less than one unit in the last place, and sums differ by two
         rtol = max(rtol, 2 * float(np.finfo(np.float16).eps))
+    if want.dtype.kind == "f" and want.size:  # where sums cancel, what is left is the rounding of what was summed
+        largest = np.max(np.abs(want), where=np.isfinite(want), initial=0)
+        atol = max(atol, 4 * float(np.finfo(want.dtype).eps * largest))
     np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
 
 
