@@ -37,7 +37,7 @@ test: test-cpp test-cuda-build test-cuda-host test-neon test-asan test-tsan test
 # The unit tests of the C++ core. They share the extension's build folder, and so all of its objects.
 test-cpp: setup
 	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_TESTS=ON > /dev/null
-	$(CMAKE) --build $(EXT_BUILD) --target headrace_tests
+	$(CMAKE) --build $(EXT_BUILD) --target headrace_tests headrace_planted
 	$(EXT_BUILD)/headrace_tests
 
 # The same of what has kernels for the architecture that this machine is not, under qemu.

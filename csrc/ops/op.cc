@@ -125,6 +125,10 @@ void OpRegistry::add(std::string_view op, OpFactory factory) {
   }
 }
 
+#if defined(HEADRACE_PLANT_WRONG)
+std::unique_ptr<Op> plant_wrong(const NodeSpec& node, std::unique_ptr<Op> right);  // tests/planted
+#endif
+
 std::unique_ptr<Op> OpRegistry::make(const NodeSpec& node) const {
   auto it = factories_.find(node.op);
   if (it == factories_.end()) node.unsupported("no kernel for this op");
@@ -132,7 +136,11 @@ std::unique_ptr<Op> OpRegistry::make(const NodeSpec& node) const {
       node.output_dtypes.size() > PerRequestOp::kMaxArity) {
     node.unsupported(str("more than ", PerRequestOp::kMaxArity, " inputs or outputs"));
   }
+#if defined(HEADRACE_PLANT_WRONG)
+  return plant_wrong(node, it->second(node));
+#else
   return it->second(node);
+#endif
 }
 
 std::vector<std::string> OpRegistry::names() const {

@@ -93,6 +93,7 @@ class PlanFile:
         mapped: Its memory, for `_core.ProgramBuilder`.
         manifest: What the blocks are.
         start: Where the first block is.
+        digest: A hash of all of it, in hex: that of the header, which holds those of the rest.
 
     Raises:
         InvalidPlan: There is no such file, or it is truncated, damaged or something else.
@@ -121,6 +122,7 @@ class PlanFile:
         if version != FORMAT_VERSION:
             raise StalePlan(f"{self.path}: got format version {version}, expected {FORMAT_VERSION}: save the Plan anew")
         self._compare_hash("header", _core.hash_bytes(header[:-_HASH_BYTES]), own)
+        self.digest = f"{own:016x}"
         if file_bytes != size:
             raise InvalidPlan(f"{self.path}: got {size} bytes, expected {file_bytes}: it is truncated or extended")
         manifest = self.mapped.read(_HEADER.size, manifest_bytes)

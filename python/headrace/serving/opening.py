@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import time
+import os
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from headrace import gate
 from headrace.backend import Plan, Request, Result
 from headrace.config import ModelSettings
-from headrace.errors import DeadlineExceeded, HeadraceError, ParityError, PlanError
-from headrace.parity import compare
-from headrace.plan_file import PLAN_FILE
-from headrace.serving.warmup import warmup_request
+from headrace.errors import PlanError
+from headrace.plan_file import PLAN_FILE, PlanFile
+from headrace.serving.warmup import parity_requests
 from headrace.signature import Signature
 
 if TYPE_CHECKING:
@@ -22,10 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.serving")
 
-# Relative L2 error allowed where the settings name none. fp32 differs from the reference by the order of its sums; a
-# precision that was lowered on purpose differs by its rounding, and must only not be broken.
-TOLERANCE_FP32 = 1e-3
-TOLERANCE_LOWERED = 0.1
+# Beside a saved plan: what the gate found when it was first loaded, and of which plan.
+PARITY_NOTE = "plan.headrace.parity"
 
 
 class EngineLike(Protocol):
@@ -103,71 +103,96 @@ def open_as_told(path: Path, settings: ModelSettings) -> Engine:
         "threads": settings.threads,
         "winograd": settings.winograd,
     }
+    engine: Engine | None = None
     if path == plan:
-        return headrace.load_plan(plan.parent, **options)
+        engine = headrace.load_plan(plan.parent, **options)
+        engine.parity = "not checked: there is no model file beside the saved plan"
+        return engine
     if plan.is_file() and settings.backend in ("auto", "native"):
         try:
-            return headrace.load_plan(plan.parent, model=path, **options)
+            engine = headrace.load_plan(plan.parent, model=path, **options)
         except PlanError as error:
             log.warning("compiling %s, because its saved plan is refused: %s", path, error)
-    model = headrace.load(str(path))
-    engine = model.compile(
-        backend=settings.backend,
-        device=settings.device,
-        options=settings.options,
-        fallback=settings.fallback,
-        **options,
-    )
+    mapped = engine is not None
+    model: Model | None = None
+    if engine is None:
+        model = headrace.load(str(path))
+        engine = model.compile(
+            backend=settings.backend,
+            device=settings.device,
+            options=settings.options,
+            fallback=settings.fallback,
+            **options,
+        )
     if (wanted := engine.plan.details.get("fallback_from")) is not None:
         log.warning("model %s runs on %s, because %s cannot", path, engine.plan.backend, wanted)
-    if not settings.parity:
-        engine.parity = "not checked: parity = false"
-        return engine
     try:
-        engine.parity = check_parity(model, engine, settings, warmup_request(engine.signature, path.parent.parent))
+        engine.parity = _parity(path, plan if mapped else None, model, engine, settings)
     except BaseException:
         engine.close()
         raise
     return engine
 
 
-def check_parity(model: Model, engine: Engine, settings: ModelSettings, request: Request) -> str:
-    """Compares an Engine with the reference backend on one Request.
+def _parity(path: Path, plan: Path | None, model: Model | None, engine: Engine, settings: ModelSettings) -> str:
+    """What the gate finds of an Engine, or found when its saved plan was first loaded.
+
+    Args:
+        path: The model file.
+        plan: The saved plan that the Engine was mapped from, if it was.
+        model: What it was compiled from, if it was.
+        engine: The Engine.
+        settings: How to check it.
+    """
+    if not settings.parity:
+        return "not checked: parity = false"
+    key, note = "", path.parent / PARITY_NOTE
+    if plan is not None:
+        import headrace
+
+        key = f"{PlanFile(plan.parent).digest} {settings.parity_tolerance} {headrace.__version__}"
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            known, _, found = note.read_text(encoding="utf-8").partition("\n")
+            if known == key:
+                return f"{found.strip()} (when the plan was first loaded)"
+    if model is None:
+        import headrace
+
+        model = headrace.load(str(path))
+    verdict = check_parity(model, engine, settings, parity_requests(engine.signature, path.parent.parent))
+    if plan is not None and verdict.compared:
+        with contextlib.suppress(OSError):  # a read-only repository is checked each time
+            temporary = note.with_suffix(f".{os.getpid()}")
+            temporary.write_text(f"{key}\n{verdict}\n", encoding="utf-8")
+            temporary.replace(note)
+    return str(verdict)
+
+
+def check_parity(model: Model, engine: Engine, settings: ModelSettings, requests: Sequence[Request]) -> gate.Verdict:
+    """Compares an Engine with the reference backend; see `headrace.gate`.
 
     Args:
         model: What the Engine was compiled from.
         engine: The Engine.
         settings: Say how far it may be off, and how long the reference may take.
-        request: The Request.
+        requests: What to compare on.
 
     Returns:
-        What was found, for people. Where the reference lacks an op or is too slow, nothing is, and this says so.
+        What was found. Where the reference lacks an op or is too slow, nothing is, and it says so.
 
     Raises:
         ParityError: The outputs are too far apart.
         HeadraceError: The Engine failed.
     """
-    if engine.plan.backend == "reference":
-        return "not checked: it runs on the reference backend"
-    try:
-        with model.compile(backend="reference") as reference:
-            expected = cast(Any, reference.executable).inner.run_until(
-                reference.check(request), time.monotonic() + settings.parity_s_max
-            )
-    except DeadlineExceeded:
-        return f"not checked: the reference backend took longer than parity_s_max = {settings.parity_s_max:g} s"
-    except HeadraceError as error:
-        return f"not checked: {str(error)[:200]}"
-    found = compare(engine.run_batch([request]), [expected])
-    tolerance = settings.parity_tolerance
-    if tolerance is None:
-        tolerance = TOLERANCE_FP32 if engine.plan.precision == "fp32" else TOLERANCE_LOWERED
-    if found.error > tolerance:
-        raise ParityError(
-            f"output {found.output!r}: got an error of {found.error:.3g} against the reference backend, "
-            f"expected at most {tolerance:g} (parity_tolerance; parity = false serves it unchecked)"
-        )
-    return f"error {found.error:.2g} against the reference backend, {tolerance:g} allowed"
+    return gate.check(
+        model,
+        engine.run_batch,
+        [engine.check(request) for request in requests],
+        backend=engine.plan.backend,
+        options=replace(engine.options, precision=engine.plan.precision, threads=engine.plan.threads),
+        tolerance=settings.parity_tolerance,
+        seconds_max=settings.parity_s_max,
+    )
 
 
 def open_batcher(engine: EngineLike, settings: ModelSettings, *, ledger_fd: int = -1) -> BatcherLike:

@@ -12,9 +12,9 @@ import msgspec
 
 from headrace.config import MODEL_FILE, ModelSettings
 from headrace.errors import HeadraceError, StalePlan
-from headrace.parity import DEFAULT_TOLERANCE
+from headrace.parity import DEFAULT_TOLERANCE, TOLERANCES
 from headrace.planner.file import PlanToml, of_report, read
-from headrace.serving.opening import TOLERANCE_FP32, open_as_told
+from headrace.serving.opening import open_as_told
 
 if TYPE_CHECKING:
     from headrace.engine import Engine
@@ -81,7 +81,7 @@ def _tolerance(planned: PlanToml) -> float:
     if planned.asked.tolerance is not None:
         return max(planned.asked.tolerance, 1e-12)  # settings know no 0
     exact = planned.choice.precision == "fp32" and not planned.choice.winograd
-    return TOLERANCE_FP32 if exact else DEFAULT_TOLERANCE
+    return TOLERANCES["fp32"] if exact else DEFAULT_TOLERANCE
 
 
 def _open_elsewhere(

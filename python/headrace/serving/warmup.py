@@ -1,4 +1,4 @@
-"""The Request a model is warmed with before it is called ready."""
+"""The Requests a model is warmed with, and compared with the reference backend on, before it is called ready."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from headrace.signature import Signature
 
 # A file of this name in a model's folder, one array per input, is used in place of a made-up Request.
 WARMUP_FILE = "warmup.npz"
+# A folder beside it with more of them, for the comparison with the reference backend.
+SAMPLES = "samples"
+# The larger of the made-up Requests.
+_ROWS, _LENGTH = 3, 16
 
 
 def warmup_request(signature: Signature, folder: Path | None = None) -> Request:
@@ -24,8 +28,35 @@ def warmup_request(signature: Signature, folder: Path | None = None) -> Request:
         ConfigError: ``warmup.npz`` is there but cannot be read.
     """
     if folder is not None and (path := folder / WARMUP_FILE).is_file():
-        try:
-            return read_request(path, signature)
-        except RequestError as error:
-            raise ConfigError(str(error)) from error
+        return _read(path, signature)
     return make_request(signature)
+
+
+def parity_requests(signature: Signature, folder: Path | None = None) -> list[Request]:
+    """The Requests to compare a model with the reference backend on, the most important first.
+
+    Where the folder has ``warmup.npz`` or a folder ``samples`` with more of its kind, those: recorded Requests show
+    what made-up ones cannot. Else one of least size, and one of a few rows, tokens or pixels.
+
+    Args:
+        signature: The model's signature.
+        folder: The model's folder in its repository.
+
+    Raises:
+        ConfigError: One of the files cannot be read.
+    """
+    if folder is not None:
+        given = [path for path in (folder / WARMUP_FILE, *sorted((folder / SAMPLES).glob("*.npz"))) if path.is_file()]
+        if given:
+            return [_read(path, signature) for path in given]
+    symbols = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
+    leading = {spec.dims[0] for spec in signature.inputs if spec.dims}
+    larger = {symbol: _ROWS if symbol in leading else _LENGTH for symbol in symbols}
+    return [make_request(signature), *([make_request(signature, larger, seed=1)] if larger else [])]
+
+
+def _read(path: Path, signature: Signature) -> Request:
+    try:
+        return read_request(path, signature)
+    except RequestError as error:
+        raise ConfigError(str(error)) from error

@@ -125,9 +125,23 @@ def test_a_saved_plan_is_served_where_it_fits(tmp_path: Path, caplog: pytest.Log
         open_engine(plan, ModelSettings(threads=2))
 
 
+def test_a_saved_plan_is_compared_once_where_its_model_is_beside_it(tmp_path: Path) -> None:
+    path = scaling_model(tmp_path / "1", 2.0)
+    headrace.load(str(path)).compile(threads=1).save(path.parent)
+    settings = ModelSettings(threads=1)
+    found = "error 0 against the reference backend on 2 samples, 0.001 allowed"
+    assert open_engine(path, settings).parity == found
+    assert open_engine(path, settings).parity == f"{found} (when the plan was first loaded)"
+    assert open_engine(path, ModelSettings(threads=1, parity_tolerance=0.5)).parity.endswith("0.5 allowed")
+    assert open_engine(path, ModelSettings(threads=1, parity=False)).parity == "not checked: parity = false"
+    assert "no model file" in open_engine(path.parent / "plan.headrace", settings).parity
+
+
 def test_a_model_is_compared_with_the_reference_before_it_serves(tmp_path: Path) -> None:
     path = scaling_model(tmp_path / "1", 2.0)
-    assert open_engine(path, ModelSettings()).parity == "error 0 against the reference backend, 0.001 allowed"
+    assert (
+        open_engine(path, ModelSettings()).parity == "error 0 against the reference backend on 2 samples, 0.001 allowed"
+    )
     assert open_engine(path, ModelSettings(parity=False)).parity == "not checked: parity = false"
     assert "longer than parity_s_max" in open_engine(path, ModelSettings(parity_s_max=1e-9)).parity
     assert open_engine(path, ModelSettings(backend="reference")).parity.startswith("not checked: it runs on the")
@@ -153,12 +167,14 @@ def test_a_model_that_differs_from_the_reference_is_not_served_and_the_others_ar
         assert host.ready
         assert host.find("right").metadata(["1"])["parameters"]["parity"].startswith("error 0 against")
         with pytest.raises(
-            BackendUnavailable, match=r"got state unavailable, expected ready: output 'y': got an error"
+            BackendUnavailable,
+            match=r"unavailable, expected ready: against the reference .* output 'y' of sample 0 at \[0\]: got ",
         ):
             host.find("wrong")
         right, wrong = host.states()
         assert (right.state, wrong.state) == ("READY", "UNAVAILABLE")
         assert "expected at most 0.001 (parity_tolerance" in wrong.reason
+        assert "every op agrees by itself" in wrong.reason  # the fault is outside the Plan
     finally:
         host.close()
 
