@@ -9,7 +9,7 @@ reference, given the Plan's own values at every op, computes what the Plan did; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -69,9 +69,6 @@ def check(
         ParityError: The answers are too far apart. The message shows the worst element and the first wrong op.
         HeadraceError: The Plan failed at the first Request, which the reference answers.
     """
-    from headrace.divergence import Search
-    from headrace.engine import backend_named
-
     if backend == "reference":
         return Verdict(0, "not checked: it runs on the reference backend")
     try:
@@ -80,18 +77,43 @@ def check(
         return Verdict(0, f"not checked: {str(error)[:200]}")
     if not expected:
         return Verdict(0, f"not checked: the reference backend took longer than parity_s_max = {seconds_max:g} s")
-    compared: list[Request] = []
-    wanted: list[Result] = []
-    got: list[Result] = []
-    for index, want in expected.items():
+    got = _answers(run_batch, {index: requests[index] for index in expected})
+    if not got:
+        return Verdict(0, "not checked: the Plan answers none of the samples that the reference backend answers")
+    return _compare(
+        model, [requests[index] for index in got], list(got.values()), [expected[index] for index in got],
+        backend, options, tolerance, compile_,
+    )  # fmt: skip
+
+
+def _answers(
+    run_batch: Callable[[Sequence[Request]], list[Result]], requests: Mapping[int, Request]
+) -> dict[int, Result]:
+    """The Plan's Results; only the first Request must have one."""
+    got: dict[int, Result] = {}
+    for index, request in requests.items():
         try:
-            got += run_batch([requests[index]])
+            (got[index],) = run_batch([request])
         except HeadraceError:
+            # A made-up Request that the Plan refuses and numpy broadcasts its way through proves nothing.
             if index == 0:
                 raise
-            continue  # a made-up Request that the Plan refuses and numpy broadcasts its way through proves nothing
-        compared.append(requests[index])
-        wanted.append(want)
+    return got
+
+
+def _compare(
+    model: Model,
+    compared: list[Request],
+    got: list[Result],
+    wanted: list[Result],
+    backend: str,
+    options: CompileOptions,
+    tolerance: float | None,
+    compile_: Compile | None,
+) -> Verdict:
+    from headrace.divergence import Search
+    from headrace.engine import backend_named
+
     on = f" on {len(compared)} samples" if len(compared) > 1 else ""
     precision = "quantized" if options.precision == "fp32" and _is_quantized(model) else options.precision
     difference = beyond(got, wanted, tolerance, precision)

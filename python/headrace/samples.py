@@ -16,6 +16,8 @@ _SAMPLE_DIMS = (1, 16, 224)
 # The first dim is a batch, of which a few do.
 _SAMPLE_ROWS_MAX = 4
 _SAMPLES_PER_LENGTH = 3
+# Of the larger of two: rows of the batch, and whatever else has a length.
+_FEW_ROWS, _FEW_OTHERS = 3, 16
 
 
 def make_request(signature: Signature, dims: Mapping[str, int] | None = None, seed: int = 0) -> Request:
@@ -60,6 +62,14 @@ def sample_requests(signature: Signature, run_batch: Callable[[Sequence[Request]
                 break
             requests.append(request)
     return requests
+
+
+def two_requests(signature: Signature) -> list[Request]:
+    """Two made-up Requests that the reference backend is soon done with: one of least size, one a little larger."""
+    symbols = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
+    leading = {spec.dims[0] for spec in signature.inputs if spec.dims}
+    larger = {symbol: _FEW_ROWS if symbol in leading else _FEW_OTHERS for symbol in symbols}
+    return [make_request(signature), *([make_request(signature, larger, seed=1)] if larger else [])]
 
 
 def _array(spec: TensorSpec, dims: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:

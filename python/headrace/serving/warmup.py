@@ -6,15 +6,13 @@ from pathlib import Path
 
 from headrace.backend import Request
 from headrace.errors import ConfigError, RequestError
-from headrace.samples import make_request, read_request
+from headrace.samples import make_request, read_request, two_requests
 from headrace.signature import Signature
 
 # A file of this name in a model's folder, one array per input, is used in place of a made-up Request.
 WARMUP_FILE = "warmup.npz"
 # A folder beside it with more of them, for the comparison with the reference backend.
 SAMPLES = "samples"
-# The larger of the made-up Requests.
-_ROWS, _LENGTH = 3, 16
 
 
 def warmup_request(signature: Signature, folder: Path | None = None) -> Request:
@@ -49,10 +47,7 @@ def parity_requests(signature: Signature, folder: Path | None = None) -> list[Re
         given = [path for path in (folder / WARMUP_FILE, *sorted((folder / SAMPLES).glob("*.npz"))) if path.is_file()]
         if given:
             return [_read(path, signature) for path in given]
-    symbols = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
-    leading = {spec.dims[0] for spec in signature.inputs if spec.dims}
-    larger = {symbol: _ROWS if symbol in leading else _LENGTH for symbol in symbols}
-    return [make_request(signature), *([make_request(signature, larger, seed=1)] if larger else [])]
+    return two_requests(signature)
 
 
 def _read(path: Path, signature: Signature) -> Request:
