@@ -179,7 +179,7 @@ class Executable(abc.ABC):
         raise PlanError(f"backend {self.plan.backend!r} cannot save its Plans, expected backend 'native'")
 
     def close(self) -> None:  # noqa: B027  (most executables hold nothing to give back)
-        """Gives back threads and device memory. Calls after this are errors."""
+        """Gives back threads and device memory. Nothing is called after it."""
 
 
 class Backend(abc.ABC):
