@@ -17,6 +17,10 @@ from headrace.model import Model
 
 Tensor = torch.Tensor
 
+# Places of weights: column by column, as torch.nn.Linear holds them, which products with them are fastest with; and
+# likewise as bfloat16.
+COLUMNS, BF16 = "columns", "bf16"
+
 
 class Mover:
     """Brings values from the host to the device.
@@ -104,12 +108,16 @@ class TorchExecutable(Executable):
         """An output in memory of its own: no input's and no weight's."""
         value = value.contiguous()
         if self.device_results:
-            shared = self._script.is_constant(value) or any(shares(value, other) for other in given)
-            return value.clone() if shared else value
+            return value.clone() if self._is_shared(value, given) else value
         if value.device.type != "cpu":
             return array_of(value.cpu())
-        shared = self._script.is_constant(value) or any(shares(value, other) for other in given)
-        return array_of(value.clone() if shared else value)
+        return array_of(value.clone() if self._is_shared(value, given) else value)
+
+    def _is_shared(self, value: Tensor, given: list[Tensor]) -> bool:
+        if self._script.is_constant(value):
+            return True
+        start = value.untyped_storage().data_ptr()
+        return any(start == other.untyped_storage().data_ptr() for other in given)
 
     def close(self) -> None:
         """Lets go of the weights, and of the device memory they were in."""
@@ -119,11 +127,6 @@ class TorchExecutable(Executable):
             torch.cuda.empty_cache()
 
 
-def shares(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors lie in the same memory."""
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-
-
 def tensor_of(value: Any, device: torch.device) -> Tensor:
     """An input on `device`: numpy's, torch's own, or anything else that has DLPack."""
     if isinstance(value, np.ndarray):
@@ -131,8 +134,8 @@ def tensor_of(value: Any, device: torch.device) -> Tensor:
             value = value.copy()
         if value.dtype.name == "bfloat16":
             return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16).to(device)
-        value = torch.from_numpy(value)
-    elif not isinstance(value, Tensor):
+        return torch.from_numpy(value).to(device)
+    if not isinstance(value, Tensor):
         value = torch.from_dlpack(value)
     tensor: Tensor = value.detach().to(device)
     return tensor if tensor.is_contiguous() else tensor.contiguous()
@@ -149,12 +152,14 @@ def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 def constant_on(device: torch.device) -> Callable[[np.ndarray[Any, Any], str], Tensor]:
-    """Places constants for `headrace.graph.script.Script`: on the host, on `device`, or there as bfloat16."""
+    """What places constants for a Script: on the host, or on `device`, plainly, by `COLUMNS` or in `BF16`."""
 
     def place(array: np.ndarray[Any, Any], where: str) -> Tensor:
         tensor = tensor_of(np.array(array), torch.device("cpu"))
         if where == "host":
             return tensor
-        return tensor.to(device, torch.bfloat16) if where == "bf16" else tensor.to(device)
+        if where != "device" and tensor.dim() == 2:
+            tensor = tensor.t().contiguous().t()
+        return tensor.to(device, torch.bfloat16) if where == BF16 else tensor.to(device)
 
     return place

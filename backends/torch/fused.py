@@ -15,9 +15,10 @@ from headrace.graph.script import Attributes, Untranslated
 
 Tensor = torch.Tensor
 
+# Of what a product has just made: they may write over it.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
-    "relu": torch.relu,
+    "relu": torch.relu_,
     "gelu_erf": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "sigmoid": torch.sigmoid,

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from headrace.backends.torch.executable import BF16
 
 from headrace.graph.precision import assign
 from headrace.graph.script import Step
@@ -33,7 +34,7 @@ def lowering(model: Model, precision: str, translate: Translate) -> tuple[Transl
             return step
         dtype = torch.bfloat16 if node.outputs[0] in precisions.narrow else torch.float32
         reads = _READS[node.op_type]
-        constants = {at: "bf16" for at in reads if at < len(node.inputs) and _is_constant(node.inputs[at])}
+        constants = {at: BF16 for at in reads if at < len(node.inputs) and _is_constant(node.inputs[at])}
         return Step(_in_bfloat16(step.function, reads, dtype), step.reads | constants)
 
     return lowered, [precisions.summary(len(list(model.graph.graph)))]

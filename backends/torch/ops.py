@@ -31,7 +31,9 @@ def translate(node: ir.Node, opset: int) -> Step:
         raise Untranslated("torch has no string tensors")
     for table in (arithmetic.OPS, shapes.OPS, networks.OPS, fused.OPS):
         if key in table:
-            return Step(table[key](Attributes(node), opset))
+            # Named here, not imported: `executable` has what it means.
+            reads = {1: "columns"} if key == "headrace.Linear" else {}
+            return Step(table[key](Attributes(node), opset), reads)
     if find_spec("array_api_compat") is None:
         raise Untranslated("no torch translation for this op; more ops run where array-api-compat is installed")
     from headrace.backends.cupy import ops as array_ops

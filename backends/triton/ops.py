@@ -24,15 +24,15 @@ def translate(node: ir.Node, opset: int) -> Step:
     Raises:
         Untranslated: There is none for this op, or for this variant of it.
     """
-    step = torch_ops.translate(node, opset)
+    step = torch_ops.translate(node, opset)  # whatever place its constants are best in: ours lie plainly
     otherwise = each(step.function, len(node.outputs))
     make = OPS.get(key_of(node))
     known = [value.dtype for value in (*node.inputs, *node.outputs) if value is not None]
     if make is None or len(node.outputs) != 1 or (key_of(node) == "Softmax" and opset < 13):
-        return Step(otherwise, step.reads)
+        return Step(otherwise)
     if any(dtype not in (ir.DataType.FLOAT, ir.DataType.BOOL) for dtype in known):
-        return Step(otherwise, step.reads)
-    return Step(make(node, Attributes(node), otherwise) or otherwise, step.reads)
+        return Step(otherwise)
+    return Step(make(node, Attributes(node), otherwise) or otherwise)
 
 
 def runs_in_triton(node: ir.Node, opset: int) -> bool:
