@@ -33,6 +33,7 @@ from benchmarks.engine import (
 from benchmarks.harness import machine, tables
 from benchmarks.harness.cases import Effort
 from benchmarks.harness.section import Options, Section
+from benchmarks.serving import embedded, ingress, on_ray
 from headrace import hardware
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
@@ -52,6 +53,9 @@ ROOMS = (
     days,
     validation,
     reaction,
+    embedded,
+    ingress,
+    on_ray,
 )
 SECTIONS: dict[str, Section] = {section.name: section for room in ROOMS for section in room.SECTIONS}
 
