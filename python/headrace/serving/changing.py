@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from headrace.config import ModelConfig
+from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
 from headrace.serving.served import ServedModel
 
@@ -54,6 +55,7 @@ async def retire(host: ModelHost, models: Sequence[ServedModel]) -> None:
             host.retire(models, RETIRE_S_MAX)
         except Exception as error:
             log.error("could not close a version: %s", error)
+        settle()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(done.set)
 

@@ -29,6 +29,7 @@ from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.front_app import FrontApp
 from headrace.serving.front_grpc import FrontGrpcApp
 from headrace.serving.front_repository import DeployedRepository
+from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
 from headrace.serving.http_protocol import sweep
 from headrace.serving.ingress.bridge import Bridge
@@ -247,6 +248,7 @@ class Front:
         self._where = where
         self._thread = LoopThread("headrace-front")
         self._state = FrontState(where, ledger, caller_header, admin_token)
+        settle()
         # One that is started again must know of models that came after it was deployed.
         self._thread.submit(self._state.start(RayStore().names() or names)).result()
 

@@ -42,6 +42,8 @@ def http_server(app: Any, drain_s_max: float = DRAIN_S_MAX) -> HttpServer:
         log_config=None,
         log_level="warning",
         server_header=False,
+        # Nobody here asks for the client's address.
+        proxy_headers=False,
         date_header=False,
         backlog=1024,
         # Longer than load balancers keep idle connections (60 s), so that it is never we who close one being reused.

@@ -35,6 +35,7 @@ from headrace.serving.body import CALLER_HEADER
 from headrace.serving.follower import Follower
 from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, MODEL_DEPLOYMENT, ReplicaLedger
 from headrace.serving.grpc_app import GrpcApp
+from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.ingress.bridge import Bridge
 from headrace.serving.ingress.door import Door, DoorAddress
@@ -106,6 +107,7 @@ class ModelReplica:
         self._app = OipApp(service)
         self._door = Door(self._app, GrpcApp(service))
         self._thread = LoopThread("headrace-replica")
+        settle()
         self._address = self._thread.submit(self._open()).result()
 
     async def _open(self) -> DoorAddress:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from headrace.errors import BackendUnavailable, ExecutionError
 from headrace.serving.app import OipApp
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
+from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
 from headrace.serving.http_protocol import sweep
 from headrace.serving.listener import DRAIN_S_MAX, http_server, listen, url_of
@@ -139,6 +140,7 @@ async def _serve(
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done() and loading.exception() is not None:
         server.should_exit = True
+    settle()
     while loading.done() and not (server.started or serving.done()):
         await asyncio.sleep(0.005)
     if on_ready is not None and not server.should_exit and not serving.done():
