@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.section import Options, Section
 from benchmarks.harness.tables import markdown, number
-from benchmarks.serving import credit, peers
+from benchmarks.serving import credit, peers, stages
 from benchmarks.serving.load import middle, wrk
 
 CONNECTIONS = (1, 16, 64)
@@ -55,23 +53,9 @@ def measure(options: Options) -> dict[str, Any]:
                     block = wrk(server.post, connections, seconds, server.pids)
                     blocks.setdefault(server.name, {}).setdefault(connections, []).append(block)
                     server.suspend()
-        servers[0].resume()
-        stages = _stages(servers[0].post.url)
+    options.progress("CPU by stage")
     found = {who: {str(n): middle(several) for n, several in by.items()} for who, by in blocks.items()}
-    return {"servers": found, "refused": refused, "stages": stages}
-
-
-def _stages(url: str) -> dict[str, float]:
-    """Seconds per request by stage, from the server's own metrics; of all of its blocks together."""
-    with urllib.request.urlopen(url.partition("/v2/")[0] + "/metrics") as response:
-        text = response.read().decode()
-    found: dict[str, float] = {}
-    for stage in ("decode", "queue", "compute", "encode", "total"):
-        sums = re.findall(rf"^headrace_\w*seconds_sum\{{[^}}]*stage=\"{stage}\"[^}}]*\}} (\S+)$", text, re.M)
-        counts = re.findall(rf"^headrace_\w*seconds_count\{{[^}}]*stage=\"{stage}\"[^}}]*\}} (\S+)$", text, re.M)
-        if sums and float(counts[0]):
-            found[stage] = float(sums[0]) / float(counts[0])
-    return found
+    return {"servers": found, "refused": refused, "stages": stages.measure()}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -100,7 +84,7 @@ def table(result: dict[str, Any]) -> str:
             held = "" if ratio >= bar else ": not reached"
             lines.append(f"- {n} connections: Headrace (JSON) / {best} = **{ratio:.2f}** (wanted: {bar:g}{held})")
     lines += [f"- not measured: {who}: {why}" for who, why in result["refused"].items()]
-    return "\n\n".join([markdown(headings, rows), "\n".join(lines)])
+    return "\n\n".join([markdown(headings, rows), "\n".join(lines), stages.sentence(result["stages"])])
 
 
 SECTIONS = [Section("serving-embedded", "One process beside other inference servers", measure, table)]

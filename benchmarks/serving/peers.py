@@ -157,7 +157,8 @@ dynamic_batching {{ }}
     environment = {
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)),
         "PYTHONPATH": str(packages),
-        "PYTHONHOME": sys.base_prefix,
+        # Its Python takes after the first one on the path.
+        "PATH": os.pathsep.join([str(ENVIRONMENT / "bin"), os.environ["PATH"]]),
     }
     command = [
         str(TRITON / "bin" / "tritonserver"), "--model-repository", str(repository),
