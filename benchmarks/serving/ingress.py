@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 from typing import Any
+
+import psutil
 
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.section import Options, Section
@@ -19,6 +23,8 @@ INGRESSES: dict[str, tuple[str, dict[str, str]]] = {
     "Ray Serve's HAProxy": ("ray", {"RAY_SERVE_ENABLE_HA_PROXY": "1"}),
 }
 CHILD_S_MAX = 75
+# Every process that a child starts inherits it.
+MARK = "HEADRACE_BENCHMARK_CHILD"
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -28,20 +34,30 @@ def measure(options: Options) -> dict[str, Any]:
         options.progress(name)
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.serving.ingress_child", ingress]
         command.append("1" if options.quick else "3")
+        mark = secrets.token_hex(16)
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, MARK: mark},
         ) as child:  # fmt: skip
             try:
                 out, err = child.communicate(timeout=CHILD_S_MAX)
             except subprocess.TimeoutExpired:
                 child.kill()
                 out, err = child.communicate()
+        _end_marked(mark)
         if "JSON" in out:
             found[name] = json.loads(out.rpartition("JSON")[2])
         else:
             found[name] = {"refused": (err.strip().splitlines() or ["no report"])[-1]}
     return found
+
+
+def _end_marked(mark: str) -> None:
+    """Ends what a child has left behind, such as a haproxy, each process by its own id."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark:
+                process.kill()
 
 
 def table(result: dict[str, Any]) -> str:
