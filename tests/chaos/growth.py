@@ -74,6 +74,11 @@ class Growth:
         warm, end, _ = self._windows()
         return tuple(median(sample.rss_bytes[pid] for sample in part) / 2**20 for part in (warm, end))  # type: ignore[return-value]
 
+    def descriptors_of(self, pid: int) -> int:
+        """How many descriptors more one process has."""
+        warm, end, _ = self._windows()
+        return round(median(one.descriptors[pid] for one in end) - median(one.descriptors[pid] for one in warm))
+
     def descriptors(self) -> int:
         """Descriptors more than when warm, over the processes that were there all along."""
         return self._more(lambda sample: sample.descriptors)

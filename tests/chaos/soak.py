@@ -114,9 +114,11 @@ async def ray_soak(cluster: Cluster, seed: int, seconds: float) -> Report:
             await asyncio.sleep(REST_S)
             growth.samples.append(look(await asyncio.to_thread(cluster.deployment.processes)))
     report.facts |= {"times scaled": scaled, "requests": tally.sent}
+    roles = {pid: _role(pid) for pid in growth.stayed()}
     for pid in sorted(growth.stayed()):
         warm, last = growth.rss_of(pid)
-        report.facts[f"MiB more in {_role(pid)} ({pid})"] = round(last - warm, 1)
+        more = f"{last - warm:+.1f} MiB, {growth.descriptors_of(pid):+d}"
+        report.facts[f"memory and descriptors more in {roles[pid]} ({pid})"] = more
     report.add("clients", tally)
     report.balance(cluster.ledger, *cluster.tallies, failures=True)
     report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent > 0
@@ -132,6 +134,8 @@ def _clean(repository: Path, serving: str | int) -> None:
 
 
 def _role(pid: int) -> str:
+    """What a process of Ray is, from its command line."""
     with contextlib.suppress(psutil.Error):
-        return " ".join(psutil.Process(pid).cmdline())[:40] or psutil.Process(pid).name()
-    return "a process"
+        words = psutil.Process(pid).cmdline()
+        return next((Path(word).name for word in words if not word.startswith("-") and "/bin/python" not in word), "?")
+    return "a process that has ended"
