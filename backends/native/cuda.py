@@ -88,6 +88,10 @@ class CudaExecutable(Executable):
         """Refuses: what a saved Plan holds is packed for a CPU."""
         raise PlanError(f"a Plan on device {self.plan.device!r} cannot be saved, expected device 'cpu'")
 
+    def close(self) -> None:
+        """Gives the device's memory back, as soon as no Batch runs any more."""
+        self.core = None
+
 
 def compile_cuda(model: Model, options: CompileOptions, device: str) -> CudaExecutable:
     """Prepares `model` on a CUDA device.

@@ -12,10 +12,11 @@ import pytest
 from tests.cuda.on_device import SAMPLES, OnCuda, Sample, differences
 
 import headrace
+import headrace as hr
 from headrace.conformance import Subject
 from headrace.conformance.models import loaded, model_checks
 from headrace.conformance.node_tests import NODE_TESTS
-from headrace.errors import BackendUnavailable, PlanError, UnsupportedOp
+from headrace.errors import BackendUnavailable, ExecutionError, PlanError, UnsupportedOp
 
 FOLDER = os.environ.get("HEADRACE_CUDA_ON_HOST")
 if FOLDER is None:
@@ -60,6 +61,20 @@ def test_the_plan_says_where_the_model_runs() -> None:
         assert engine.plan.details["ops"] > 0
         with pytest.raises(PlanError, match="cannot be saved"):
             engine.save("unused")
+
+
+def test_a_batcher_runs_on_the_device_until_its_engine_is_closed() -> None:
+    sample = sample_of("trees")
+    engine = sample.model.compile(backend="native", device=DEVICE)
+    expected = engine.run_batch(sample.requests)
+    with hr.Batcher(engine, slo_ms=60_000) as batcher:
+        futures = [batcher.submit(request) for request in sample.requests]
+        for future, want in zip(futures, expected, strict=True):
+            got = future.result(timeout=60)
+            assert all(got[name].tobytes() == want[name].tobytes() for name in want)
+    engine.close()
+    with pytest.raises(ExecutionError, match="after close"):
+        engine.run_batch(sample.requests)
 
 
 def test_what_has_no_kernel_is_refused_node_by_node() -> None:
