@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+from pathlib import Path
 
 import pytest
+from tests.cuda import __main__ as report
 
 import headrace as hr
 from headrace.backends.native.cuda import usable_devices
@@ -28,3 +31,28 @@ def test_nothing_falls_back_to_the_cpu() -> None:
     with pytest.raises(BackendUnavailable):
         loaded("mlp")[1].compile(backend="native", device="cuda:99")
     assert hr.backends()["native"].probe().devices[0] == "cpu"
+
+
+def test_the_report_says_plainly_that_nothing_ran_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices, missing = usable_devices()
+    if "cuda" not in missing:
+        pytest.skip(f"this machine has {devices}")
+    monkeypatch.setattr(report, "MARKDOWN", tmp_path / "report.md")
+    monkeypatch.setattr(report, "JSON", tmp_path / "report.json")
+    assert report.main() == 0
+    assert "**Nothing ran on a GPU**" in (tmp_path / "report.md").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["missing"] == missing["cuda"]
+
+
+def test_the_report_shows_what_failed() -> None:
+    model = {"model": "trees", "precision": "fp32", "worst": 0.5, "allowed": 1e-6, "invariant": True, "ok": False}
+    found = {
+        "made": "now", "machine": "here", "device": {"name": "a GPU", "major": 9, "minor": 0},
+        "conformance": {"models": {"passed": 3, "failed": 0, "skipped": 1, "failures": []}},
+        "models": [model], "soak": {"batches": 9, "wrong": 0}, "speed": [{"case": "a case", "ms": {"cpu fp32": 2.5}}],
+    }  # fmt: skip
+    assert report.failed(found)
+    text = report.markdown(found)
+    assert "| trees | fp32 | 0.5 | 1e-06 | yes |" in text
+    assert "a case: cpu fp32 2.5" in text
+    assert not report.failed({**found, "models": [{**model, "ok": True}]})
