@@ -22,8 +22,8 @@ from benchmarks.harness.section import Options, Section
 from benchmarks.harness.tables import markdown, number
 from headrace.backend import Request
 from headrace.planner.cost import Cost, Stopwatch
-from headrace.planner.report import Report
-from headrace.planner.search import BATCHES, Search
+from headrace.planner.offers import BATCHES, offer_of
+from headrace.planner.report import Question, Report
 from headrace.planner.space import Candidate, space_of
 
 PAGE = "planner.md"
@@ -123,12 +123,11 @@ def choice(name: str, model: hr.Model, samples: list[Request], slo_ms: float, op
     options.progress(f"{name}: timing everything")
     question = report.question
     candidates = space_of(model, question.cores, BACKENDS).candidates
-    search = Search(model, candidates, question, 1e9, samples)
     start = time.perf_counter()
     costs = {one: exhaustive(model, one, samples, slo_ms / 1e3, options) for one in candidates}
     everything_s = time.perf_counter() - start
     right = {row.candidate for row in report.rows if "parity failed" not in row.why}
-    prices = {one: price(search, one, cost) for one, cost in costs.items() if cost is not None and one in right}
+    prices = {one: price(question, one, cost) for one, cost in costs.items() if cost is not None and one in right}
     best = min(prices, key=lambda one: prices[one])
     mine = chosen(report).candidate
     return {
@@ -153,9 +152,9 @@ def exhaustive(
         return None
 
 
-def price(search: Search, candidate: Candidate, cost: Cost) -> float:
+def price(question: Question, candidate: Candidate, cost: Cost) -> float:
     """Cores per request per second, as the planner reckons; without end where the SLO is out of reach."""
-    offer = search.offer_of(candidate, cost, BATCHES)
+    offer = offer_of(question, candidate, cost, BATCHES)
     return float("inf") if offer is None else offer.key[0]
 
 

@@ -8,6 +8,7 @@ space.py      the candidates: backend x precision x threads x ...
 requests.py   what they are measured with
 cost.py       timing Batches: a + b * work, the Batcher's cost model
 predict.py    from cost to p50, p99 and capacity: the Batcher, simulated
+offers.py     from predictions to a price, and why one candidate loses to another
 search.py     little time for all, most for the last few; bounds that drop the others
 report.py     the result
 html.py       the result as a page with plots

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from headrace.errors import BackendUnavailable, HeadraceError, ParityError
 from headrace.parity import DEFAULT_TOLERANCE, Parity, compare
 from headrace.planner.cost import Cost, Stopwatch, rehearse, slowdown
-from headrace.planner.predict import Prediction, fewest_replicas, highest_rate, simulate
+from headrace.planner.offers import BATCHES, Offer, mark_frontier, offer_of, too_slow, worse
+from headrace.planner.predict import highest_rate, simulate
 from headrace.planner.report import Question, Row
 from headrace.planner.requests import representative
 from headrace.planner.space import Candidate
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 # fp32 differs from the reference by the order of its sums.
 _TOLERANCE_FP32 = 1e-3
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
-# A lower precision must gain as much where cost is a matter of degree, not of whole cores.
-_MIN_GAIN = 1.1
 # Threads may share caches so well that two are a little more than twice as fast as one.
 _SCALING_SLACK = 1.1
 # Without an SLO, larger Batches than take so long are not looked at.
@@ -47,31 +45,12 @@ _SCREEN_OFF = 0.3
 _ROUNDS = ((0.4, 0.15, 4), (1.0, 0.08, 2), (1.6, 0.04, 2))
 # In turns, so that a machine that changes its speed changes it for all.
 _TURNS = 3
-# A plan must meet the SLO even if Batches take so much longer than they were measured to.
-HEADROOM = 1.1
 # Times too slow at the second run of a request, with which nothing more is tried.
 _HOPELESS = 4.0
 # Of the highest rate, where none was asked for.
 _REHEARSED_LOAD = 0.7
 # Rates for the report's plot, as shares of the highest.
 _CURVE = (0.05, 0.2, 0.4, 0.6, 0.75, 0.9, 1.0)
-# The largest Batch limit whose p99 is within that of the best is taken: it is there for the rush that was not foreseen.
-_P99_ALIKE = 1.05
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a candidate would do: with its best Batch limit, at the rate that was asked for or at its highest.
-
-    Attributes:
-        prediction: The figures.
-        cores: What all replicas take together.
-        key: Less is better.
-    """
-
-    prediction: Prediction
-    cores: float
-    key: tuple[float, ...]
 
 
 class Entry:
@@ -210,7 +189,7 @@ class Search:
             return ""
         threads = entry.candidate.threads
         times = one.candidate.threads / threads / _SCALING_SLACK * (1 - _SCREEN_OFF / 2)
-        offer = self.offer_of(entry.candidate, one.cost.scaled(times), self._limits(one))
+        offer = offer_of(self.question, entry.candidate, one.cost.scaled(times), self._limits(one))
         if offer is not None and offer.key < best.offer.key:
             return ""
         even = f"dropped: even if {threads} threads were {threads} times as fast as one"
@@ -304,46 +283,16 @@ class Search:
         return _BATCH_S_MAX if self.question.slo_s is None else self.question.slo_s
 
     def _judge(self, entry: Entry) -> None:
-        entry.offer = self.offer_of(entry.candidate, cast(Cost, entry.cost), self._limits(entry))
+        entry.offer = self._offer(entry)
 
     def _limits(self, entry: Entry) -> tuple[int, ...]:
         """Batch limits that the measured sizes say something about."""
         return tuple(count for count in BATCHES if count <= max(entry.counts))
 
-    def offer_of(self, candidate: Candidate, cost: Cost, limits: Sequence[int], *, final: bool = False) -> Offer | None:
-        """The best of a candidate's Batch limits; None if it cannot meet the SLO."""
-        offers = [offer for limit in limits if (offer := self._with_limit(candidate, cost, limit)) is not None]
-        if not offers:
-            return None
-        best = min(offers, key=lambda offer: offer.key)
-        alike = [
-            offer
-            for offer in offers
-            if offer.key[:-1] == best.key[:-1] and offer.prediction.p99_s <= _P99_ALIKE * best.prediction.p99_s
-        ]
-        best = max(alike, key=lambda offer: offer.prediction.max_batch)
-        if not final:
-            return best
-        found = best.prediction
-        exact = simulate(cost, found.max_batch, found.replicas, found.rate_rps, self.question.slo_s, final=True)
-        return replace(best, prediction=exact)
-
-    def _with_limit(self, candidate: Candidate, cost: Cost, limit: int) -> Offer | None:
-        question = self.question
-        per_replica = question.gpu_cores if candidate.on_gpu else float(candidate.threads)
-        if question.rate_rps is None:
-            rate = highest_rate(cost.scaled(HEADROOM), limit, question.slo_s)
-            if rate == 0:
-                return None
-            found = simulate(cost, limit, 1, rate, question.slo_s)
-            price = per_replica / rate * (_MIN_GAIN if candidate.lowered else 1.0)
-            return Offer(found, per_replica, (price, found.p99_s))
-        replicas = fewest_replicas(cost.scaled(HEADROOM), limit, question.rate_rps, question.slo_s)
-        if replicas is None:
-            return None
-        found = simulate(cost, limit, replicas, question.rate_rps, question.slo_s)
-        cores = replicas * per_replica
-        return Offer(found, cores, (cores, float(candidate.lowered), found.p99_s))
+    def _offer(self, entry: Entry, times: float = 1.0, *, final: bool = False) -> Offer | None:
+        """What it would do if it took `times` as long as was measured."""
+        cost = cast(Cost, entry.cost).scaled(times)
+        return offer_of(self.question, entry.candidate, cost, self._limits(entry), final=final)
 
     def _best(self) -> Entry | None:
         able = [entry for entry in self._racing if entry.offer is not None]
@@ -371,7 +320,7 @@ class Search:
         """Lets go of those that would not win were they faster by `off` and all others slower, and keeps `most`."""
         safe: dict[Entry, tuple[float, ...]] = {}
         for entry in self._racing:
-            slower = self.offer_of(entry.candidate, cast(Cost, entry.cost).scaled(1 + off), self._limits(entry))
+            slower = self._offer(entry, 1 + off)
             if slower is not None:
                 safe[entry] = slower.key
         best = min(safe, key=lambda entry: safe[entry], default=self._best())
@@ -382,7 +331,7 @@ class Search:
         for entry in self._racing:
             if entry is best:
                 continue
-            hope = self.offer_of(entry.candidate, cast(Cost, entry.cost).scaled(1 - off), self._limits(entry))
+            hope = self._offer(entry, 1 - off)
             if hope is None:
                 entry.lose(self._too_slow(entry))
             elif best in safe and hope.key >= safe[best]:
@@ -399,37 +348,17 @@ class Search:
             entry.lose(self._too_slow(entry))
 
     def _too_slow(self, entry: Entry) -> str:
-        cost = cast(Cost, entry.cost)
-        slo_s = self.question.slo_s
-        if slo_s is None:
-            return "no number of replicas keeps up with the rate"
-        alone = simulate(cost, 1, 1, 1e-3 / cost.seconds(1), slo_s)
-        if alone.p99_s > slo_s:
-            return f"too slow: p99 of a request alone is {1e3 * alone.p99_s:.3g} ms, the SLO {1e3 * slo_s:g} ms"
-        return f"no number of replicas keeps p99 within {1e3 * slo_s:g} ms at the rate"
+        return too_slow(self.question, cast(Cost, entry.cost))
 
     def _worse(self, entry: Entry, best: Entry, off: float) -> str:
-        """Why one that could serve is not the one."""
-        mine, theirs = entry.offer, best.offer
-        even = f", even if it were {off:.0%} faster than measured" if off > 0 else ""
-        if mine is None or theirs is None:
+        if entry.offer is None or best.offer is None:
             return self._too_slow(entry)
-        if self.question.rate_rps is None:
-            share = mine.cores / mine.prediction.rate_rps / (theirs.cores / theirs.prediction.rate_rps)
-            if share < 1:
-                return f"{1 / share:.2f} times as cheap as {best.candidate}, too little for its lower precision{even}"
-            return f"slower: {share:.2f} times the cost per request of {best.candidate}{even}"
-        if mine.cores > theirs.cores:
-            return f"slower: takes {mine.cores:g} cores, {best.candidate} takes {theirs.cores:g}{even}"
-        p99 = f"p99 {1e3 * mine.prediction.p99_s:.3g} ms against {1e3 * theirs.prediction.p99_s:.3g} ms"
-        if entry.candidate.lowered and not best.candidate.lowered:
-            return f"its lower precision saves no core ({p99})"
-        return f"slower: as many cores as {best.candidate}, and {p99}{even}"
+        return worse(self.question, entry.candidate, entry.offer, best.candidate, best.offer, off)
 
     def _rows(self) -> tuple[Row, ...]:
         self._say("simulating")
         for entry in self._racing:
-            entry.offer = self.offer_of(entry.candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
+            entry.offer = self._offer(entry, final=True)
         for entry in self._racing:
             self._rehearse(entry)
         best = self._best()
@@ -451,7 +380,7 @@ class Search:
         rate_rps = share * found.rate_rps / found.replicas
         engine, cost = cast(Any, entry.engine), cast(Cost, entry.cost)
         entry.slowness = rehearse(engine, cost, self._requests, found.max_batch, rate_rps)
-        entry.offer = self.offer_of(entry.candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
+        entry.offer = self._offer(entry, final=True)
 
     def _crowd(self, entry: Entry) -> None:
         """Measures how much slower an Engine is beside others on the same machine, and counts that in."""
@@ -470,7 +399,7 @@ class Search:
             for other in others:
                 other.close()
         if entry.crowding > 1:
-            beside_others = self.offer_of(candidate, cast(Cost, entry.cost), self._limits(entry), final=True)
+            beside_others = self._offer(entry, final=True)
             entry.offer = beside_others or entry.offer
 
     def _row(self, entry: Entry, chosen: bool) -> Row:
@@ -492,23 +421,3 @@ class Search:
         points = [simulate(cost, limit, 1, share * highest, slo_s) for share in _CURVE if highest > 0]
         curve = tuple((point.rate_rps, point.p50_s, point.p99_s) for point in points)
         return replace(row, prediction=offer.prediction, cores=offer.cores, rate_max_rps=highest, curve=curve)
-
-
-def mark_frontier(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows, best first, with those marked that no other is better than in price, p99 and error at once."""
-
-    def figures(row: Row) -> tuple[float, float, float]:
-        found = row.prediction
-        if found is None or row.cores is None:
-            return math.inf, math.inf, math.inf
-        return row.cores / found.rate_rps, found.p99_s, math.inf if row.error is None else row.error
-
-    def dominated(row: Row) -> bool:
-        mine = figures(row)
-        return math.isinf(mine[0]) or any(
-            all(a <= b for a, b in zip(figures(other), mine, strict=True)) and figures(other) != mine for other in rows
-        )
-
-    marked = [row if row.status == "chosen" or dominated(row) else replace(row, status="frontier") for row in rows]
-    places = {"chosen": 0, "frontier": 1, "lost": 2}
-    return tuple(sorted(marked, key=lambda row: (places[row.status], *figures(row))))
