@@ -33,7 +33,7 @@ def measure(options: Options) -> dict[str, Any]:
     for name, (ingress, environment) in INGRESSES.items():
         options.progress(name)
         command = [sys.executable, "-W", "ignore", "-m", "benchmarks.serving.ingress_child", ingress]
-        command.append("1" if options.quick else "3")
+        command.append("1" if options.quick else "2")
         mark = secrets.token_hex(16)
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,

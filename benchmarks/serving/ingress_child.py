@@ -29,7 +29,7 @@ CHANGE_S_MAX = 12.0
 
 def config(ingress: Any, least: int, most: int, idle_s: float = 600.0) -> DeployConfig:
     """The deployment with so many replicas."""
-    model = ModelConfig(name=credit.NAME, files={1: credit.file()}, settings=ModelSettings(threads=1))
+    model = ModelConfig(name=credit.NAME, files={1: credit.file()}, settings=ModelSettings(backend="native", threads=1))
     scaling = AutoscalingConfig(
         min_replicas=least, max_replicas=most, cpus_per_replica=0.5, idle_s=idle_s, down_hold_s=1.0
     )  # fmt: skip

@@ -65,7 +65,7 @@ def measure_credit(options: Options) -> dict[str, Any]:
     """Closed loop, 64 keep-alive connections."""
     from headrace.config import ModelConfig, ModelSettings
 
-    settings = ModelSettings(threads=1, max_batch=BATCH_MAX)
+    settings = ModelSettings(backend="native", threads=1, max_batch=BATCH_MAX)
     model = ModelConfig(name=credit.NAME, files={1: credit.file()}, settings=settings)
 
     def work(ours: str, bare: str, pids: list[int]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def measure_texts(options: Options) -> dict[str, Any]:
     """Open loop, ragged sentences: the peer at 70 % of its capacity, and us at what rate has the same p99."""
     from headrace.config import ModelConfig, ModelSettings
 
-    settings = ModelSettings(threads=1, max_batch=BATCH_MAX)
+    settings = ModelSettings(backend="native", threads=1, max_batch=BATCH_MAX)
     model = ModelConfig(name="minilm", files={1: texts.minilm_path()}, settings=settings)
     tokenizer = texts.minilm().Tokenizer()
     ids = [tokenizer(sentence)["input_ids"][0].tolist() for sentence in texts.sentences(SENTENCES)]

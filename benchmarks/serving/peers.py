@@ -127,7 +127,9 @@ def headrace(folder: Path, form: Callable[[str], Post] = credit.oip_json, name: 
     repository = folder / name.replace(" ", "-").replace(",", "")
     (repository / credit.NAME / "1").mkdir(parents=True)
     shutil.copy(credit.file(), repository / credit.NAME / "1" / "model.onnx")
-    (repository / credit.NAME / "headrace.toml").write_text(f"threads = 1\nmax_batch = {BATCH_MAX}\n")
+    (repository / credit.NAME / "headrace.toml").write_text(
+        f'backend = "native"\nthreads = 1\nmax_batch = {BATCH_MAX}\n'
+    )
     port = free_port()
     command = [sys.executable, "-c", "from headrace.cli.main import main; main()", "serve", str(repository)]
     return running(

@@ -90,7 +90,9 @@ def measure() -> dict[str, float]:
     """Microseconds of CPU time by stage, one request at a time."""
     import uvloop
 
-    config = ModelConfig(name=credit.NAME, files={1: credit.file()}, settings=ModelSettings(threads=1, parity=False))
+    config = ModelConfig(
+        name=credit.NAME, files={1: credit.file()}, settings=ModelSettings(backend="native", threads=1, parity=False)
+    )
     host = ModelHost([config])
     host.load()
     try:
