@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from headrace.backends.native.cuda import PRECISIONS, usable_devices
 from tests.cuda.on_device import SAMPLES, OnCuda, Sample, differences, network, perceptron, transformer, trees
 
-from headrace.backends.native.cuda import PRECISIONS, usable_devices
 from headrace.conformance.certificate import certify
 from headrace.engine import Engine
 from headrace.measure import Candidate, interleave

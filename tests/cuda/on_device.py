@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from headrace.backends.native.adapter import NativeBackend
+from headrace.backends.native.cuda import PRECISIONS
 
 import headrace as hr
 from headrace.backend import Capabilities
-from headrace.backends.native.adapter import NativeBackend
-from headrace.backends.native.cuda import PRECISIONS
 
 Request = dict[str, np.ndarray]
 

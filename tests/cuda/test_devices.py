@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from headrace.backends.native.cuda import usable_devices
 from tests.cuda import __main__ as report
 
 import headrace as hr
-from headrace.backends.native.cuda import usable_devices
 from headrace.conformance.models import loaded
 from headrace.errors import BackendUnavailable
 
