@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from headrace.backends.torch.executable import TorchExecutable
 
+# Option -> its values, the default first. Declared without them: nobody is to try them all, which compiles for minutes.
 OPTIONS = {"mode": ("eager", "compile", "cudagraphs"), "outputs": ("host", "device")}
 
 # Hardly any op of torch takes wider unsigned integers. Strings are declared since their ops are refused one by one.
@@ -41,7 +42,7 @@ class TorchBackend(Backend):
         """Requests run one by one; torch chooses kernels by shape, so bits are promised only per shape."""
         return Capabilities(
             precisions=("fp32", "bf16"), dtypes=_DTYPES, ragged=True, batch_invariant=True, concurrent=True,
-            options=OPTIONS,
+            options=dict.fromkeys(OPTIONS, ()),
         )  # fmt: skip
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
@@ -56,6 +57,10 @@ class TorchBackend(Backend):
 
         if refused := self.unsupported(model):
             raise UnsupportedOp(self.name, refused)
+        for name, value in options.options.items():
+            if value not in OPTIONS[name]:
+                expected = ", ".join(OPTIONS[name])
+                raise BackendUnavailable(f"backend 'torch': got option {name!r} {value!r}, expected one of {expected}")
         device = device_named(self.name, options.device)
         mode = options.options.get("mode", "eager")
         if mode == "cudagraphs" and device.type != "cuda":

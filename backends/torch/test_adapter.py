@@ -105,6 +105,12 @@ def test_a_mover_repeats_what_it_remembered() -> None:
     assert mover(torch.tensor([7])).item() == 7
 
 
+def test_options_take_only_their_values() -> None:
+    for name in ("mode", "outputs"):
+        with pytest.raises(BackendUnavailable, match=f"got option '{name}' 'warp', expected one of"):
+            loaded("mlp")[1].compile(backend="torch", options={name: "warp"})
+
+
 def test_cuda_graphs_need_cuda() -> None:
     with pytest.raises(BackendUnavailable, match="got option mode='cudagraphs', expected a CUDA device"):
         loaded("mlp")[1].compile(backend="torch", device="cpu", options={"mode": "cudagraphs"})

@@ -85,7 +85,7 @@ class TritonBackend(Backend):
             return Availability(ok=False, reason=f"torch cannot be imported ({error}); pip install torch")
         missing = {"cuda": "torch finds no CUDA device; headrace doctor shows what is missing"}
         if _interpreted():
-            return Availability(ok=True, devices=("cpu",), missing=missing)
+            return Availability(ok=True, devices=("cpu",), missing=missing, for_tests=True)
         count = torch.cuda.device_count()
         if count:
             return Availability(ok=True, devices=tuple(f"cuda:{index}" for index in range(count)))

@@ -146,6 +146,7 @@ def test_without_a_gpu_it_is_there_only_where_the_interpreter_is_asked_for(monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert TritonBackend().probe().devices == ("cpu",)
+    assert TritonBackend().probe().for_tests  # or planning would wait for the interpreter
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     availability = TritonBackend().probe()
     assert not availability.ok

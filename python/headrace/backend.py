@@ -47,12 +47,14 @@ class Availability:
         reason: Why not, and what would help.
         devices: Those that `CompileOptions.device` may name, the default one first: ``"cpu"``, ``"cuda:0"``.
         missing: Kind of device (``"cuda"``) -> why it is not among them, and what would help. For messages.
+        for_tests: True if it works here only to be tested: whoever does not name it does not get it.
     """
 
     ok: bool
     reason: str = ""
     devices: tuple[str, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
+    for_tests: bool = False
 
 
 @dataclass(frozen=True)

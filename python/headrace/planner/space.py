@@ -124,7 +124,7 @@ def space_of(
         if name not in installed:
             refused[name] = f"not installed; there are {', '.join(installed)}"
     for name, backend in installed.items():
-        if (only and name not in only) or (not only and name in NOT_FOR_SERVING):
+        if (only and name not in only) or (not only and (name in NOT_FOR_SERVING or backend.probe().for_tests)):
             continue
         if why := _refusal(backend, model):
             refused[name] = why
