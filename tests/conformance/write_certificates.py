@@ -25,16 +25,25 @@ def main() -> int:
     parser.add_argument("backends", nargs="+")
     parser.add_argument("--model", type=Path, action="append", default=[])
     args = parser.parse_args()
-    page, ok = DOCS.read_text(encoding="utf-8"), True
+    certificates = []
     for name in args.backends:
-        certificate = certify(backend_named(name), models=args.model)
-        ok &= certificate.ok
-        section = f"<!-- {name} -->\n{text_of(certificate)}\n<!-- end -->"
-        page, found = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _: section, page, flags=re.S)  # noqa: B023
-        if not found:
-            raise SystemExit(f"{DOCS}: got no place for {name!r}, expected <!-- {name} --> and <!-- end -->")
+        certificates.append(certify(backend_named(name), models=args.model))
+        write(certificates[-1])
+    return 0 if all(certificate.ok for certificate in certificates) else 1
+
+
+def write(certificate: Certificate) -> None:
+    """Puts a certificate where its backend's was."""
+    name, section = certificate.backend, text_of(certificate)
+    page, found = re.subn(
+        rf"<!-- {name} -->.*?<!-- end -->",
+        lambda _: f"<!-- {name} -->\n{section}\n<!-- end -->",
+        DOCS.read_text(encoding="utf-8"),
+        flags=re.S,
+    )
+    if not found:
+        raise SystemExit(f"{DOCS}: got no place for {name!r}, expected <!-- {name} --> and <!-- end -->")
     DOCS.write_text(page, encoding="utf-8")
-    return 0 if ok else 1
 
 
 def text_of(certificate: Certificate) -> str:
