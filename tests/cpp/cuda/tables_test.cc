@@ -109,15 +109,16 @@ HR_TEST(cuda_tree_classifiers_are_the_cpus) {
   }
 }
 
-// Complete trees of random questions: one is larger than what fits in shared memory.
+// Complete trees of random questions: chunk follows chunk, and one tree is larger than what fits in
+// shared memory.
 HR_TEST(cuda_forests_go_through_shared_memory_in_chunks) {
   Attributes a;
   Ints trees, nodes, features, yes, no, target_trees, target_nodes, targets;
   Floats values, weights;
   std::vector<std::string> modes;
   std::mt19937 rng(5);
-  for (int tree = 0; tree < 12; ++tree) {
-    int depth = tree == 6 ? 11 : 7;
+  for (int tree = 0; tree < 28; ++tree) {
+    int depth = tree == 26 ? 11 : 7;
     int branches = (1 << depth) - 1;
     for (int i = 0; i < 2 * branches + 1; ++i) {
       bool leaf = i >= branches;
