@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -81,11 +81,13 @@ class Growth:
 
     def descriptors(self) -> int:
         """Descriptors more than when warm, over the processes that were there all along."""
-        return self._more(lambda sample: sample.descriptors)
+        return sum(map(self.descriptors_of, self.stayed()))
 
     def threads(self) -> int:
         """Threads more than when warm."""
-        return self._more(lambda sample: sample.threads)
+        warm, end, stayed = self._windows()
+        total = lambda sample: sum(sample.threads[pid] for pid in stayed)  # noqa: E731
+        return round(median(map(total, end)) - median(map(total, warm)))
 
     def processes(self) -> int:
         """Processes more than when warm."""
@@ -95,11 +97,6 @@ class Growth:
     def stayed(self) -> set[int]:
         """The processes that were there all along."""
         return self._windows()[2]
-
-    def _more(self, of: Callable[[Sample], dict[int, int]]) -> int:
-        warm, end, stayed = self._windows()
-        total = lambda sample: sum(of(sample)[pid] for pid in stayed)  # noqa: E731
-        return round(median(map(total, end)) - median(map(total, warm)))
 
     def _windows(self) -> tuple[Sequence[Sample], Sequence[Sample], set[int]]:
         begin, span = self.samples[0].at_s, self.samples[-1].at_s - self.samples[0].at_s
