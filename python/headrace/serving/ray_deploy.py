@@ -144,11 +144,8 @@ class Deployment:
 
     def _delete(self) -> None:
         """Takes our applications away: each answers what it has, and other people's stay."""
-        others = [name for name in _deployed_models() if name not in self.models]
-        _tell_front(others)  # first, as in `update`
-        for name in self.models:
-            serve.delete(name, _blocking=True)
-            RayStore().delete(name)
+        _tell_front([name for name in _deployed_models() if name not in self.models])  # first, as in `update`
+        others = _delete_models(self.models)
         if others:
             _tell_front(others)
         else:
@@ -192,24 +189,56 @@ def deploy(
     names = tuple(deployed.model.name for deployed in config.models)
     openers = engine_opener, batcher_opener
     deployment = Deployment("", names, tag, _openers=openers)
+    before: list[str] | None = None
+    front_ran = False
     try:
         _check_fits(config.models)
         proxy_url = start_serve(config.http, owns_ray=tag is not None)
         tell(f"loading {', '.join(names)}")
-        before = _deployed_models()
+        before, front_ran = _deployed_models(), FRONT in serve.status().applications
+        token = read_token(None, os.environ.get("HEADRACE_ADMIN_TOKEN"))
+        # Before anything changes for the models that run.
+        front = _check_front(config.http)
         for deployed in config.models:
             _assign(deployed, deployed.model.name in before, tell)
-        token = read_token(None, os.environ.get("HEADRACE_ADMIN_TOKEN"))
-        where = _run_front(sorted({*names, *_deployed_models()}), config.http, config.ledger, token)
+        where = front or _run_front(sorted({*names, *before}), config.http, config.ledger, token)
+        if front_ran:
+            _tell_front(sorted({*names, *_deployed_models()}))
         deployment.url = proxy_url or url(where.host, where.port)
         deployment.grpc = url(where.host, where.grpc_port).removeprefix("http://")
         tell(f"ingress: {INGRESSES[where.ingress]}")
         serve.run_many(_targets(config, openers, before), wait_for_applications_running=False)
         _wait_running((FRONT, *names), timeout_s, tell, names)
-    except BaseException:
-        deployment.shutdown()
+    except BaseException as error:
+        try:
+            if before is not None and tag is None:
+                _take_back([name for name in names if name not in before], front_ran)
+        except Exception as also:
+            error.add_note(f"What had begun could not be taken back: {type(also).__name__}: {also}")
+        finally:
+            if tag is not None:
+                deployment.shutdown()
         raise
     return deployment
+
+
+def _take_back(names: Sequence[str], front_ran: bool) -> None:
+    """After a deployment that failed: what ran before it stays, the front included."""
+    others = _delete_models(names)
+    if FRONT not in serve.status().applications:
+        return
+    if front_ran:
+        _tell_front(others)
+    else:
+        serve.delete(FRONT, _blocking=True)
+
+
+def _delete_models(names: Sequence[str]) -> list[str]:
+    """Drains and deletes models; returns those that are left."""
+    for name in names:
+        serve.delete(name, _blocking=True)
+        RayStore().delete(name)
+    return [name for name in _deployed_models() if name not in names]
 
 
 def _targets(
@@ -280,25 +309,34 @@ def _tell_front(names: Sequence[str]) -> Any:
     return handle
 
 
-def _run_front(names: Sequence[str], http: HttpConfig, ledger: Path | None, admin_token: str | None) -> FrontAddress:
-    """Runs the front application where there is none, and says where it listens.
+def _check_front(http: HttpConfig) -> FrontAddress | None:
+    """Where the front listens; None where there is none, and one can listen as `http` says.
 
     Raises:
         ConfigError: A port is taken, or the front that runs listens elsewhere.
     """
-    if FRONT in serve.status().applications:
-        found: FrontAddress = _tell_front(names).where.remote().result(timeout_s=30)
-        if found.ingress != http.ingress:
-            raise ConfigError(
-                f"http.ingress: got {http.ingress}, expected {found.ingress}, as the running front has it"
-            )
-        if found.ingress == "headrace" and http.port not in (0, found.port):
-            raise ConfigError(f"http.port: got {http.port}, expected {found.port} (or 0), where the front listens")
-        return found
+    if FRONT not in serve.status().applications:
+        for port in filter(None, _ports(http)):
+            check_port(http.host, port)
+        return None
+    handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+    found: FrontAddress = handle.where.remote().result(timeout_s=30)
+    if found.ingress != http.ingress:
+        raise ConfigError(f"http.ingress: got {http.ingress}, expected {found.ingress}, as the running front has it")
+    if found.ingress == "headrace" and http.port not in (0, found.port):
+        raise ConfigError(f"http.port: got {http.port}, expected {found.port} (or 0), where the front listens")
+    return found
+
+
+def _ports(http: HttpConfig) -> tuple[int, int]:
+    """The ports on which a front is to take REST and gRPC; 0 for any that is free."""
     rest = http.port if http.ingress == "headrace" else 0
-    calls = http.grpc_port if http.grpc_port is not None else http.port + 1 if http.port else 0
-    for port in filter(None, (rest, calls)):
-        check_port(http.host, port)
+    return rest, http.grpc_port if http.grpc_port is not None else http.port + 1 if http.port else 0
+
+
+def _run_front(names: Sequence[str], http: HttpConfig, ledger: Path | None, admin_token: str | None) -> FrontAddress:
+    """Runs the front application, and says where it listens."""
+    rest, calls = _ports(http)
     # Ports are chosen here, so that the front takes the same ones if it has to start again.
     where = FrontAddress(http.ingress, http.host, rest or free_port(http.host), calls or free_port(http.host))
     front = build_front(names, where, ledger, http.caller_header, admin_token)

@@ -1,0 +1,147 @@
+"""What `deploy` and `Deployment.update` do to what runs already, on a stand-in for Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="the Ray extra is not installed")
+
+from headrace.config import AutoscalingConfig, DeployConfig, DeployedModel, HttpConfig, ModelConfig, ModelSettings
+from headrace.errors import ConfigError, ExecutionError
+from headrace.serving import ray_deploy
+from headrace.serving.assignment import Assignments, Edition
+from headrace.serving.front import FRONT, MODEL_DEPLOYMENT, FrontAddress
+
+
+class Memory(dict[str, bytes]):
+    """Stands in for Ray's store."""
+
+    def put(self, name: str, content: bytes) -> None:
+        self[name] = content
+
+    def delete(self, name: str) -> None:
+        self.pop(name, None)
+
+
+class FakeFront:
+    """The front as its handle shows it."""
+
+    def __init__(self, where: FrontAddress, store: Memory) -> None:
+        self._where = where
+        self.names: list[str] = []
+        self.assignments = Assignments(store)
+
+    def __getattr__(self, method: str) -> Any:
+        call: Callable[..., Any] = object.__getattribute__(self, f"on_{method}")
+        return SimpleNamespace(remote=lambda *args: SimpleNamespace(result=lambda timeout_s: call(*args)))
+
+    def on_where(self) -> FrontAddress:
+        return self._where
+
+    def on_set_names(self, names: list[str]) -> None:
+        self.names = names
+        self.assignments.forget()
+
+    def on_bring(self, name: str, edition: Edition) -> dict[str, Any]:
+        self.assignments.bring(name, edition)
+        return self.assignments.status(name)
+
+
+class Cluster:
+    """Serve, Ray and the front, as far as `ray_deploy` sees them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.store = Memory()
+        self.applications: dict[str, Any] = {}
+        self.front: FakeFront | None = None
+        self.states: dict[str, str] = {}
+        fake = SimpleNamespace(
+            status=lambda: SimpleNamespace(applications=dict(self.applications)),
+            delete=lambda name, _blocking: self.applications.pop(name, None),
+            run_many=self.run_many,
+            RunTarget=lambda app, name, route_prefix: (app, name),
+            get_deployment_handle=lambda deployment, app_name: self.front,
+        )
+        cpus = {"CPU": 4.0}
+        fake_ray = SimpleNamespace(available_resources=lambda: cpus, cluster_resources=lambda: cpus)
+        for name, value in {
+            "serve": fake,
+            "ray": fake_ray,
+            "connect": lambda tell: None,
+            "start_serve": lambda http, owns_ray: "",
+            "RayStore": lambda: self.store,
+            "build_app": lambda deployed, **how: deployed,
+            "build_front": lambda names, where, *rest: (names, where),
+        }.items():
+            patch.setattr(ray_deploy, name, value)
+
+    def run_many(self, targets: list[Any], wait_for_applications_running: bool) -> None:
+        for app, name in targets:
+            if name == FRONT:
+                self.front = FakeFront(app[1], self.store)
+                self.front.names = list(app[0])
+            deployments = {} if name == FRONT else {MODEL_DEPLOYMENT: SimpleNamespace(message="it is rubbish")}
+            status = self.states.get(name, "RUNNING")
+            self.applications[name] = SimpleNamespace(status=status, message="", deployments=deployments)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+def config(root: Path, *names: str, ledger: Path | None = None, **http: Any) -> DeployConfig:
+    models = []
+    for name in names:
+        path = root / f"{name}.onnx"
+        path.touch()
+        model = ModelConfig(name=name, files={1: path}, settings=ModelSettings())
+        models.append(DeployedModel(model=model, autoscaling=AutoscalingConfig()))
+    return DeployConfig(http=HttpConfig(**{"port": 0} | http), models=models, ledger=ledger)
+
+
+def test_a_deployment_that_fails_leaves_what_ran_before_it(cluster: Cluster, tmp_path: Path) -> None:
+    ray_deploy.deploy(config(tmp_path, "old"))
+    cluster.states["new"] = "DEPLOY_FAILED"
+    with pytest.raises(ExecutionError, match="it is rubbish"):
+        ray_deploy.deploy(config(tmp_path, "old", "new"))
+    assert set(cluster.applications) == {FRONT, "old"}
+    assert set(cluster.store) == {"old"}
+    assert cluster.front is not None
+    assert cluster.front.names == ["old"]
+
+
+def test_a_first_deployment_that_fails_leaves_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.states["new"] = "DEPLOY_FAILED"
+    with pytest.raises(ExecutionError, match="it is rubbish"):
+        ray_deploy.deploy(config(tmp_path, "new"))
+    assert not cluster.applications
+    assert not cluster.store
+
+
+@pytest.mark.parametrize("http", [{"ingress": "ray"}, {"port": 1}])
+def test_a_front_that_cannot_be_joined_is_an_error_before_anything_changes(
+    cluster: Cluster, tmp_path: Path, http: dict[str, Any]
+) -> None:
+    ray_deploy.deploy(config(tmp_path, "old"))
+    kept = dict(cluster.store)
+    (tmp_path / "old.onnx").write_text("another")
+    joining = config(tmp_path, "old", "new", **http)
+    with pytest.raises(ConfigError, match=r"the running front|the front listens"):
+        ray_deploy.deploy(joining)
+    assert set(cluster.applications) == {FRONT, "old"}
+    assert cluster.store == kept, "no new edition was brought in"
+
+
+def test_shutdown_takes_the_front_with_the_last_model(cluster: Cluster, tmp_path: Path) -> None:
+    first = ray_deploy.deploy(config(tmp_path, "a"))
+    second = ray_deploy.deploy(config(tmp_path, "b"))
+    first.shutdown()
+    assert set(cluster.applications) == {FRONT, "b"}
+    second.shutdown()
+    assert not cluster.applications
