@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Say = Callable[[str, Any], None]
 
 STATUS_EVERY_S = 1.0
+# Serve's controller and the front come back when they die; a Ray that does not answer for so many looks is gone.
+LOOKS_LOST_MAX = 60
 
 
 @click.command("deploy")
@@ -53,6 +55,8 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
     say = _say_json if as_json else _say_line
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    # Nobody can know from outside when it is ready for it, and by default it ends a process.
+    signal.signal(signal.SIGHUP, on_hangup)
     try:
         deployment = deploy(config, progress=lambda step: say("progress", step), timeout_s=timeout_s)
     except KeyboardInterrupt:
@@ -95,13 +99,15 @@ def _read(file: Path, address: str | None, port: int | None) -> DeployConfig:
 
 
 def _update(deployment: Deployment, read: Callable[[], DeployConfig], say: Say) -> None:
-    """Brings in what changed; where that cannot be done, what runs goes on running."""
+    """Brings in what changed; where that cannot be done, for whatever reason, what runs goes on running."""
     from headrace.errors import HeadraceError
 
     try:
         deployment.update(read(), progress=lambda step: say("progress", step))
     except HeadraceError as error:
         say("error", str(error))
+    except Exception as error:  # of Ray, while a part of it is being started again, or of a file
+        say("error", f"update: {type(error).__name__}: {error}")
     else:
         say("updated", deployment.url)
 
@@ -119,10 +125,24 @@ class Watch:
         self._say = say
         self._replicas: dict[str, dict[str, int]] | None = None
         self._rollouts: dict[str, dict[str, Any]] = {}
+        self._lost = 0
 
     def look(self) -> None:
-        """Looks once. A front that is just being started again is asked the next time."""
-        replicas = self._deployment.replicas()
+        """Looks once. What is just being started again is asked the next time.
+
+        Raises:
+            Exception: Ray's own, where it has not answered for `LOOKS_LOST_MAX` looks.
+        """
+        try:
+            replicas = self._deployment.replicas()
+        except Exception as error:
+            self._lost += 1
+            if self._lost >= LOOKS_LOST_MAX:
+                raise
+            if self._lost == 1:
+                self._say("error", f"status: {type(error).__name__}: {error}")
+            return
+        self._lost = 0
         if replicas != self._replicas:
             self._replicas = replicas
             self._say("replicas", replicas)
