@@ -130,6 +130,7 @@ class Door:
         self.calls = calls
         self.key = secrets.token_bytes(32)
         self.links: set[DoorLink] = set()
+        self.draining = False
         self._server: asyncio.AbstractServer | None = None
 
     async def open(self, host: str) -> DoorAddress:
@@ -158,6 +159,7 @@ class Door:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
+        self.draining = True
         if self._server is not None:
             self._server.close()
         for link in self.links:
@@ -207,6 +209,8 @@ class DoorLink(Frames):
         elif isinstance(message, Hello) and hmac.compare_digest(message.key, self._door.key):
             self._known = True
             self._door.links.add(self)
+            if self._door.draining:  # it was connecting when the others were told
+                self.send(Goodbye())
             self.message_bytes_max, self.body_bytes_max = MESSAGE_BYTES_MAX, BODY_BYTES_LIMIT
         else:
             self._abort()
@@ -216,7 +220,9 @@ class DoorLink(Frames):
             self._abort()
 
     def _start(self, number: int, work: Any) -> None:
-        self._tasks[number] = self._loop.create_task(work)
+        task = self._tasks[number] = self._loop.create_task(work)
+        # Not at the end of the work: what is cancelled before its first step has no end.
+        task.add_done_callback(lambda _: self._tasks.pop(number, None))
 
     def _cancel(self, number: int) -> None:
         if (exchange := self._exchanges.get(number)) is not None:
@@ -233,16 +239,12 @@ class DoorLink(Frames):
             log.exception("this is a bug: the application raised")
         finally:
             del self._exchanges[ask.id]
-            del self._tasks[ask.id]
         self.send(Answer(ask.id, exchange.status, exchange.headers), exchange.body)
 
     async def _return(self, call: Call, payload: bytes) -> None:
-        try:
-            info = CallInfo(call.remaining_s, call.caller, call.authorization)
-            answered = await self._door.calls.relay(call.rpc, payload, info)
-            if isinstance(answered, bytes):
-                self.send(Return(call.id), answered)
-            else:
-                self.send(Return(call.id, answered.status, answered.details, list(answered.trailing)))
-        finally:
-            del self._tasks[call.id]
+        info = CallInfo(call.remaining_s, call.caller, call.authorization)
+        answered = await self._door.calls.relay(call.rpc, payload, info)
+        if isinstance(answered, bytes):
+            self.send(Return(call.id), answered)
+        else:
+            self.send(Return(call.id, answered.status, answered.details, list(answered.trailing)))
