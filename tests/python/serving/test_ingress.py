@@ -24,7 +24,7 @@ from headrace.serving.ingress.bridge import Bridge
 from headrace.serving.ingress.door import Door, DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
 from headrace.serving.ingress.pool import Link, Pool
-from headrace.serving.ingress.wire import PREFIX, Goodbye, Hello
+from headrace.serving.ingress.wire import PREFIX, Ask, Call, Cancel, Goodbye, Hello
 from headrace.serving.messages import RPCS
 from headrace.serving.service import OipService
 
@@ -251,6 +251,28 @@ async def test_a_client_that_goes_away_takes_its_request_out_of_the_queue() -> N
         assert replica.served.app.service.http_responses[499] == 1
         replica.served.engines[0].gate.set()
         assert (await first).status == 200
+
+
+async def test_a_request_that_is_cancelled_before_it_begins_holds_up_no_drain() -> None:
+    replica = Replica()
+    link = await (await replica.open()).connect(Link)
+    for _ in range(3):  # both frames come in one read
+        link.send(Ask(1, "POST", INFER, []), rows(1, 2, 3))
+        link.send(Cancel(1))
+        link.send(Call(2, "ModelInfer", None, None, None), b"")
+        link.send(Cancel(2))
+        await asyncio.sleep(0.02)
+    await asyncio.wait_for(replica.door.drain(60), 5)
+
+
+async def test_a_link_that_comes_while_the_replica_leaves_is_told() -> None:
+    replica = Replica()
+    address = await replica.open()
+    replica.door.draining = True
+    link = await address.connect(Link)
+    while not link.leaving:
+        await asyncio.sleep(0.005)
+    await asyncio.wait_for(replica.door.drain(60), 5)
 
 
 async def test_grpc_calls_take_the_same_way() -> None:
