@@ -193,6 +193,7 @@ def compile_model(
         UnsupportedOp: The named backend (or, for auto, every backend) lacks ops of the model.
         BackendUnavailable: The backend, precision, device or option is not there, or it has no Winograd
             convolutions.
+        ExecutionError: A backend broke down while compiling. Neither ``"auto"`` nor `fallback` go on from that.
     """
     wanted = CompileOptions(precision, threads, device, winograd, dict(options or {}))
     if backend != "auto":

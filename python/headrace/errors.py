@@ -24,7 +24,7 @@
     |-- DeadlineExceeded           it expired before it was computed
     |-- Cancelled                  its caller gave it up
     |-- BackendUnavailable         the Backend or its device is not there
-    `-- ExecutionError             the Engine failed while running an accepted Request
+    `-- ExecutionError             the Engine failed while running an accepted Request, or a Backend while compiling
 
 Every message says what was got, what was expected, and where.
 """
@@ -160,4 +160,7 @@ class BackendUnavailable(HeadraceError):
 
 
 class ExecutionError(HeadraceError):
-    """The Engine failed while it ran an accepted Request."""
+    """The Engine failed while it ran an accepted Request, or a Backend while it compiled a Model that it accepts.
+
+    No other Backend takes its place: what failed is to be seen, not hidden behind a slower one.
+    """

@@ -31,7 +31,8 @@ def compile_on(backend: Backend, model: Model, options: CompileOptions) -> Execu
 
     Raises:
         UnsupportedOp: The Backend lacks ops or dtypes of the Model; all nodes are listed.
-        BackendUnavailable: It has no such precision or device, or failed in a way the contract does not know.
+        BackendUnavailable: It has no such precision or device.
+        ExecutionError: It failed in a way the contract does not know, which is a defect and no reason to take another.
     """
     capabilities = backend.capabilities()
     _check_options(backend, capabilities, options)
@@ -42,7 +43,7 @@ def compile_on(backend: Backend, model: Model, options: CompileOptions) -> Execu
     except HeadraceError:
         raise
     except Exception as error:
-        raise BackendUnavailable(
+        raise ExecutionError(
             f"backend {backend.name!r} failed to compile model {model.name!r}: {type(error).__name__}: {error}"
         ) from error
     if hasattr(executable, "run_one"):

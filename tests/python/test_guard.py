@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 import headrace as hr
+from headrace import discovery
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan, Request, Result
+from headrace.discovery import Source
 from headrace.errors import BackendUnavailable, ExecutionError, InvalidModel, UnsupportedOp
 from headrace.guard import compile_on
 
@@ -161,11 +164,28 @@ def test_what_does_not_fit_the_contract_is_an_execution_error(model: hr.Model, r
 def test_a_failure_to_compile_is_typed_and_ours_pass_unchanged(model: hr.Model) -> None:
     backend = FakeBackend()
     backend.error = ZeroDivisionError("oops")
-    with pytest.raises(BackendUnavailable, match="'fake' failed to compile model 'twice': ZeroDivisionError: oops"):
+    with pytest.raises(ExecutionError, match="'fake' failed to compile model 'twice': ZeroDivisionError: oops"):
         compile_on(backend, model, CompileOptions())
     backend.error = InvalidModel("that")
     with pytest.raises(InvalidModel, match=r"^that$"):
         compile_on(backend, model, CompileOptions())
+
+
+@pytest.mark.parametrize("how", [{"backend": "auto"}, {"backend": "native", "fallback": ["spare"]}])
+def test_nothing_falls_back_from_a_defect_only_from_what_is_not_there(
+    model: hr.Model, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    first, spare = FakeBackend(), FakeBackend()
+    first.name, spare.name = "native", "spare"
+    found = {"native": Source("a test", lambda: lambda: first), "spare": Source("a test", lambda: lambda: spare)}
+    monkeypatch.setattr(discovery, "sources", lambda: found)
+    first.error = TypeError("a wrong call")
+    with pytest.raises(ExecutionError, match=r"backend 'native' failed to compile .* TypeError: a wrong call"):
+        model.compile(**how)
+    assert not spare.compiled
+    first.error = BackendUnavailable("no driver")
+    model.compile(**how)
+    assert spare.compiled
 
 
 def test_closing_happens_once_and_ends_calls(model: hr.Model) -> None:
