@@ -14,11 +14,19 @@ constexpr int kWarp = 32;
 constexpr int kDepthPerLane = 8;
 
 #if defined(__CUDACC__)
-__device__ float infinity() { return __int_as_float(0x7f800000); }
-__device__ float not_a_number() { return __int_as_float(0x7fc00000); }
+__device__ float infinity() {
+  return __int_as_float(0x7f800000);
+}
+__device__ float not_a_number() {
+  return __int_as_float(0x7fc00000);
+}
 #else
-float infinity() { return std::numeric_limits<float>::infinity(); }
-float not_a_number() { return std::numeric_limits<float>::quiet_NaN(); }
+float infinity() {
+  return std::numeric_limits<float>::infinity();
+}
+float not_a_number() {
+  return std::numeric_limits<float>::quiet_NaN();
+}
 #endif
 
 enum Activation { kNone, kRelu, kGeluErf, kGeluTanh, kSigmoid, kTanh, kSilu };

@@ -1,5 +1,5 @@
-// Runs the kernels of kernels.cu on the host, for test_adapter.py: as a library of one function per kernel, whose
-// arguments are pointers to the kernel's.
+// Runs the kernels of kernels.cu on the host, for test_adapter.py: as a library of one function per
+// kernel, whose arguments are pointers to the kernel's.
 #include <limits>
 #include <utility>
 
@@ -12,8 +12,10 @@
 namespace {
 
 template <class... Arguments, size_t... kIndex>
-void launch(void (*kernel)(Arguments...), dim3 grid, unsigned block, void** arguments, std::index_sequence<kIndex...>) {
-  headrace::on_host::run_grid(grid, {block}, 0, [=] { kernel(*static_cast<Arguments*>(arguments[kIndex])...); });
+void launch(void (*kernel)(Arguments...), dim3 grid, unsigned block, void** arguments,
+            std::index_sequence<kIndex...>) {
+  headrace::on_host::run_grid(grid, {block}, 0,
+                              [=] { kernel(*static_cast<Arguments*>(arguments[kIndex])...); });
 }
 
 template <class... Arguments>
@@ -23,9 +25,9 @@ void launch(void (*kernel)(Arguments...), dim3 grid, unsigned block, void** argu
 
 }  // namespace
 
-#define ON_HOST(kernel)                                                                      \
+#define ON_HOST(kernel)                                                                        \
   extern "C" void kernel##_on_host(unsigned x, unsigned y, unsigned block, void** arguments) { \
-    launch(kernel, {x, y}, block, arguments);                                                \
+    launch(kernel, {x, y}, block, arguments);                                                  \
   }
 
 ON_HOST(epilogue)
