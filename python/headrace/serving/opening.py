@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from headrace import gate
 from headrace.backend import Plan, Request, Result
 from headrace.config import ModelSettings
-from headrace.errors import PlanError
+from headrace.errors import BackendUnavailable, PlanError
 from headrace.plan_file import PLAN_FILE, PlanFile
 from headrace.serving.warmup import parity_requests
 from headrace.signature import Signature
@@ -89,9 +89,10 @@ def open_as_told(path: Path, settings: ModelSettings) -> Engine:
     """Loads, compiles and checks a model file, or maps the saved Plan that it is or that lies beside it.
 
     A Plan that does not fit the model, the settings or this machine is an error where there is no model to compile in
-    its place; where there is one, it is compiled, and the log says why.
+    its place; where there is one, it is compiled, and the log says why. Saved Plans run on a CPU alone.
 
     Raises:
+        BackendUnavailable: There is a saved Plan alone, and the settings ask for another device or backend than its own.
         ParityError: Its outputs are too far from the reference backend's.
         HeadraceError: It could not be loaded or compiled.
     """
@@ -104,11 +105,17 @@ def open_as_told(path: Path, settings: ModelSettings) -> Engine:
         "winograd": settings.winograd,
     }
     engine: Engine | None = None
+    on_cpu = settings.device in (None, "cpu")
     if path == plan:
+        if not on_cpu or settings.backend not in ("auto", "native"):
+            raise BackendUnavailable(
+                f"{path}: got backend {settings.backend!r} and device {settings.device!r} for a saved plan, expected "
+                "'native' on 'cpu', which alone it was packed for: put its model.onnx beside it"
+            )
         engine = headrace.load_plan(plan.parent, **options)
         engine.parity = "not checked: there is no model file beside the saved plan"
         return engine
-    if plan.is_file() and settings.backend in ("auto", "native"):
+    if plan.is_file() and on_cpu and settings.backend in ("auto", "native"):
         try:
             engine = headrace.load_plan(plan.parent, model=path, **options)
         except PlanError as error:

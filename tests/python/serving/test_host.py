@@ -125,6 +125,17 @@ def test_a_saved_plan_is_served_where_it_fits(tmp_path: Path, caplog: pytest.Log
         open_engine(plan, ModelSettings(threads=2))
 
 
+def test_a_saved_plan_never_stands_in_for_another_device(tmp_path: Path) -> None:
+    path = scaling_model(tmp_path / "1", 2.0)
+    plan = headrace.load(path).compile(backend="native", threads=1).save(path.parent)
+    for place in (path, plan):
+        with pytest.raises(BackendUnavailable, match="'cuda:7'"):
+            open_engine(place, ModelSettings(threads=1, device="cuda:7"))
+        assert f"mapped from {plan}" in open_engine(place, ModelSettings(threads=1, device="cpu")).plan.reasons
+    with pytest.raises(BackendUnavailable, match="got backend 'torch'"):
+        open_engine(plan, ModelSettings(threads=1, backend="torch"))
+
+
 def test_a_saved_plan_is_compared_once_where_its_model_is_beside_it(tmp_path: Path) -> None:
     path = scaling_model(tmp_path / "1", 2.0)
     headrace.load(str(path)).compile(threads=1).save(path.parent)
