@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -19,6 +19,7 @@ import msgspec
 
 from headrace.config import ModelConfig, ModelSource, load_source
 from headrace.errors import NotOffered
+from headrace.plan_file import PLAN_FILE
 from headrace.serving.evidence import Decision, Digest, judge, pooled
 
 log = logging.getLogger("headrace.serving")
@@ -80,7 +81,10 @@ def _listing(where: Path) -> list[str]:
         found = [(path.name, path.stat()) for path in (where.iterdir() if where.is_dir() else [where])]
     except OSError:
         return []  # a replica may see it where this machine does not
-    return sorted(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found)
+    # What replicas note beside a saved plan is no change of the model.
+    return sorted(
+        f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found if not name.startswith(f"{PLAN_FILE}.")
+    )
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -242,7 +246,7 @@ class Assignments:
             decision = Decision(
                 "rollback", f"got {deaths} of {len(standings)} replicas dead that had it, expected none"
             )
-        elif any(one.state == "ready" for one in standings):
+        elif self._ready(standings):
             decision = Decision("promote", "loaded, warmed and checked")
         else:
             decision = self._judge(name, now.candidate)
@@ -256,6 +260,15 @@ class Assignments:
             name,
             Assignment(generation=after, running=now.running, rolled_back=now.candidate, reason=decision.reason[:2000]),
         )
+
+    @staticmethod
+    def _ready(standings: Collection[Standing]) -> bool:
+        """Whether one can take over, and none has it on trial.
+
+        A replica that started during a trial of files that were replaced in their place has nothing to try them beside.
+        """
+        states = {one.state for one in standings}
+        return "ready" in states and "trial" not in states
 
     def _judge(self, name: str, candidate: Edition) -> Decision:
         running, seen = self._pool(name)

@@ -27,14 +27,23 @@ class Follower:
         host: Has loaded the assignment's running edition.
         assignment: What it was loaded for.
         adapt: Makes the configuration that this replica loads of an edition's.
+        serving: What it has loaded instead, where the running edition could not be opened; see `load_assigned`.
     """
 
-    def __init__(self, host: ModelHost, assignment: Assignment, adapt: Callable[[ModelConfig], ModelConfig]) -> None:
+    def __init__(
+        self,
+        host: ModelHost,
+        assignment: Assignment,
+        adapt: Callable[[ModelConfig], ModelConfig],
+        serving: Edition | None = None,
+    ) -> None:
         self._host = host
         self._name = assignment.running.model.name
         self._adapt = adapt
         self._assignment = assignment
-        self._serving = assignment.running
+        self._serving = serving or assignment.running
+        # What serves because nothing else can, as long as it is the candidate.
+        self._stand_in = None if self._serving == assignment.running else self._serving
         # The candidate and what was opened for it.
         self._opened: tuple[Edition, Opened] | None = None
         # Generation that was reached, and why its candidate could not be loaded.
@@ -79,14 +88,19 @@ class Follower:
     async def _reach(self) -> None:
         while self._reached != self._assignment.generation:
             assignment = self._assignment
-            if assignment.running != self._serving:
+            if assignment.running == self._serving:
+                self._stand_in = None
+            elif not self._stands_in(assignment):
                 await self._take_over(assignment.running)
             if self._opened is not None and self._opened[0] != assignment.candidate:
                 await self._give_up()
             self._failure = ""
-            if assignment.candidate is not None and self._opened is None:
+            if assignment.candidate not in (None, self._serving) and self._opened is None:
                 await self._bring(assignment.candidate)
             self._reached = assignment.generation
+
+    def _stands_in(self, assignment: Assignment) -> bool:
+        return self._stand_in is not None and self._stand_in == assignment.candidate
 
     async def _take_over(self, edition: Edition) -> None:
         """Lets an edition take the name: the one that was opened as a candidate, or one that is opened for it now."""
@@ -104,7 +118,7 @@ class Follower:
         else:
             opened = self._opened[1]
         self._opened = None
-        self._serving = edition
+        self._serving, self._stand_in = edition, None
         self._retire(await take_over(self._host, config, opened))
 
     async def _bring(self, edition: Edition) -> None:

@@ -44,6 +44,7 @@ from headrace.serving.load import LoadMeter, sample
 from headrace.serving.ray_cluster import on_head
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
+from headrace.serving.starting import load_assigned
 from headrace.serving.statistics import statistics
 
 DEPLOYMENT = MODEL_DEPLOYMENT
@@ -94,11 +95,12 @@ class ModelReplica:
         assigned = RayStore().get(self._name) if has_front else None
         given = Assignment(generation=0, running=Edition.of(deployed.model))
         assignment = given if assigned is None else Assignment.decode(assigned)
-        model = self._adapt(assignment.running.model)
-        self._host = ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener, ledger=ledger)
-        self._host.load()
-        self._host.find(model.name)  # a replica whose model failed its parity check must not start
-        self._follower = Follower(self._host, assignment, self._adapt)
+
+        def open_host(model: ModelConfig) -> ModelHost:
+            return ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener, ledger=ledger)
+
+        self._host, serving = load_assigned(assignment, open_host, self._adapt)
+        self._follower = Follower(self._host, assignment, self._adapt, serving)
         self._meter = LoadMeter()
         self._load: dict[str, float] = {}
         self._reporting: asyncio.Task[None] | None = None

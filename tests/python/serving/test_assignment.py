@@ -13,11 +13,12 @@ import pytest
 from serving_fakes import FakeBatcher, FakeEngine
 
 from headrace.config import ModelConfig, ModelSource, RolloutSettings, load_model_folder
-from headrace.errors import ExecutionError, InvalidModel, NotOffered
+from headrace.errors import ConfigError, ExecutionError, InvalidModel, NotOffered
 from headrace.serving.assignment import SILENT_S_MAX, Assignment, Assignments, Edition, Standing
 from headrace.serving.decode import InferCall
 from headrace.serving.follower import Follower
 from headrace.serving.host import ModelHost
+from headrace.serving.starting import load_assigned
 
 CALL = InferCall(inputs={"x": np.ones((1, 3), np.float32)}, outputs=(), id=None, priority=0, timeout_us=0)
 TRIAL = {"min_requests": 10, "min_s": 0.0, "slower_max": 1e6}
@@ -45,10 +46,12 @@ class Replica:
         given = store.get("doubler")
         assert given is not None
         assignment = Assignment.decode(given)
-        self.host = ModelHost([assignment.running.model], engine_opener=self.open, batcher_opener=FakeBatcher)
-        self.host.load()
-        self.follower = Follower(self.host, assignment, lambda model: model)
+        self.host, serving = load_assigned(assignment, self.open_host, lambda model: model)
+        self.follower = Follower(self.host, assignment, lambda model: model, serving)
         self.follower.follow()
+
+    def open_host(self, model: ModelConfig) -> ModelHost:
+        return ModelHost([model], engine_opener=self.open, batcher_opener=FakeBatcher)
 
     def open(self, path: Path, settings: Any) -> FakeEngine:
         content = path.read_text()
@@ -311,6 +314,66 @@ def test_a_version_that_replicas_die_of_is_rolled_back(tmp_path: Path, dead: int
     for number in range(max(alive, 1)):
         assignments.report("m", f"alive-{number}", Standing(generation, "trial"))
     assert ("rolled_back" in assignments.status("m")) == blamed
+
+
+@pytest.mark.parametrize("mode", ["replace", "canary"])
+async def test_a_model_whose_files_broke_is_repaired_by_what_is_deployed_next(tmp_path: Path, mode: str) -> None:
+    cluster = Cluster(tmp_path, replicas=0)
+    cluster.put(1, "rubbish")
+    with pytest.raises(InvalidModel, match="got rubbish"):
+        Replica(0, cluster.store)
+    cluster.put(2, mode=mode)
+    (cluster.folder / "1" / "model.onnx").unlink()
+    (cluster.folder / "1").rmdir()
+    cluster.deploy()
+    cluster.replicas = [Replica(number, cluster.store) for number in (1, 2)]
+    await asyncio.sleep(0.05)
+    assert cluster.serving == ["2", "2"]
+    assert not any(one.follower.broken for one in cluster.replicas)
+    await cluster.settle()
+    assert cluster.serving == ["2", "2"]
+    assert cluster.assignments.status("doubler")["running"] == "2"
+    # They follow on from there.
+    cluster.put(3, mode="replace")
+    cluster.deploy()
+    await cluster.settle()
+    assert cluster.serving == ["3", "3"]
+    await cluster.close()
+
+
+async def test_a_replica_that_starts_during_a_trial_in_place_does_not_end_it(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, replicas=0)
+    cluster.put(1, mode="canary", share=0.5, **TRIAL)
+    cluster.store.kept.clear()
+    cluster.assignments.forget()
+    cluster.deploy()
+    cluster.replicas = [Replica(number, cluster.store) for number in (1, 2)]
+    cluster.put(1, "failing")
+    cluster.deploy()
+    await cluster.settle(0, lambda: all(one.host.trial("doubler") for one in cluster.replicas))
+    cluster.replicas.append(Replica(7, cluster.store))
+    await cluster.settle(0, lambda: cluster.replicas[2].follower.standing().state == "ready")
+    await cluster.turn()
+    late = cluster.replicas.pop()
+    await cluster.settle()
+    status = cluster.assignments.status("doubler")
+    assert "failures" in status["rolled_back"]["reason"]
+    # Nothing else lies there now than what was rolled back.
+    with pytest.raises(ConfigError, match=r"got the files that were rolled back \(.*failures"):
+        Replica(8, cluster.store)
+    cluster.put(1, "a model again")
+    cluster.replicas += [late, Replica(9, cluster.store)]
+    assert await cluster.replicas[-1].ask() == "1"
+    await cluster.close()
+
+
+def test_what_a_replica_notes_beside_a_plan_is_no_change(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, replicas=0)
+    before = cluster.edition()
+    (cluster.folder / "1" / "plan.headrace.parity").write_text("ok")
+    assert cluster.edition() == before
+    (cluster.folder / "1" / "plan.headrace").write_text("a plan")
+    assert cluster.edition() != before
 
 
 async def test_only_settings_or_only_contents_are_a_change_too(tmp_path: Path) -> None:
