@@ -81,6 +81,7 @@ class TorchExecutable(Executable):
         self.device_results = on_device
         self._script, self._device = written, device
         self._run_script = run or written.run
+        self._weights = {_storage(value) for value in written.constants() if isinstance(value, Tensor)}
         self._inputs = [spec.name for spec in model.signature.inputs]
         self._outputs = [spec.name for spec in model.signature.outputs]
         # Captured graphs have one set of inputs and outputs.
@@ -114,10 +115,8 @@ class TorchExecutable(Executable):
         return array_of(value.clone() if self._is_shared(value, given) else value)
 
     def _is_shared(self, value: Tensor, given: list[Tensor]) -> bool:
-        if self._script.is_constant(value):
-            return True
-        start = value.untyped_storage().data_ptr()
-        return any(start == other.untyped_storage().data_ptr() for other in given)
+        start = _storage(value)  # by that, because ops give views of what they read, too
+        return start in self._weights or any(start == _storage(other) for other in given)
 
     def close(self) -> None:
         """Lets go of the weights, and of the device memory they were in."""
@@ -125,6 +124,11 @@ class TorchExecutable(Executable):
         self._run_script = self._script.run
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _storage(tensor: Tensor) -> int:
+    """Where the memory begins that it is part of."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def tensor_of(value: Any, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from headrace.backends.torch import adapter, graphs
 from headrace.backends.torch.executable import Mover, array_of, tensor_of
 from headrace.backends.torch.graphs import Captured, Graphs
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import headrace as hr
 from headrace.backend import CompileOptions, Executable, Plan, Request, Result
@@ -156,6 +156,24 @@ def test_results_share_no_memory_with_inputs(where: str) -> None:
     )
     engine({"x": x})["y"][:] = 5
     assert (x == 1).all()
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_results_are_no_views_of_weights(where: str) -> None:
+    # Bounds that only the Request knows keep the view from being computed when the model is loaded.
+    table = numpy_helper.from_array(np.ones((6, 4), np.float32), "table")
+    graph = helper.make_graph(
+        [helper.make_node("Slice", ["table", "from", "to"], ["y"])],
+        "rows",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, [1]) for name in ("from", "to")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", 4])],
+        [table],
+    )
+    model = hr.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    engine = model.compile(backend="torch", device="cpu", options={"outputs": where})
+    rows = {"from": np.array([1]), "to": np.array([3])}
+    engine(rows)["y"][:] = 5
+    assert (np.from_dlpack(engine(rows)["y"]) == 1).all()
 
 
 def test_bfloat16_arrays_are_taken_and_given_bit_for_bit() -> None:

@@ -177,8 +177,8 @@ def test_nothing_falls_back_from_a_defect_only_from_what_is_not_there(
 ) -> None:
     first, spare = FakeBackend(), FakeBackend()
     first.name, spare.name = "native", "spare"
-    found: dict[str, Any] = {"native": lambda: first, "spare": lambda: spare}
-    sources = {name: Source("a test", lambda make=make: make) for name, make in found.items()}
+    loaders: dict[str, Any] = {"native": lambda: lambda: first, "spare": lambda: lambda: spare}
+    sources = {name: Source("a test", loader) for name, loader in loaders.items()}
     monkeypatch.setattr(discovery, "sources", lambda: sources)
     first.error = TypeError("a wrong call")
     with pytest.raises(ExecutionError, match=r"backend 'native' failed to compile .* TypeError: a wrong call"):

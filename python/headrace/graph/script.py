@@ -197,6 +197,10 @@ class Script:
         self._scope.clear()
         linecache.cache.pop(self._file, None)
 
+    def constants(self) -> list[Any]:
+        """The constants, as they were placed; none after `forget`."""
+        return [self._scope[name] for name in self._constants.values() if name in self._scope]
+
     def is_constant(self, value: object) -> bool:
         """Whether `value` is one of the constants, not merely equal to one."""
         return id(value) in self._constant_ids

@@ -92,7 +92,7 @@ def open_as_told(path: Path, settings: ModelSettings) -> Engine:
     its place; where there is one, it is compiled, and the log says why. Saved Plans run on a CPU alone.
 
     Raises:
-        BackendUnavailable: There is a saved Plan alone, and the settings ask for another device or backend than its own.
+        BackendUnavailable: There is a saved Plan alone, and the settings ask for another device or backend than its.
         ParityError: Its outputs are too far from the reference backend's.
         HeadraceError: It could not be loaded or compiled.
     """
