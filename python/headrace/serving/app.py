@@ -250,8 +250,8 @@ class OipApp:
         stalled = self.host.stalled()
         return (503, _json({"live": False, "stalled": stalled}), JSON) if stalled else (200, b'{"live":true}', JSON)
 
-    def _ready(self) -> Answered:
-        ready = self.service.ready
+    async def _ready(self) -> Answered:
+        ready = await self.service.is_ready()
         return (200 if ready else 503), _json({"ready": ready}), JSON
 
     def _model_metadata(self, name: str, version: str | None) -> Answered:

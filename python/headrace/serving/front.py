@@ -20,14 +20,15 @@ from typing import Any
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from headrace.errors import NotFound
+from headrace.errors import ExecutionError, NotFound
 from headrace.observe.ledger import Books, totals
 from headrace.observe.ledger import read as read_ledger
 from headrace.serving import grpc_server
 from headrace.serving.assignment import Assignment, Assignments, Edition, Standing
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
-from headrace.serving.front_app import FrontApp
+from headrace.serving.front_app import FrontApp, unknown
 from headrace.serving.front_grpc import FrontGrpcApp
+from headrace.serving.front_ready import Readiness
 from headrace.serving.front_repository import DeployedRepository
 from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
@@ -101,10 +102,19 @@ class FrontService(OipService):
         )
         self._front = front
 
+    @property
+    def ready(self) -> bool:
+        """As was known when somebody asked last, for the metrics."""
+        return self._front.readiness.last
+
+    async def is_ready(self) -> bool:
+        """Whether no model is loading and one can be used; not before there are any, nor when they go."""
+        return await self._front.readiness.get()
+
     async def statistics(self, name: str | None, version: str | None) -> dict[str, Any]:
         """The statistics of one version, of every version of one model, or (None) of all."""
         if name is not None and name not in self._front.names:
-            raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._front.names)}")
+            raise unknown(name, self._front.names)
         found = self._front.statistics(name)
         if version is not None:
             found = [one for one in found if one["version"] == version]
@@ -119,12 +129,14 @@ class FrontState:
     Attributes:
         pools: The replicas of each deployed model.
         assignments: What those are to serve.
+        readiness: Whether requests should come.
         app: What answers REST.
     """
 
     def __init__(self, where: FrontAddress, ledger: Path | None, caller_header: str, admin_token: str | None) -> None:
         self.pools: dict[str, Pool] = {}
         self.assignments = Assignments(RayStore())
+        self.readiness = Readiness(self.pools, _statuses)
         self._where = where
         self._ledger = ledger
         self._ledgers: dict[str, dict[str, ReplicaLedger]] = {}
@@ -152,15 +164,23 @@ class FrontState:
             self._tasks.append(asyncio.create_task(sweep(self._http.server_state.connections)))
 
     async def stop(self) -> None:
-        """Answers what it can, within `DRAIN_S_MAX`, and stops listening."""
+        """Answers what is under way, within `DRAIN_S_MAX`, and stops listening; what still comes gets 503."""
         await self.set_names([])
+        if self._http is not None:
+            self._http.should_exit = True
         if self._calls is not None:
             await self._calls.server.stop(DRAIN_S_MAX)
         if self._http is not None:
-            self._http.should_exit = True
             serving, sweeping = self._tasks
             await serving
             sweeping.cancel()
+
+    def check(self) -> None:
+        """Raises `ExecutionError` where it does not listen any more."""
+        for task in self._tasks:
+            if task.done():
+                error = None if task.cancelled() else task.exception()
+                raise ExecutionError(f"front: got a listener that ended ({error!r}), expected it to run")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -224,6 +244,10 @@ class FrontState:
     def latest(self) -> dict[str, list[ReplicaLedger]]:
         """See `Front.ledgers`."""
         return {model: list(replicas.values()) for model, replicas in self._ledgers.items()}
+
+
+def _statuses() -> dict[str, str]:
+    return {name: application.status for name, application in serve.status().applications.items()}
 
 
 class Front:
@@ -294,7 +318,7 @@ class Front:
 
     async def check_health(self) -> None:
         """Called by Serve; raising, or not answering in time, starts the front anew."""
-        await self._thread.ask(lambda: None)
+        await self._thread.ask(self._state.check)
 
     async def __del__(self) -> None:
         await self._thread.run(self._state.stop())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
-from headrace.errors import Cancelled, NotFound
+from headrace.errors import BackendUnavailable, Cancelled, HeadraceError, NotFound
 from headrace.observe.ledger import Books
 from headrace.serving.app import JSON, OipApp, Scope
 from headrace.serving.body import Receive, Send, body_headers, read_body
@@ -101,6 +101,10 @@ def _model_of(path: str) -> str | None:
     return None
 
 
-def unknown(name: str, names: Iterable[str]) -> NotFound:
-    """The error for a model that nobody deployed."""
+def unknown(name: str, names: Collection[str]) -> HeadraceError:
+    """The error for a model that nobody deployed, or that goes away together with all others."""
+    if not names:
+        return BackendUnavailable(
+            f"model {name[:128]!r}: got a deployment that begins or ends, expected one with models", retry_after_s=1.0
+        )
     return NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(names)}")

@@ -187,7 +187,7 @@ class GrpcApp(grpc.GenericRpcHandler):  # type: ignore[misc]
         return {"live": not self._service.host.stalled()}
 
     async def _server_ready(self, request: Any, info: CallInfo) -> dict[str, Any]:
-        return {"ready": self._service.ready}
+        return {"ready": await self._service.is_ready()}
 
     async def _server_metadata(self, request: Any, info: CallInfo) -> dict[str, Any]:
         return self._service.server_metadata()

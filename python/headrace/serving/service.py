@@ -52,6 +52,10 @@ class OipService:
         """Whether the server should be sent traffic."""
         return self.host.ready
 
+    async def is_ready(self) -> bool:
+        """`ready`, where it may have to be asked for."""
+        return self.ready
+
     def repository(self, authorization: str | None) -> RepositoryLike:
         """The model repository, for those who may use it.
 

@@ -18,6 +18,7 @@ from serving_fakes import Served, acall, make_config, make_served, rows
 from headrace.observe.ledger import Books
 from headrace.serving.front_app import FrontApp
 from headrace.serving.front_grpc import FrontGrpcApp
+from headrace.serving.front_ready import FRESH_S, Readiness
 from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
 from headrace.serving.host import ModelHost
 from headrace.serving.ingress.bridge import Bridge
@@ -273,6 +274,67 @@ async def test_a_link_that_comes_while_the_replica_leaves_is_told() -> None:
     while not link.leaving:
         await asyncio.sleep(0.005)
     await asyncio.wait_for(replica.door.drain(60), 5)
+
+
+async def test_the_front_is_ready_once_no_model_is_loading_and_one_can_be_used() -> None:
+    replica, serve = Replica(), {"doubler": "DEPLOYING", "other": "DEPLOYING"}
+    seconds = 0.0
+    async with deployed() as deployment:
+        pools = {"doubler": deployment.pool, "other": Pool("other", deployment.wake)}
+        readiness = Readiness(pools, lambda: dict(serve), lambda: seconds)
+        assert not await readiness.get()
+        await deployment.pool.add("0", await replica.open())
+        assert not await readiness.get()
+        serve["other"] = "RUNNING"  # at zero, since it has no replica
+        assert not await readiness.get()  # Serve is not asked at every request
+        seconds += FRESH_S
+        assert await readiness.get()
+        serve.clear()
+        serve |= {"doubler": "RUNNING", "other": "DEPLOY_FAILED"}
+        seconds += FRESH_S
+        assert await readiness.get()
+        replica.die()
+        while deployment.pool.reachable:
+            await asyncio.sleep(0.005)
+        serve["doubler"] = "UNHEALTHY"
+        seconds += FRESH_S
+        assert not await readiness.get()
+        serve |= {"doubler": "RUNNING", "other": "RUNNING"}
+        seconds += FRESH_S
+        assert await readiness.get()
+        pools.clear()
+        assert not await readiness.get()
+
+
+async def test_a_front_that_ends_is_not_ready_and_says_that_models_may_come_back(monkeypatch: Any) -> None:
+    pytest.importorskip("ray", reason="the Ray extra is not installed")
+    from headrace.errors import ExecutionError
+    from headrace.serving import front as module
+
+    statuses = {"doubler": "RUNNING"}
+    monkeypatch.setattr(module, "_statuses", lambda: statuses)
+    where = module.FrontAddress("headrace", "127.0.0.1", 0, 0)
+    front = module.FrontState(where, None, "x-caller", None)
+    await front.start(["doubler"])
+    front.check()
+    assert (await acall(front.app, "GET", "/v2/health/ready")).status == 200
+    replica = Replica()
+    await front.pools["doubler"].add("0", await replica.open())
+    replica.served.engines[0].gate.clear()
+    under_way = asyncio.create_task(acall(front.app, "POST", INFER, rows(1, 2, 3)))
+    while replica.served.batchers[0].ledger["queued"] == 0:
+        await asyncio.sleep(0.005)
+    await front.stop()
+    for path, method in ((INFER, "POST"), ("/v2/models/doubler", "GET"), ("/v2/health/ready", "GET")):
+        assert (await acall(front.app, method, path, rows(1, 2, 3))).status == 503, path
+    refused = await FrontGrpcApp(front.app.service, front.pools).relay("ModelInfer", b"", CallInfo())
+    assert isinstance(refused, Refusal)
+    assert refused.status == "UNAVAILABLE"
+    replica.served.engines[0].gate.set()
+    assert (await under_way).status == 200
+    with pytest.raises(ExecutionError, match="listener that ended"):
+        front.check()
+    replica.die()
 
 
 async def test_grpc_calls_take_the_same_way() -> None:

@@ -152,6 +152,11 @@ class Pool:
             self._replicas[best.name] = self._replicas.pop(best.name)
         return best
 
+    @property
+    def reachable(self) -> bool:
+        """Whether a replica is open."""
+        return any(replica.is_open for replica in self._replicas.values())
+
     async def wait(self, deadline_s: float | None) -> tuple[Replica, float | None]:
         """Waits for a replica where there is none, and has one started.
 
