@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,6 +41,7 @@ class ArrayExecutable(Executable):
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:
         """Runs each Request alone, in order."""
         if self._device is None:
+            _limit_blas(self.plan.threads)  # other Plans of this process may have other limits
             with np.errstate(all="ignore"):  # NaN and infinity are results
                 return [self._run(request) for request in requests]
         with self._device:
@@ -127,14 +129,27 @@ def _names(model: Model) -> tuple[list[str], list[str]]:
 _BLAS_LOCK = threading.Lock()
 
 
-def _limit_blas(threads: int) -> str:
-    """Sets the number of threads of numpy's products, for the whole process; says what came of it."""
+@cache
+def _blas() -> list[Any] | None:
+    """The libraries that run numpy's products, to be told their number of threads; None if they cannot be."""
     try:
         import threadpoolctl
     except ImportError:
-        return "numpy's products run on as many threads as its BLAS likes; pip install threadpoolctl to say how many"
+        return None
+    return list(threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers)
+
+
+def _limit_blas(threads: int) -> None:
+    """Sets the number of threads of numpy's products, for the whole process, if it is another."""
     with _BLAS_LOCK:
-        threadpoolctl.threadpool_limits(limits=threads, user_api="blas")
+        for library in _blas() or ():
+            if library.num_threads != threads:
+                library.set_num_threads(threads)
+
+
+def _about_blas(threads: int) -> str:
+    if _blas() is None:
+        return "numpy's products run on as many threads as its BLAS likes; pip install threadpoolctl to say how many"
     return f"numpy's products run on {threads} threads, everything else on one"
 
 
@@ -145,7 +160,7 @@ def _on_numpy(model: Model, options: CompileOptions) -> ArrayExecutable:
     written = Script(model.graph, ops.translate, lambda array, _where: np.array(array, order="C"))
     plan = Plan(
         backend="cupy", device="cpu", isa=f"numpy {np.__version__}", precision="fp32", threads=threads,
-        reasons=("array backend on numpy: no GPU and no kernel of its own takes part", _limit_blas(threads)),
+        reasons=("array backend on numpy: no GPU and no kernel of its own takes part", _about_blas(threads)),
         details={"ops": written.ops},
     )  # fmt: skip
     return ArrayExecutable(plan, written, _names(model), None, np.asarray)

@@ -152,6 +152,21 @@ def test_results_share_no_memory_with_inputs_or_weights() -> None:
     assert (x == 1).all()
 
 
+def test_products_run_on_the_threads_of_their_plan_whatever_was_compiled_or_ran_since() -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl", reason="numpy's BLAS takes no orders without it")
+
+    def limits() -> list[int]:
+        found = threadpoolctl.threadpool_info()  # scipy's, too, where another test has imported it
+        return [one["num_threads"] for one in found if one["user_api"] == "blas" and "numpy" in one["filepath"]]
+
+    before, (case, model, _) = limits(), loaded("mlp")
+    with threadpoolctl.threadpool_limits(user_api="blas"):
+        engines = [model.compile(backend="cupy", device="cpu", threads=threads) for threads in (1, 2)]
+        for engine in (*engines, *engines):
+            engine(case.requests[0])
+            assert limits() == [engine.plan.threads] * len(before)
+
+
 def test_a_failing_node_is_named() -> None:
     model = small(helper.make_node("Add", ["x", "x"], ["s"], name="sum"), helper.make_node("Transpose", ["s"], ["t"]),
                   helper.make_node("MatMul", ["s", "s"], ["y"], name="product"))  # fmt: skip

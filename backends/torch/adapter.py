@@ -111,8 +111,6 @@ def build(
 
     threads = options.resolved_threads()
     reasons = [f"torch {torch.__version__} runs each Request alone"]
-    if device.type == "cpu":
-        torch.set_num_threads(threads)  # torch has one pool per process
     lowered, summary = lowering(model, options.precision, translate)
     mover = Mover(device)
     try:

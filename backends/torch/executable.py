@@ -89,6 +89,8 @@ class TorchExecutable(Executable):
 
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:
         """Runs each Request alone, in order, without autograd."""
+        if self._device.type == "cpu" and torch.get_num_threads() != self.plan.threads:
+            torch.set_num_threads(self.plan.threads)  # what this thread ran last was another Plan
         # Tensors of inference mode can never be written to outside of it, so none may leave.
         with torch.no_grad() if self.device_results else torch.inference_mode(), self._turn:
             return [self._run(request) for request in requests]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -103,6 +104,25 @@ def test_a_mover_repeats_what_it_remembered() -> None:
     assert kept == first
     mover.forget()
     assert mover(torch.tensor([7])).item() == 7
+
+
+def test_each_plan_runs_on_its_own_threads_whatever_was_compiled_or_ran_since() -> None:
+    before = torch.get_num_threads()
+    case, model, _ = loaded("mlp")
+    engines = [model.compile(backend="torch", device="cpu", threads=threads) for threads in (1, 3)]
+    seen: list[tuple[str, int]] = []
+
+    def run(where: str) -> None:
+        for engine in (*engines, *engines):
+            engine(case.requests[0])
+            seen.append((where, torch.get_num_threads()))
+
+    thread = threading.Thread(target=run, args=("beside",))  # torch counts threads by thread
+    thread.start()
+    thread.join()
+    run("here")
+    torch.set_num_threads(before)
+    assert seen == [(where, threads) for where in ("beside", "here") for threads in (1, 3, 1, 3)]
 
 
 def test_options_take_only_their_values() -> None:
