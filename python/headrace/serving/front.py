@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,25 @@ class ReplicaLedger:
 class FrontAddress:
     """Where a deployment listens: an address of the machine the front runs on, which is Ray's head, and ports.
 
+    With what else of a deployment's settings the front was made with, and all that join it share.
+
     Attributes:
         ingress: "headrace" if the front listens for REST too, "ray" if Serve's proxy does.
         host: The address.
         port: Of REST.
         grpc_port: Of gRPC.
+        caller_header: The request header that names the caller, in lower case.
+        ledger: Folder of the request ledger on disk; None for none.
+        token_digest: The administrator's token's; "" for no token.
     """
 
     ingress: str
     host: str
     port: int
     grpc_port: int
+    caller_header: str = CALLER_HEADER
+    ledger: Path | None = None
+    token_digest: str = field(default="", repr=False)
 
 
 class FrontService(OipService):

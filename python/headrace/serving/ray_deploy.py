@@ -13,17 +13,17 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray import serve
 
-from headrace.config import DeployConfig, DeployedModel, HttpConfig
+from headrace.config import DeployConfig, DeployedModel
 from headrace.errors import ConfigError, ExecutionError
 from headrace.serving.assignment import Assignment, Edition
 from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, FrontAddress, ReplicaLedger, build_front
+from headrace.serving.front_shared import check_shared, digest, moved, ports
 from headrace.serving.host import OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.ray_app import DEPLOYMENT, build_app, replica_code
 from headrace.serving.ray_cluster import (
@@ -92,7 +92,7 @@ class Deployment:
         What a model is served from changes in its replicas, as its ``[rollout]`` settings say: this returns when that
         has begun, and `rollouts` tells how it goes. What a replica is made of (its CPUs) changes by new replicas.
         Models that are new are started, and those that are not named any more are drained. Where the front listens
-        cannot change.
+        does not change, and `progress` is told so.
 
         Args:
             config: What to deploy now.
@@ -100,12 +100,18 @@ class Deployment:
             timeout_s: How long what has to start may take.
 
         Raises:
-            ConfigError: The replicas do not fit on the cluster; nothing has changed.
+            ConfigError: The replicas do not fit on the cluster, or the front would have to be another (its ingress,
+                caller header or ledger); nothing has changed.
             ExecutionError: A model did not come up.
         """
         tell = progress or (lambda step: None)
         names = tuple(deployed.model.name for deployed in config.models)
         _check_fits(config.models)
+        handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
+        where = handle.where.remote().result(timeout_s=30)
+        check_shared(where, config, None)
+        if elsewhere := moved(where, config.http):
+            tell(f"{'; '.join(elsewhere)}, where the front goes on listening")
         before = _deployed_models()
         for deployed in config.models:
             _assign(deployed, deployed.model.name in before, tell)
@@ -198,10 +204,10 @@ def deploy(
         before, front_ran = _deployed_models(), FRONT in serve.status().applications
         token = read_token(None, os.environ.get("HEADRACE_ADMIN_TOKEN"))
         # Before anything changes for the models that run.
-        front = _check_front(config.http)
+        front = _check_front(config, token)
         for deployed in config.models:
             _assign(deployed, deployed.model.name in before, tell)
-        where = front or _run_front(sorted({*names, *before}), config.http, config.ledger, token)
+        where = front or _run_front(sorted({*names, *before}), config, token)
         if front_ran:
             _tell_front(sorted({*names, *_deployed_models()}))
         deployment.url = proxy_url or url(where.host, where.port)
@@ -309,37 +315,40 @@ def _tell_front(names: Sequence[str]) -> Any:
     return handle
 
 
-def _check_front(http: HttpConfig) -> FrontAddress | None:
-    """Where the front listens; None where there is none, and one can listen as `http` says.
+def _check_front(config: DeployConfig, admin_token: str | None) -> FrontAddress | None:
+    """Where the front listens; None where there is none, and one can listen as `config` says.
 
     Raises:
-        ConfigError: A port is taken, or the front that runs listens elsewhere.
+        ConfigError: A port is taken, or the front that runs is another than `config` wants.
     """
+    http = config.http
     if FRONT not in serve.status().applications:
-        for port in filter(None, _ports(http)):
+        for port in filter(None, ports(http)):
             check_port(http.host, port)
         return None
     handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
     found: FrontAddress = handle.where.remote().result(timeout_s=30)
-    if found.ingress != http.ingress:
-        raise ConfigError(f"http.ingress: got {http.ingress}, expected {found.ingress}, as the running front has it")
-    if found.ingress == "headrace" and http.port not in (0, found.port):
-        raise ConfigError(f"http.port: got {http.port}, expected {found.port} (or 0), where the front listens")
+    check_shared(found, config, admin_token)
+    if elsewhere := moved(found, http):
+        raise ConfigError(f"{'; '.join(elsewhere)}, where the front listens")
     return found
 
 
-def _ports(http: HttpConfig) -> tuple[int, int]:
-    """The ports on which a front is to take REST and gRPC; 0 for any that is free."""
-    rest = http.port if http.ingress == "headrace" else 0
-    return rest, http.grpc_port if http.grpc_port is not None else http.port + 1 if http.port else 0
-
-
-def _run_front(names: Sequence[str], http: HttpConfig, ledger: Path | None, admin_token: str | None) -> FrontAddress:
+def _run_front(names: Sequence[str], config: DeployConfig, admin_token: str | None) -> FrontAddress:
     """Runs the front application, and says where it listens."""
-    rest, calls = _ports(http)
-    # Ports are chosen here, so that the front takes the same ones if it has to start again.
-    where = FrontAddress(http.ingress, http.host, rest or free_port(http.host), calls or free_port(http.host))
-    front = build_front(names, where, ledger, http.caller_header, admin_token)
+    http = config.http
+    rest, calls = ports(http)
+    where = FrontAddress(
+        ingress=http.ingress,
+        host=http.host,
+        # Ports are chosen here, so that the front takes the same ones if it has to start again.
+        port=rest or free_port(http.host),
+        grpc_port=calls or free_port(http.host),
+        caller_header=http.caller_header.lower(),
+        ledger=config.ledger,
+        token_digest="" if admin_token is None else digest(admin_token),
+    )
+    front = build_front(names, where, config.ledger, http.caller_header, admin_token)
     prefix = "/" if http.ingress == "ray" else None
     serve.run_many([serve.RunTarget(front, name=FRONT, route_prefix=prefix)], wait_for_applications_running=False)
     return where

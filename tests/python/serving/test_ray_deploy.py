@@ -124,7 +124,9 @@ def test_a_first_deployment_that_fails_leaves_nothing(cluster: Cluster, tmp_path
     assert not cluster.store
 
 
-@pytest.mark.parametrize("http", [{"ingress": "ray"}, {"port": 1}])
+@pytest.mark.parametrize(
+    "http", [{"ingress": "ray"}, {"port": 1}, {"grpc_port": 1}, {"host": "::1"}, {"caller_header": "x-other"}]
+)
 def test_a_front_that_cannot_be_joined_is_an_error_before_anything_changes(
     cluster: Cluster, tmp_path: Path, http: dict[str, Any]
 ) -> None:
@@ -136,6 +138,35 @@ def test_a_front_that_cannot_be_joined_is_an_error_before_anything_changes(
         ray_deploy.deploy(joining)
     assert set(cluster.applications) == {FRONT, "old"}
     assert cluster.store == kept, "no new edition was brought in"
+
+
+def test_what_all_beside_one_front_share_must_be_the_same(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books = tmp_path / "books"
+    monkeypatch.setenv("HEADRACE_ADMIN_TOKEN", "the-token-of-the-first")
+    deployment = ray_deploy.deploy(config(tmp_path, "old", ledger=books, caller_header="X-Caller"))
+    with pytest.raises(ConfigError, match=r"^ledger: got None, expected .*books"):
+        ray_deploy.deploy(config(tmp_path, "new", caller_header="X-Caller"))
+    for change in ({"caller_header": "x-other"}, {"ingress": "ray", "caller_header": "x-caller"}):
+        with pytest.raises(ConfigError, match="as the running front has it"):
+            deployment.update(config(tmp_path, "new", ledger=books, **change))
+    assert set(cluster.applications) == {FRONT, "old"}
+    monkeypatch.setenv("HEADRACE_ADMIN_TOKEN", "another-token-altogether")
+    with pytest.raises(ConfigError, match=r"^HEADRACE_ADMIN_TOKEN: got another token"):
+        ray_deploy.deploy(config(tmp_path, "new", ledger=books, caller_header="x-caller"))
+    monkeypatch.delenv("HEADRACE_ADMIN_TOKEN")
+    ray_deploy.deploy(config(tmp_path, "new", ledger=books, caller_header="x-caller"))
+    assert set(cluster.applications) == {FRONT, "new", "old"}
+
+
+def test_an_update_says_what_it_does_not_change(cluster: Cluster, tmp_path: Path) -> None:
+    deployment = ray_deploy.deploy(config(tmp_path, "old"))
+    steps: list[str] = []
+    deployment.update(config(tmp_path, "old", port=1), progress=steps.append)
+    assert "http.port: got 1, expected" in steps[0]
+    deployment.update(config(tmp_path, "old", "new"), progress=steps.append)
+    assert set(cluster.applications) == {FRONT, "new", "old"}
 
 
 def test_shutdown_takes_the_front_with_the_last_model(cluster: Cluster, tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""What all deployments beside one front share, and so cannot each have their own way."""
+
+from __future__ import annotations
+
+import hashlib
+
+from headrace.config import DeployConfig, HttpConfig
+from headrace.errors import ConfigError
+from headrace.serving.front import FrontAddress
+
+
+def check_shared(found: FrontAddress, config: DeployConfig, admin_token: str | None) -> None:
+    """What all deployments beside one front share: replicas that took another header would never get it from there.
+
+    Raises:
+        ConfigError: It is another.
+    """
+    wanted = config.http.ingress, config.http.caller_header.lower(), config.ledger
+    have = found.ingress, found.caller_header, found.ledger
+    for key, got, expected in zip(("http.ingress", "http.caller_header", "ledger"), wanted, have, strict=True):
+        if got != expected:
+            raise ConfigError(f"{key}: got {got}, expected {expected}, as the running front has it")
+    if admin_token is not None and digest(admin_token) != found.token_digest:
+        raise ConfigError("HEADRACE_ADMIN_TOKEN: got another token, expected the running front's, or none")
+
+
+def moved(found: FrontAddress, http: HttpConfig) -> list[str]:
+    """Where a front would listen elsewhere than the one that runs."""
+    rest = http.port if found.ingress == "headrace" else 0
+    got = {"host": http.host, "port": rest or found.port, "grpc_port": http.grpc_port or found.grpc_port}
+    return [
+        f"http.{key}: got {value}, expected {getattr(found, key)}{'' if key == 'host' else ' (or 0)'}"
+        for key, value in got.items()
+        if value != getattr(found, key)
+    ]
+
+
+def digest(token: str) -> str:
+    """What can be compared with a token, and shows nothing of it."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def ports(http: HttpConfig) -> tuple[int, int]:
+    """The ports on which a front is to take REST and gRPC; 0 for any that is free."""
+    rest = http.port if http.ingress == "headrace" else 0
+    return rest, http.grpc_port if http.grpc_port is not None else http.port + 1 if http.port else 0
