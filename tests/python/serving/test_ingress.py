@@ -337,6 +337,66 @@ async def test_a_front_that_ends_is_not_ready_and_says_that_models_may_come_back
     replica.die()
 
 
+class Meanwhile(DoorAddress):
+    """Lets something happen when one link is open and the other is not."""
+
+    async def connect(self, protocol: Any) -> Any:
+        if (then := MEANWHILE.pop()) is None:
+            await asyncio.sleep(30)
+        link = await super().connect(protocol)
+        await then(link)
+        return link
+
+
+MEANWHILE: list[Any] = []
+
+
+async def test_a_link_that_is_lost_before_the_other_is_open_leaves_no_replica() -> None:
+    replica = Replica()
+
+    async def lose(link: Link) -> None:
+        assert link.transport is not None
+        link.transport.abort()
+        await asyncio.sleep(0.02)
+
+    async def nothing(link: Link) -> None:
+        await asyncio.sleep(0.02)
+
+    async with deployed() as deployment:
+        address = Meanwhile(**vars(await replica.open()))
+        MEANWHILE[:] = [nothing, lose]
+        await deployment.pool.add("0", address)
+        assert not deployment.pool._replicas
+        MEANWHILE[:] = [nothing, nothing]
+        await deployment.pool.add("0", address)
+        assert deployment.pool.reachable
+    replica.die()
+
+
+async def test_a_connection_that_is_given_up_leaves_no_link() -> None:
+    replica = Replica()
+
+    async def nothing(link: Link) -> None:
+        await asyncio.sleep(0.02)
+
+    async with deployed() as deployment:
+        MEANWHILE[:] = [None, nothing]
+        adding = asyncio.create_task(deployment.pool.add("0", Meanwhile(**vars(await replica.open()))))
+        while MEANWHILE:
+            await asyncio.sleep(0.005)
+        links = set(replica.door.links)
+        assert len(links) == 1
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+        for _ in range(200):
+            if not links & replica.door.links:
+                break
+            await asyncio.sleep(0.005)
+        assert not links & replica.door.links
+    replica.die()
+
+
 async def test_grpc_calls_take_the_same_way() -> None:
     replica = Replica()
     async with deployed(replica) as deployment:

@@ -210,9 +210,11 @@ class Pool:
             async with asyncio.timeout(CONNECT_S_MAX):
                 for _ in range(2):
                     links.append(await address.connect(Link))
-        except (OSError, TimeoutError) as error:
+        except BaseException as error:
             for link in links:
                 link.close()
+            if not isinstance(error, OSError | TimeoutError):
+                raise
             log.warning("model %s: replica %s cannot be reached (%s)", self._model, name, error)
             return
         finally:
@@ -221,6 +223,9 @@ class Pool:
         for link in links:
             link.on_lost = lambda: self._remove(replica)
         self._replicas[name] = replica
+        if self._closed or not all(link.is_open for link in links):  # meanwhile
+            self._remove(replica)
+            return
         self._arrived.set()
 
     def _remove(self, replica: Replica) -> None:
