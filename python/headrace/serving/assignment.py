@@ -26,6 +26,8 @@ log = logging.getLogger("headrace.serving")
 
 # A replica that neither reports for so long nor has said goodbye is dead.
 SILENT_S_MAX = 10.0
+# If the front hears from no replica at all for longer than this, it is not they who are silent.
+PAUSE_S_MAX = 5.0
 # A candidate is to blame for the deaths of so many that had it, if they are half of all that had it.
 DEATHS_MAX = 3
 
@@ -159,8 +161,11 @@ class Assignments:
         self._known: dict[str, Assignment] = {}
         # Model -> replica -> how far it has followed the present generation.
         self._standings: dict[str, dict[str, Standing]] = {}
-        # Model -> replica that has not said goodbye -> when it last reported.
+        # Model -> replica that has not said goodbye -> when it last reported, by `_now_s`.
         self._heard: dict[str, dict[str, float]] = {}
+        # When the last report of all came, and the seconds until then without what is beyond `PAUSE_S_MAX` in pauses.
+        self._reported: float | None = None
+        self._now_s = 0.0
 
     def get(self, name: str) -> Assignment | None:
         """What a model's replicas are to serve; None of a model that was never assigned anything."""
@@ -198,12 +203,13 @@ class Assignments:
         Returns:
             The assignment, where the replica does not know it yet.
         """
+        self._tick()
         now = self.get(name)
         if now is None or standing.generation > now.generation:
             return None
         if standing.generation == now.generation:
             self._standings.setdefault(name, {})[replica] = standing
-            self._heard.setdefault(name, {})[replica] = self._clock()
+            self._heard.setdefault(name, {})[replica] = self._now_s
             if final:
                 del self._heard[name][replica]
             now = self._decide(name, now)
@@ -276,8 +282,15 @@ class Assignments:
         elapsed_s = max((one.elapsed_s for one in standings), default=0.0)
         return judge(candidate.model.settings.rollout, running, seen, elapsed_s)
 
+    def _tick(self) -> None:
+        """Replicas do not die all at once; a front that was stopped, or could not be reached, hears none of them."""
+        now = self._clock()
+        if self._reported is not None:
+            self._now_s += min(now - self._reported, PAUSE_S_MAX)
+        self._reported = now
+
     def _deaths(self, name: str) -> int:
-        silent_since = self._clock() - SILENT_S_MAX
+        silent_since = self._now_s - SILENT_S_MAX
         return sum(heard < silent_since for heard in self._heard.get(name, {}).values())
 
     def _pool(self, name: str) -> tuple[Digest, Digest]:

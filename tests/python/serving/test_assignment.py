@@ -310,9 +310,10 @@ def test_a_version_that_replicas_die_of_is_rolled_back(tmp_path: Path, dead: int
     for number in range(alive):
         assignments.report("m", f"alive-{number}", Standing(generation, "trial"))
     assignments.report("m", "drained", Standing(generation, "loading"), final=True)
-    now[0] += SILENT_S_MAX
-    for number in range(max(alive, 1)):
-        assignments.report("m", f"alive-{number}", Standing(generation, "trial"))
+    for _ in range(2):
+        now[0] += SILENT_S_MAX / 2
+        for number in range(max(alive, 1)):
+            assignments.report("m", f"alive-{number}", Standing(generation, "trial"))
     assert ("rolled_back" in assignments.status("m")) == blamed
 
 
@@ -374,6 +375,30 @@ def test_what_a_replica_notes_beside_a_plan_is_no_change(tmp_path: Path) -> None
     assert cluster.edition() == before
     (cluster.folder / "1" / "plan.headrace").write_text("a plan")
     assert cluster.edition() != before
+
+
+def test_a_front_that_heard_nobody_for_a_while_takes_nobody_for_dead(tmp_path: Path) -> None:
+    now = [100.0]
+    assignments = Assignments(Memory(), lambda: now[0])
+    model = ModelConfig(name="m", files={1: Path("/a/m/1/model.onnx")}, settings=_settings())
+    assignments.bring("m", Edition.of(model))
+    generation = assignments.bring("m", Edition(model=model, contents="changed")).generation
+    names = [f"replica-{number}" for number in range(4)]
+
+    def report(*replicas: str) -> None:
+        for replica in replicas:
+            assignments.report("m", replica, Standing(generation, "trial"))
+
+    report(*names)
+    now[0] += 3 * SILENT_S_MAX
+    report(*names)
+    assert "candidate" in assignments.status("m"), "the pause was the front's"
+    now[0] += 3 * SILENT_S_MAX
+    report(names[0])
+    for _ in range(10):  # the others do die in the next pause, which one of them shows by reporting on
+        now[0] += SILENT_S_MAX / 10
+        report(names[0])
+    assert "rolled_back" in assignments.status("m")
 
 
 async def test_only_settings_or_only_contents_are_a_change_too(tmp_path: Path) -> None:
