@@ -21,6 +21,7 @@ from headrace.serving.front_grpc import FrontGrpcApp
 from headrace.serving.front_ready import FRESH_S, Readiness
 from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
 from headrace.serving.host import ModelHost
+from headrace.serving.ingress import door as door_module
 from headrace.serving.ingress.bridge import Bridge
 from headrace.serving.ingress.door import Door, DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
@@ -335,6 +336,25 @@ async def test_a_front_that_ends_is_not_ready_and_says_that_models_may_come_back
     with pytest.raises(ExecutionError, match="listener that ended"):
         front.check()
     replica.die()
+
+
+async def test_a_result_too_large_for_a_link_is_an_error_of_its_own(monkeypatch: Any) -> None:
+    replica = Replica()
+    async with deployed(replica) as deployment:
+        link = deployment.pool._replicas["0"].links[0]
+        assert (await deployment.infer(*range(90))).status == 200
+        link.body_bytes_max = 200
+        monkeypatch.setattr(door_module, "BODY_BYTES_LIMIT", 200)
+        refused = await deployment.infer(*range(90))
+        assert (refused.status, "expected at most 200" in refused.error) == (500, True)
+        payload = RPCS["ModelConfig"][0](name="doubler").SerializeToString()
+        call = await deployment.calls.relay("ModelConfig", payload, CallInfo())
+        assert isinstance(call, bytes)
+        monkeypatch.setattr(door_module, "BODY_BYTES_LIMIT", len(call) - 1)
+        call = await deployment.calls.relay("ModelConfig", payload, CallInfo())
+        assert isinstance(call, Refusal)
+        assert call.status == "INTERNAL"
+        assert link.is_open
 
 
 class Meanwhile(DoorAddress):

@@ -11,9 +11,10 @@ import sys
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from headrace.errors import ExecutionError
 from headrace.serving.app import OipApp, Scope
 from headrace.serving.body import Message as AsgiMessage
-from headrace.serving.grpc_app import CallInfo, GrpcApp
+from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
 from headrace.serving.ingress.wire import (
     BODY_BYTES_LIMIT,
     HELLO_BYTES_MAX,
@@ -239,12 +240,22 @@ class DoorLink(Frames):
             log.exception("this is a bug: the application raised")
         finally:
             del self._exchanges[ask.id]
+        if len(exchange.body) > BODY_BYTES_LIMIT:
+            error, exchange.body = _too_large(exchange.body), b""
+            await self._door.app.send_error(error, exchange.send)
         self.send(Answer(ask.id, exchange.status, exchange.headers), exchange.body)
 
     async def _return(self, call: Call, payload: bytes) -> None:
         info = CallInfo(call.remaining_s, call.caller, call.authorization)
         answered = await self._door.calls.relay(call.rpc, payload, info)
+        if isinstance(answered, bytes) and len(answered) > BODY_BYTES_LIMIT:
+            answered = Refusal.of(_too_large(answered))
         if isinstance(answered, bytes):
             self.send(Return(call.id), answered)
         else:
             self.send(Return(call.id, answered.status, answered.details, list(answered.trailing)))
+
+
+def _too_large(body: bytes) -> ExecutionError:
+    """The ingress would take a longer frame for a broken peer's, and end the link with all that is under way on it."""
+    return ExecutionError(f"result: got {len(body)} bytes, expected at most {BODY_BYTES_LIMIT}")
