@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from headrace.config import ModelConfig
+from headrace.errors import ExecutionError
 from headrace.serving.assignment import Assignment, Edition, Standing
 from headrace.serving.changing import end_trial, retire, take_over, tried_first
 from headrace.serving.host import ModelHost
@@ -15,6 +17,9 @@ from headrace.serving.served import ServedModel
 log = logging.getLogger("headrace.serving")
 
 Opened = Mapping[int, ServedModel]
+
+# Compiling and checking a large model takes minutes; what has not opened by then hangs.
+OPEN_S_MAX = 600.0
 
 
 class Follower:
@@ -53,6 +58,8 @@ class Follower:
         self.broken = ""
         self._work: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        # What hangs while it is being opened.
+        self._late: set[asyncio.Task[dict[int, ServedModel]]] = set()
 
     def follow(self, assignment: Assignment | None = None) -> None:
         """Begins to follow an assignment, if it is newer than the last one; None for the one it was made with."""
@@ -83,6 +90,8 @@ class Follower:
             await asyncio.gather(self._work, return_exceptions=True)
         if self._opened is not None:
             await self._give_up()
+        for late in list(self._late):
+            late.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _reach(self) -> None:
@@ -107,7 +116,7 @@ class Follower:
         config = self._adapt(edition.model)
         if self._opened is None or self._opened[0] != edition:
             try:
-                opened: Opened = await asyncio.to_thread(self._host.prepare, config)
+                opened: Opened = await self._prepare(config)
             except Exception as error:
                 # What serves is not what is to serve, and trying again is better done by a fresh process.
                 self.broken = f"version {edition.newest}: {type(error).__name__}: {error}"
@@ -125,7 +134,7 @@ class Follower:
         """Opens a candidate, and puts it on trial if it wants one."""
         config = self._adapt(edition.model)
         try:
-            opened = await asyncio.to_thread(self._host.prepare, config)
+            opened = await self._prepare(config)
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"
             return
@@ -136,6 +145,33 @@ class Follower:
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"
             await self._give_up()
+
+    async def _prepare(self, config: ModelConfig) -> dict[int, ServedModel]:
+        """Opens an edition beside what serves; a version that hangs must not keep later ones waiting for ever.
+
+        Raises:
+            ExecutionError: It takes longer than `OPEN_S_MAX`. Should it end after all, what it opened is closed again.
+            Exception: It cannot be opened.
+        """
+        before = list(self._host)
+        opening = asyncio.create_task(asyncio.to_thread(self._host.prepare, config))
+        try:
+            done, _ = await asyncio.wait({opening}, timeout=OPEN_S_MAX)
+        except asyncio.CancelledError:
+            opening.cancel()
+            raise
+        if done:
+            return opening.result()
+        self._late.add(opening)
+        opening.add_done_callback(partial(self._drop, before))
+        raise ExecutionError(f"got no end of opening it in {OPEN_S_MAX:g} s, expected one")
+
+    def _drop(self, before: list[ServedModel], late: asyncio.Task[dict[int, ServedModel]]) -> None:
+        """Closes what was opened too late, but for what served already when that began, whatever became of it."""
+        self._late.discard(late)
+        if not late.cancelled() and late.exception() is None:
+            own = {version: one for version, one in late.result().items() if all(one is not old for old in before)}
+            self._retire(self._host.unused(self._name, own))
 
     async def _give_up(self) -> None:
         assert self._opened is not None, "this is a bug: there is no candidate to give up"

@@ -166,6 +166,10 @@ class ModelHost:
         """
         self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
+        return self.unused(name, opened)
+
+    def unused(self, name: str, opened: dict[int, ServedModel]) -> list[ServedModel]:
+        """What `prepare` made and does not serve, for `retire`. Call it on the event loop."""
         serving = list(self._served.get(name, {}).values())
         return self._retiring.enter([served for served in opened.values() if served not in serving])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from serving_fakes import FakeBatcher, FakeEngine
 
 from headrace.config import ModelConfig, ModelSource, RolloutSettings, load_model_folder
 from headrace.errors import ConfigError, ExecutionError, InvalidModel, NotOffered
+from headrace.serving import follower
 from headrace.serving.assignment import SILENT_S_MAX, Assignment, Assignments, Edition, Standing
 from headrace.serving.decode import InferCall
 from headrace.serving.follower import Follower
@@ -64,6 +66,18 @@ class Replica:
             engine.run_batch = failing(engine.run_batch)  # type: ignore[method-assign]
         self.engines.append(engine)
         return engine
+
+    def hang(self) -> threading.Event:
+        """Has what is "hanging" hang while it is opened, until the event is set."""
+        gate, opener = threading.Event(), self.open
+
+        def open_late(path: Path, settings: Any) -> FakeEngine:
+            if path.read_text() == "hanging":
+                gate.wait(20)
+            return opener(path, settings)
+
+        self.host._engine_opener = open_late
+        return gate
 
     async def ask(self) -> str:
         served, _ = await self.host.route("doubler").infer(CALL)
@@ -399,6 +413,29 @@ def test_a_front_that_heard_nobody_for_a_while_takes_nobody_for_dead(tmp_path: P
         now[0] += SILENT_S_MAX / 10
         report(names[0])
     assert "rolled_back" in assignments.status("m")
+
+
+async def test_a_version_that_hangs_while_it_is_opened_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "OPEN_S_MAX", 0.2)
+    cluster = Cluster(tmp_path, replicas=2)
+    gates = [one.hang() for one in cluster.replicas]
+    cluster.put(2, "hanging")
+    cluster.deploy()
+    await cluster.settle()
+    assert "got no end of opening it" in cluster.assignments.status("doubler")["rolled_back"]["reason"]
+    assert not any(one.follower.broken for one in cluster.replicas), "what serves goes on"
+    cluster.put(2, "a model")
+    cluster.deploy()
+    await cluster.settle()
+    assert cluster.serving == ["2", "2"]
+    # What it opens in the end is closed again.
+    for gate in gates:
+        gate.set()
+    await cluster.settle(until=lambda: [one.open_engines for one in cluster.replicas] == [1, 1] and cluster.quiet())
+    assert [len(one.engines) for one in cluster.replicas] == [3, 3]
+    await cluster.close()
 
 
 async def test_only_settings_or_only_contents_are_a_change_too(tmp_path: Path) -> None:
