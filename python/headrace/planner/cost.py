@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headrace import _core
+from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
-    from headrace.backend import Request
+    from headrace.backend import Executable, Request
     from headrace.engine import Engine
 
 # A rehearsal has so many requests, if that takes neither less nor more than these seconds, ...
@@ -75,7 +76,7 @@ class Stopwatch:
     """
 
     def __init__(self, engine: Engine, samples: Sequence[Request], seed: int = 0) -> None:
-        self.engine = engine
+        self._executable: Executable | None = engine.executable
         self._samples = [engine.check(sample) for sample in samples]
         works = np.array([max(1, engine.work(sample)) for sample in self._samples], dtype=float)
         self._mean_work = float(works.mean())
@@ -90,17 +91,12 @@ class Stopwatch:
 
     def warm_up(self) -> float:
         """One untimed Batch of one Request: buffers are made, pages are touched. Returns its seconds all the same."""
-        start = time.perf_counter()
-        self.engine.executable.run_batch(self._samples[:1])
-        return time.perf_counter() - start
+        return self._timed(self._samples[:1])
 
     def run(self, count: int) -> float:
         """Times one Batch of `count` Requests; seconds."""
         drawn = self._rng.integers(0, len(self._samples), count)
-        batch = [self._samples[index] for index in drawn]
-        start = time.perf_counter()
-        self.engine.executable.run_batch(batch)
-        seconds = time.perf_counter() - start
+        seconds = self._timed([self._samples[index] for index in drawn])
         self._runs.setdefault(count, []).append((float(self._sizes[drawn].sum()), seconds))
         return seconds
 
@@ -123,6 +119,16 @@ class Stopwatch:
                 runs[int(count)] += 1
                 if stop():
                     return
+
+    def let_go(self) -> None:
+        """Gives up the Engine and the Requests: nothing more is timed, and the figures stay."""
+        self._executable, self._samples = None, []
+
+    def _timed(self, batch: Sequence[Request]) -> float:
+        assert self._executable is not None, "got a Batch to time after let_go()"
+        start = time.perf_counter()
+        self._executable.run_batch(batch)
+        return time.perf_counter() - start
 
     def cost(self) -> Cost:
         """What was measured so far; at least one Batch must have run."""
@@ -158,13 +164,20 @@ def slowdown(engine: Engine, others: Sequence[Engine], request: Request, seconds
         others: Called all the time from threads of their own.
         request: What all of them run.
         seconds: How long it is timed alone, and how long beside the others.
+
+    Raises:
+        HeadraceError: One of them failed.
     """
     alone_s = _median_call(engine, request, seconds)
     stopped = threading.Event()
+    failures: list[HeadraceError] = []
 
     def call_until_stopped(other: Engine) -> None:
-        while not stopped.is_set():
-            other.run_batch([request])
+        try:
+            while not stopped.is_set():
+                other.run_batch([request])
+        except HeadraceError as error:
+            failures.append(error)
 
     threads = [threading.Thread(target=call_until_stopped, args=(other,)) for other in others]
     for thread in threads:
@@ -175,6 +188,8 @@ def slowdown(engine: Engine, others: Sequence[Engine], request: Request, seconds
         stopped.set()
         for thread in threads:
             thread.join()
+    if failures:
+        raise failures[0]
     return max(1.0, beside_s / alone_s)
 
 

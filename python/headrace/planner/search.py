@@ -63,6 +63,7 @@ class Entry:
         self.parity: Parity | None = None
         self.offer: Offer | None = None
         self.counts: tuple[int, ...] = ()
+        self.largest = BATCHES[-1]  # Requests per Batch that it did not fail with
         # Times as long as alone and many in a row: beside others on the same machine, and at the rate.
         self.crowding = 1.0
         self.slowness = 1.0
@@ -79,9 +80,16 @@ class Entry:
     def lose(self, why: str) -> None:
         """Leaves the race; its memory is given back."""
         self.why = why
+        if self.watch is not None:
+            self.watch.let_go()
         if self.engine is not None:
             self.engine.close()
             self.engine = None
+
+    def fail(self, error: HeadraceError) -> None:
+        """Leaves the race as one that cannot do it: no figure of it counts."""
+        self.lose(f"cannot run: {str(error).splitlines()[0]}")
+        self.watch = self.parity = self.offer = self.alone_s = None
 
 
 class Search:
@@ -222,7 +230,7 @@ class Search:
             entry.lose(f"parity failed: {error}")
             return False
         except HeadraceError as error:
-            entry.lose(f"cannot run: {str(error).splitlines()[0]}")
+            entry.fail(error)
             return False
         tolerance = self.question.tolerance
         if tolerance is None:
@@ -272,11 +280,31 @@ class Search:
 
     def _screen_time(self, entry: Entry) -> None:
         watch = cast(Stopwatch, entry.watch)
-        alone_s = min(watch.run(1) for _ in range(2))
-        counts = [count for count in _SCREEN_SIZES if count == 1 or alone_s * count / 2 <= self._batch_s_max]
-        watch.spend(counts, _SCREEN_S, lambda: self._spent)
-        entry.counts = tuple(counts)
-        self._judge(entry)
+        try:
+            alone_s = min(watch.run(1) for _ in range(2))
+            counts = [count for count in _SCREEN_SIZES if count == 1 or alone_s * count / 2 <= self._batch_s_max]
+        except HeadraceError as error:
+            entry.fail(error)
+            return
+        self._spend(entry, counts, _SCREEN_S)
+        if not entry.why:
+            self._judge(entry)
+
+    def _spend(self, entry: Entry, counts: Sequence[int], seconds: float) -> None:
+        """Times Batches of these sizes; where one fails, for want of memory say, smaller ones from then on."""
+        sizes = [count for count in counts if count <= entry.largest]
+        while True:
+            try:
+                cast(Stopwatch, entry.watch).spend(sizes, seconds, lambda: self._spent)
+            except HeadraceError as error:
+                if len(sizes) == 1:
+                    entry.fail(error)
+                    return
+                del sizes[-1]
+                entry.largest = sizes[-1]
+            else:
+                entry.counts = tuple(sizes)
+                return
 
     @property
     def _batch_s_max(self) -> float:
@@ -307,12 +335,12 @@ class Search:
             cost = cast(Cost, entry.cost)
             entry.counts = tuple(n for n in BATCHES if n == 1 or cost.seconds(n) <= self._batch_s_max)
         for turn in range(_TURNS):
-            for entry in racing:
+            for entry in self._racing:
                 if self._spent:
                     break
                 self._say(f"{entry.candidate}: measuring Batches, turn {turn + 1} of {_TURNS}")
-                cast(Stopwatch, entry.watch).spend(entry.counts, spend_s / _TURNS, lambda: self._spent)
-        for entry in racing:
+                self._spend(entry, entry.counts, spend_s / _TURNS)
+        for entry in self._racing:
             self._judge(entry)
         self._drop(off, most)
 
@@ -379,7 +407,11 @@ class Search:
         self._say(f"{entry.candidate}: rehearsing")
         rate_rps = share * found.rate_rps / found.replicas
         engine, cost = cast(Any, entry.engine), cast(Cost, entry.cost)
-        entry.slowness = rehearse(engine, cost, self._requests, found.max_batch, rate_rps)
+        try:
+            entry.slowness = rehearse(engine, cost, self._requests, found.max_batch, rate_rps)
+        except HeadraceError as error:
+            entry.fail(error)
+            return
         entry.offer = self._offer(entry, final=True)
 
     def _crowd(self, entry: Entry) -> None:

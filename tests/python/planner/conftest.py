@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from headrace.backend import (
     Request,
     Result,
 )
+from headrace.errors import ExecutionError
 from headrace.planner import cost, search
 
 
@@ -46,6 +48,8 @@ class Made:
         speed: Precision -> times as fast as fp32.
         scaling: Share of perfect scaling that more threads reach.
         wrong: Precision -> relative error of the answers.
+        fails_above: Requests per Batch that it can still run.
+        executables: What was compiled and is still held.
     """
 
     fixed_s: float
@@ -55,7 +59,9 @@ class Made:
     wrong: dict[str, float] = field(default_factory=dict)
     refuses: str = ""
     missing_op: str = ""
+    fails_above: int = 1000
     compiled: list[CompileOptions] = field(default_factory=list)
+    executables: WeakSet[Executable] = field(default_factory=WeakSet)
 
 
 class _Runs(Executable):
@@ -66,6 +72,8 @@ class _Runs(Executable):
         self._speed = made.speed[options.precision] * (1 + (threads - 1) * made.scaling)
 
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:
+        if len(requests) > self._made.fails_above:
+            raise ExecutionError(f"no memory for {len(requests)}")
         seconds = self._made.fixed_s + self._made.per_request_s * len(requests)
         self._clock.now_s += seconds / self._speed
         wrong = 1 + self._made.wrong.get(self._precision, 0.0)
@@ -87,7 +95,9 @@ def backend_of(name: str, made: Made, clock: Clock) -> type[Backend]:
 
         def compile(self, model: hr.Model, options: CompileOptions) -> Executable:
             made.compiled.append(options)
-            return _Runs(made, name, options, clock)
+            executable = _Runs(made, name, options, clock)
+            made.executables.add(executable)
+            return executable
 
     Kind.name = name
     return Kind

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from click.testing import CliRunner
 from tests.python.planner.conftest import Made
 
 import headrace as hr
-from headrace.errors import BackendUnavailable, ConfigError, InvalidPlan, ParityError, PlanError
-from headrace.planner import Report, Row
+from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, InvalidPlan, ParityError, PlanError
+from headrace.planner import Report, Row, search
+from headrace.planner.cost import Stopwatch
 from headrace.planner.file import read
 
 Install = Callable[..., None]
@@ -120,6 +123,67 @@ def test_what_was_not_reached_in_time_is_reported_as_such(doubling: hr.Model, in
     report = hr.plan(doubling, slo_ms=50, rate=10, budget_s=1e-6)
     assert report.choice is not None
     assert any("the budget of 1e-06 s was spent" in one.why for one in report.rows)
+
+
+def test_one_that_fails_while_it_is_timed_loses_and_the_others_go_on(
+    doubling: hr.Model, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, real = Made(0.0, 0.001), Stopwatch.spend
+
+    def spend(watch: Stopwatch, *how: Any) -> None:  # what was timed by then has run well
+        quick.fails_above = 0
+        real(watch, *how)
+
+    monkeypatch.setattr(Stopwatch, "spend", spend)
+    install(quick=quick, sound=Made(0.0, 0.002))
+    report = hr.plan(doubling, slo_ms=100, rate=100, threads=[1])
+    assert str(report.choice and report.choice.candidate) == "sound fp32, 1 thread"
+    assert row(report, "quick fp32, 1 thread").why.startswith("cannot run: no memory for ")
+    assert row(report, "quick fp32, 1 thread").status == "lost"
+    quick.fails_above = 1000
+    install(quick=quick)
+    report = hr.plan(doubling, slo_ms=100, rate=100, threads=[1])
+    assert report.choice is None
+    assert report.nearest is None
+
+
+def test_where_large_batches_fail_smaller_ones_are_planned_with(doubling: hr.Model, install: Install) -> None:
+    install(quick=Made(0.004, 0.0001, fails_above=20))
+    report = hr.plan(doubling, slo_ms=100, threads=[1])
+    assert report.choice is not None
+    assert report.choice.prediction is not None
+    assert report.choice.prediction.max_batch == 16
+
+
+def test_one_that_fails_in_the_rehearsal_is_not_chosen(
+    doubling: hr.Model, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(quick=Made(0.0, 0.001), sound=Made(0.0, 0.00102))
+
+    def rehearse(engine: hr.Engine, *_: object) -> float:
+        if engine.plan.backend == "quick":
+            raise ExecutionError("lost its device")
+        return 1.0
+
+    monkeypatch.setattr(search, "rehearse", rehearse)
+    report = hr.plan(doubling, slo_ms=100, rate=100)
+    assert str(report.choice and report.choice.candidate) == "sound fp32, 1 thread"
+    assert row(report, "quick fp32, 1 thread").why == "cannot run: lost its device"
+
+
+def test_those_that_lost_hold_no_memory_while_others_are_measured(doubling: hr.Model, install: Install) -> None:
+    made = {"quick": Made(0.0, 0.001), "slow": Made(0.0, 0.01)}
+    install(**made)
+    held: list[int] = []
+
+    def look(words: str, _share: float) -> None:
+        if "turn 3 of" in words:
+            gc.collect()
+            held.append(sum(len(one.executables) for one in made.values()))
+
+    report = hr.plan(doubling, slo_ms=100, rate=100, progress=look)
+    assert held[-1] == 1
+    assert row(report, "slow fp32, 1 thread").per_request_s == pytest.approx(0.01)
 
 
 def test_a_tolerance_holds_for_every_precision(doubling: hr.Model, install: Install) -> None:
