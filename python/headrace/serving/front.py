@@ -154,6 +154,7 @@ class FrontState:
         self._http: HttpServer | None = None
         self._calls: grpc_server.GrpcListener | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._adding: set[asyncio.Task[None]] = set()
 
     async def start(self, names: Sequence[str]) -> None:
         """Listens.
@@ -174,6 +175,8 @@ class FrontState:
     async def stop(self) -> None:
         """Answers what is under way, within `DRAIN_S_MAX`, and stops listening; what still comes gets 503."""
         await self.set_names([])
+        for adding in self._adding:
+            adding.cancel()
         if self._http is not None:
             self._http.should_exit = True
         if self._calls is not None:
@@ -220,7 +223,10 @@ class FrontState:
         if known is None or not known.final:
             replicas[ledger.replica] = ledger
         if door is not None and (pool := self.pools.get(ledger.model)) is not None:
-            await pool.add(ledger.replica, door)
+            # Not waited for: the replica waits for its answer not as long as a connection may take.
+            adding = asyncio.create_task(pool.add(ledger.replica, door))
+            self._adding.add(adding)
+            adding.add_done_callback(self._adding.discard)
         if ledger.standing is None:
             return None
         return self.assignments.report(ledger.model, ledger.replica, ledger.standing, ledger.final)

@@ -10,8 +10,8 @@ Batcher has room for.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
+import logging
 import os
 import warnings
 from collections import Counter
@@ -46,6 +46,8 @@ from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
 from headrace.serving.starting import load_assigned
 from headrace.serving.statistics import statistics
+
+log = logging.getLogger("headrace.serving")
 
 DEPLOYMENT = MODEL_DEPLOYMENT
 # Replicas and callers push their metrics this often; the policy cannot react faster than that.
@@ -103,6 +105,8 @@ class ModelReplica:
         self._follower = Follower(self._host, assignment, self._adapt, serving)
         self._meter = LoadMeter()
         self._load: dict[str, float] = {}
+        # Kinds of errors that reports ended with.
+        self._untold: set[type[Exception]] = set()
         self._reporting: asyncio.Task[None] | None = None
         self._id = serve.get_replica_context().replica_id.unique_id
         service = ReplicaService(self, self._host, caller_header=caller_header)
@@ -168,11 +172,15 @@ class ModelReplica:
             address: Where requests are taken; None for the last report, when none are.
         """
         assert self._front is not None, "this is a bug: there is no front to report to"
-        with contextlib.suppress(Exception):  # the front may be starting, or gone where everything shuts down
+        try:
             ledger = self._ledger(final=address is None)
             newer = await asyncio.wait_for(self._front.report.remote(ledger, address), REPORT_S_MAX)
             if newer is not None and address is not None:
                 self._follower.follow(newer)
+        except Exception as error:  # the front may be starting, or gone where everything shuts down
+            if type(error) not in self._untold:  # twice a second would be too often
+                self._untold.add(type(error))
+                log.warning("model %s: the front was not told: %s: %s", self._name, type(error).__name__, error)
 
     def _ledger(self, final: bool) -> ReplicaLedger:
         total: Counter[str] = Counter()

@@ -357,6 +357,38 @@ async def test_a_result_too_large_for_a_link_is_an_error_of_its_own(monkeypatch:
         assert link.is_open
 
 
+async def test_a_report_is_answered_while_the_replica_is_still_being_connected_to() -> None:
+    pytest.importorskip("ray", reason="the Ray extra is not installed")
+    from headrace.serving import front as module
+
+    front = module.FrontState(module.FrontAddress("headrace", "127.0.0.1", 0, 0), None, "x-caller", None)
+    pool = front.pools["doubler"] = Pool("doubler", Deployment().wake)
+    replica = Replica()
+    MEANWHILE[:] = [None]
+    ledger = module.ReplicaLedger("doubler", "0", 1, {}, {}, False)
+    assert await asyncio.wait_for(front.report(ledger, Meanwhile(**vars(await replica.open()))), 1) is None
+    await asyncio.sleep(0.02)
+    assert not MEANWHILE
+    assert pool._connecting == {"0"}
+    await front.stop()
+    await asyncio.sleep(0.02)
+    assert not pool._connecting
+    await front.report(module.ReplicaLedger("doubler", "1", 1, {}, {}, False), replica.address)
+    replica.die()
+
+
+async def test_reports_that_fail_are_logged_once_for_each_kind(caplog: Any) -> None:
+    pytest.importorskip("ray", reason="the Ray extra is not installed")
+    from headrace.serving.ray_app import ModelReplica
+
+    replica: Any = ModelReplica.__new__(ModelReplica)
+    replica._name, replica._front, replica._untold = "doubler", object(), set()
+    for error in (KeyError("one"), KeyError("two"), OSError("three")):
+        replica._ledger = lambda final, error=error: (_ for _ in ()).throw(error)
+        await replica._report(None)
+    assert [record.getMessage().split(": ", 2)[2] for record in caplog.records] == ["KeyError: 'one'", "OSError: three"]
+
+
 class Meanwhile(DoorAddress):
     """Lets something happen when one link is open and the other is not."""
 
