@@ -133,6 +133,13 @@ __device__ bool is_integer(DType dtype) {
   return dtype == DType::kI32 || dtype == DType::kI64;
 }
 
+// Towards zero, and INT64_MIN for what does not fit and for NaN, as the CPU's op has it: a device's
+// own conversion saturates, and makes 0 of NaN.
+__device__ int64_t truncate(double number) {
+  constexpr double kTwo63 = 0x1p63;
+  return number >= -kTwo63 && number < kTwo63 ? static_cast<int64_t>(number) : INT64_MIN;
+}
+
 __global__ void cast_kernel(DType from, DType to, const void* x, void* y, int64_t count) {
   int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
@@ -144,7 +151,7 @@ __global__ void cast_kernel(DType from, DType to, const void* x, void* y, int64_
       number = static_cast<double>(whole);
     } else {
       number = load_number(from, x, i);
-      if (is_integer(to)) whole = static_cast<int64_t>(number);
+      if (is_integer(to)) whole = truncate(number);
     }
     switch (to) {
       case DType::kBool:

@@ -1,4 +1,6 @@
 // Ops on elements and on rows.
+#include <limits>
+
 #include "op_case.h"
 
 namespace headrace::cuda::test {
@@ -51,6 +53,17 @@ HR_TEST(cuda_casts_are_the_cpus) {
   for (auto [onnx, dtype] : {std::pair{1, DType::kF32}, {9, DType::kBool}, {6, DType::kI32}}) {
     check_on_host(
         {node_of("Cast", 13, {{"to", int64_t{onnx}}}, {dtype}), {per_request({integers})}});
+  }
+}
+
+HR_TEST(cuda_casts_of_what_does_not_fit_are_the_cpus) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  Tensor numbers = Tensor::of<float>(
+      {9}, {0x1p63f, -0x1p63f, 1e30f, -1e30f, kInfinity, -kInfinity, kNan, 3e9f, -3e9f});
+  for (auto [onnx, dtype] : {std::pair{6, DType::kI32}, {7, DType::kI64}}) {
+    check_on_host(
+        {node_of("Cast", 13, {{"to", int64_t{onnx}}}, {dtype}), {per_request({numbers})}, 0});
   }
 }
 
