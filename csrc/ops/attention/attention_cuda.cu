@@ -175,8 +175,9 @@ class AttentionOp final : public CudaOp {
     if (dim <= 32) return launch_as<32>(run, grid, samples.device);
     if (dim <= 64) return launch_as<64>(run, grid, samples.device);
     if (dim <= 128) return launch_as<128>(run, grid, samples.device);
+    if (dim <= 256) return launch_as<256>(run, grid, samples.device);
     fail(ErrorKind::kUnsupportedOp, "device cuda: got heads of ", dim,
-         " dims, expected at most 128");
+         " dims, expected at most 256");
   }
 
  private:
