@@ -120,6 +120,8 @@ class OipApp:
             else:
                 call = await _in_turns(served.decoder.steps(body, headers.json_length))
             del body
+            if waited_s := scope.get("headrace.waited_s"):  # for this replica, see `headrace.serving.ingress`
+                call.count_wait(waited_s)
             served.stages["decode"].observe(perf_counter() - received)
             served, result = await self._run(route, call, headers, receive)
             computed = perf_counter()

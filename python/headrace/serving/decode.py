@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
-from headrace.errors import DtypeMismatch, MalformedRequest, MissingInput, ShapeMismatch, UnknownInput
+from headrace.errors import DeadlineExceeded, DtypeMismatch, MalformedRequest, MissingInput, ShapeMismatch, UnknownInput
 from headrace.serving.json_data import JsonData, is_large, json_error, shown
 from headrace.serving.oip import NO_DATA, InferBody, InputTensor, RequestedOutput
 from headrace.signature import DTYPE_FROM_OIP, Signature, TensorSpec
@@ -41,6 +41,21 @@ class InferCall:
     id: str | None
     priority: int
     timeout_us: int
+
+    def count_wait(self, waited_s: float) -> None:
+        """Takes the seconds that it waited before it came here off what the client said it may take.
+
+        Raises:
+            DeadlineExceeded: Nothing is left.
+        """
+        if self.timeout_us:
+            left_us = self.timeout_us - int(1e6 * waited_s)
+            if left_us <= 0:
+                raise DeadlineExceeded(
+                    f"parameters.timeout: got a wait of {waited_s:.3g} s for a replica, expected less than "
+                    f"{self.timeout_us} us"
+                )
+            self.timeout_us = left_us
 
 
 class Decoder:

@@ -74,7 +74,10 @@ class FrontApp(OipApp):
         try:
             replica = pool.choose()
             if replica is None:
+                loop = asyncio.get_running_loop()
+                began = loop.time()
                 replica, left_s = await pool.wait(None if deadline_ms is None else deadline_ms / 1000)
+                ask.waited_s = loop.time() - began
                 if left_s is not None:
                     left = b"%d" % max(1, 1000 * left_s)
                     ask.headers = [(name, left if name == DEADLINE_HEADER else value) for name, value in ask.headers]

@@ -6,6 +6,7 @@ every interface. So the front listens itself, where it is told, and passes each 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 from headrace.serving.front_app import unknown
@@ -51,10 +52,13 @@ class FrontGrpcApp(GrpcApp):
 
 
 async def _ask(pool: Pool, rpc: str, payload: bytes, info: CallInfo) -> bytes | Refusal:
-    replica, remaining_s = pool.choose(), info.remaining_s
+    replica, remaining_s, waited_s = pool.choose(), info.remaining_s, 0.0
     if replica is None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         replica, remaining_s = await pool.wait(remaining_s)
-    call = Call(0, rpc, remaining_s, info.caller, info.authorization)
+        waited_s = loop.time() - began
+    call = Call(0, rpc, remaining_s, info.caller, info.authorization, waited_s)
     answer, answered = await replica.call(call, payload)
     if answer.status:
         return Refusal(answer.status, answer.details, tuple((key, value) for key, value in answer.trailing))

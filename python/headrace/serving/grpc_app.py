@@ -36,11 +36,13 @@ class CallInfo:
         caller: Whose request it is, for fair shares; None for those without a name. Bytes, as REST's headers are: one
             caller is one, whichever protocol it uses.
         authorization: The value of the metadata of this name; None where there is none.
+        waited_s: Seconds that it waited for a replica; `remaining_s` is what was left then.
     """
 
     remaining_s: float | None = None
     caller: bytes | None = None
     authorization: str | None = None
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class GrpcApp(grpc.GenericRpcHandler):  # type: ignore[misc]
             found.users += 1
             try:
                 call = grpc_codec.decode(served.decoder, request)
+                call.count_wait(info.waited_s)
                 served.stages["decode"].observe(perf_counter() - started)
                 deadline_ms = None if info.remaining_s is None else 1000 * info.remaining_s
                 served, result = await route.infer(call, deadline_ms, info.caller)

@@ -389,6 +389,29 @@ async def test_reports_that_fail_are_logged_once_for_each_kind(caplog: Any) -> N
     assert [record.getMessage().split(": ", 2)[2] for record in caplog.records] == ["KeyError: 'one'", "OSError: three"]
 
 
+async def test_the_wait_for_a_replica_counts_against_the_timeout_in_the_body() -> None:
+    replica = Replica()
+    request = RPCS["ModelInfer"][0](model_name="doubler")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 3]).contents.fp32_contents.extend([1, 2, 3])
+    for timeout_us, status in ((10_000_000, 200), (20_000, 504)):
+        body = rows(1, 2, 3, parameters={"timeout": timeout_us})
+        request.parameters["timeout"].int64_param = timeout_us
+        for relay in (False, True):
+            async with deployed() as deployment:
+                deployment.asleep.append(replica)  # comes after 50 ms
+                if relay:
+                    call = await deployment.calls.relay("ModelInfer", request.SerializeToString(), CallInfo())
+                    assert isinstance(call, bytes) if status == 200 else call.status == "DEADLINE_EXCEEDED"  # type: ignore[union-attr]
+                else:
+                    assert (await acall(deployment.front, "POST", INFER, body)).status == status
+                if status == 200:
+                    left_ms, _ = replica.served.batchers[0].seen[-1]
+                    assert left_ms is not None
+                    assert 5_000 < left_ms <= 9_960
+            replica.die()
+            replica = Replica()
+
+
 class Meanwhile(DoorAddress):
     """Lets something happen when one link is open and the other is not."""
 

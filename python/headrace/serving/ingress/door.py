@@ -91,6 +91,8 @@ class Exchange:
         """Has the application answer it."""
         ask = self._ask
         scope: Scope = {"type": "http", "method": ask.method, "path": ask.path, "headers": ask.headers}
+        if ask.waited_s:
+            scope["headrace.waited_s"] = ask.waited_s
         await app(scope, self.receive, self.send)
         return self
 
@@ -246,7 +248,7 @@ class DoorLink(Frames):
         self.send(Answer(ask.id, exchange.status, exchange.headers), exchange.body)
 
     async def _return(self, call: Call, payload: bytes) -> None:
-        info = CallInfo(call.remaining_s, call.caller, call.authorization)
+        info = CallInfo(call.remaining_s, call.caller, call.authorization, call.waited_s)
         answered = await self._door.calls.relay(call.rpc, payload, info)
         if isinstance(answered, bytes) and len(answered) > BODY_BYTES_LIMIT:
             answered = Refusal.of(_too_large(answered))

@@ -35,12 +35,13 @@ class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
 
 
 class Ask(msgspec.Struct, tag="ask", array_like=True):
-    """A REST request; its body follows."""
+    """A REST request; its body follows. It waited for a replica for `waited_s`."""
 
     id: int
     method: str
     path: str
     headers: Headers
+    waited_s: float = 0.0
 
 
 class Answer(msgspec.Struct, tag="answer", array_like=True):
@@ -59,6 +60,7 @@ class Call(msgspec.Struct, tag="call", array_like=True):
     remaining_s: float | None
     caller: bytes | None
     authorization: str | None
+    waited_s: float = 0.0
 
 
 class Return(msgspec.Struct, tag="return", array_like=True):
