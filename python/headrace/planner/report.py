@@ -119,7 +119,12 @@ class Report:
 
     def replicas_per_machine(self, row: Row) -> int:
         """How many of a row's replicas one machine holds."""
-        fitting = max(1, self.question.cores // row.candidate.threads)
+        if row.candidate.on_gpu:  # each has one for itself, of those that its backend can use
+            mine = row.candidate
+            usable = {one.candidate.device for one in self.rows if one.candidate.backend == mine.backend}
+            fitting = len({device for device in usable if device != "cpu"})
+        else:
+            fitting = max(1, self.question.cores // row.candidate.threads)
         return min(fitting, row.prediction.replicas) if row.prediction else fitting
 
     def answer(self) -> str:

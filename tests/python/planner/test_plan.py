@@ -7,6 +7,7 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,20 @@ def test_those_that_lost_hold_no_memory_while_others_are_measured(doubling: hr.M
     report = hr.plan(doubling, slo_ms=100, rate=100, progress=look)
     assert held[-1] == 1
     assert row(report, "slow fp32, 1 thread").per_request_s == pytest.approx(0.01)
+
+
+def test_a_machine_holds_a_replica_for_each_gpu_that_its_backend_can_use(doubling: hr.Model, install: Install) -> None:
+    install(quick=Made(0.0, 0.010))
+    report = hr.plan(doubling, slo_ms=100, rate=390)
+    assert report.choice is not None
+    assert report.replicas_per_machine(report.choice) == 4  # of one thread, on four cores
+
+    def on(device: str, backend: str = "quick") -> Row:
+        assert report.choice is not None
+        return replace(report.choice, candidate=replace(report.choice.candidate, device=device, backend=backend))
+
+    two = replace(report, rows=(on("cuda:0"), on("cuda:1"), on("cpu"), on("cuda:2", "other")))
+    assert [two.replicas_per_machine(one) for one in two.rows] == [2, 2, 4, 1]
 
 
 def test_a_tolerance_holds_for_every_precision(doubling: hr.Model, install: Install) -> None:
