@@ -134,9 +134,7 @@ class ModelReplica:
         return self._id, self._address
 
     def _adapt(self, model: ModelConfig) -> ModelConfig:
-        if model.settings.threads is not None:
-            return model
-        return replace(model, settings=replace(model.settings, threads=self._threads))
+        return adapted(model, self._threads)
 
     async def statistics(self) -> list[dict[str, Any]] | None:
         """The statistics of this model on all replicas, by way of the front; None where there is none."""
@@ -243,6 +241,26 @@ class ReplicaService(OipService):
         return {"model_stats": [one for one in everywhere if version in (None, one["version"])]}
 
 
+def adapted(model: ModelConfig, threads: int) -> ModelConfig:
+    """A model as one replica runs it: on what Ray reserved for it.
+
+    Args:
+        model: As it was deployed.
+        threads: Of a model that does not say.
+    """
+    settings = model.settings
+    if settings.threads is None:
+        settings = replace(settings, threads=threads)
+    if gpus_of(model):
+        settings = replace(settings, device="cuda:0")  # Ray shows a replica its own GPU and no other
+    return model if settings is model.settings else replace(model, settings=settings)
+
+
+def gpus_of(model: ModelConfig) -> int:
+    """How many GPUs a replica needs."""
+    return int((model.settings.device or "").partition(":")[0] == "cuda")
+
+
 def build_app(
     config: DeployedModel | DeployConfig,
     *,
@@ -292,7 +310,10 @@ def build_app(
         graceful_shutdown_timeout_s=DRAIN_S_MAX,
         # How soon a dead replica is noticed, and another started.
         health_check_period_s=2,
-        ray_actor_options={"num_cpus": deployed.autoscaling.cpus_per_replica},
+        ray_actor_options={
+            "num_cpus": deployed.autoscaling.cpus_per_replica,
+            "num_gpus": gpus_of(deployed.model),
+        },
         autoscaling_config=_autoscaling(deployed, runs),
         logging_config=LoggingConfig(enable_access_log=False),
         max_surge_percent=surge_percent,
@@ -309,6 +330,7 @@ def replica_code(
     parts = (
         __version__,
         deployed.autoscaling.cpus_per_replica,
+        gpus_of(deployed.model),
         *(f"{opener.__module__}.{opener.__qualname__}" for opener in openers),
         caller_header,
         ledger,

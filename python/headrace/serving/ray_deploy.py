@@ -25,7 +25,7 @@ from headrace.serving.assignment import Assignment, Edition
 from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, FrontAddress, ReplicaLedger, build_front
 from headrace.serving.front_shared import check_shared, digest, moved, ports
 from headrace.serving.host import OpenBatcher, OpenEngine, open_batcher, open_engine
-from headrace.serving.ray_app import DEPLOYMENT, build_app, replica_code
+from headrace.serving.ray_app import DEPLOYMENT, build_app, gpus_of, replica_code
 from headrace.serving.ray_cluster import (
     EXIT_S_MAX,
     check_port,
@@ -272,8 +272,9 @@ def _targets(
 
 def _surge_percent(deployed: DeployedModel) -> int:
     """New replicas start before old ones go where one of them fits: Serve would wait for ever for one that does not."""
-    free = float(ray.available_resources().get("CPU", 0))
-    return 100 if free + 1e-9 >= deployed.autoscaling.cpus_per_replica else 0
+    free = ray.available_resources()
+    has_cpus = free.get("CPU", 0) + 1e-9 >= deployed.autoscaling.cpus_per_replica
+    return 100 if has_cpus and free.get("GPU", 0) >= gpus_of(deployed.model) else 0
 
 
 def _assign(deployed: DeployedModel, runs: bool, tell: Callable[[str], None]) -> None:
@@ -292,13 +293,20 @@ def _assign(deployed: DeployedModel, runs: bool, tell: Callable[[str], None]) ->
 
 
 def _check_fits(models: Sequence[DeployedModel]) -> None:
-    """One replica of each model must fit; Serve would otherwise wait for CPUs that never come."""
-    have = float(ray.cluster_resources().get("CPU", 0))
+    """One replica of each model must fit; Serve would otherwise wait for CPUs or GPUs that never come."""
+    resources = ray.cluster_resources()
+    have, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
     need = sum(max(1, m.autoscaling.min_replicas) * m.autoscaling.cpus_per_replica for m in models)
     if need > have + 1e-9:
         raise ConfigError(
             f"autoscaling.cpus_per_replica: got {need:g} CPUs for the first replicas of {len(models)} models, "
             f"expected at most the cluster's {have:g}"
+        )
+    need = sum(max(1, m.autoscaling.min_replicas) * gpus_of(m.model) for m in models)
+    if need > gpus:
+        raise ConfigError(
+            f"settings.device: got {need:g} GPUs for the first replicas of {len(models)} models, one for each, "
+            f"expected at most the cluster's {gpus:g}"
         )
 
 

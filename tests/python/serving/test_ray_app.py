@@ -38,9 +38,10 @@ from headrace.config import (  # noqa: E402
 )
 from headrace.errors import ConfigError, ExecutionError, InvalidModel  # noqa: E402
 from headrace.serve import Deployment, build_app, deploy  # noqa: E402
-from headrace.serving import ray_cluster  # noqa: E402
+from headrace.serving import ray_cluster, ray_deploy  # noqa: E402
 from headrace.serving.autoscaling import METRIC_CAPACITY  # noqa: E402
 from headrace.serving.front import FRONT  # noqa: E402
+from headrace.serving.ray_app import adapted, replica_code  # noqa: E402
 from headrace.signature import Signature, TensorSpec  # noqa: E402
 
 pytestmark = pytest.mark.ray
@@ -462,6 +463,35 @@ def test_a_change_of_a_model_that_runs_leaves_its_replicas_as_many_as_they_are()
 
     assert initial() == 2
     assert initial(runs=True) is None, "Serve would go down to it under full load"
+
+
+def on_device(device: str | None) -> DeployedModel:
+    there = model("a")
+    settings = ModelSettings(slo_ms=2000, device=device)
+    config = ModelConfig(name="a", files=there.model.files, settings=settings)
+    return DeployedModel(model=config, autoscaling=there.autoscaling)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "seen"),
+    [(None, 0, None), ("cpu", 0, "cpu"), ("cuda:3", 1, "cuda:0"), ("cuda-on-host", 0, "cuda-on-host")],
+)
+def test_a_replica_on_a_gpu_gets_one_and_takes_the_one_it_gets(device: str | None, gpus: int, seen: str | None) -> None:
+    deployed = on_device(device)
+    options = build_app(deployed)._bound_deployment._replica_config.ray_actor_options
+    assert (options["num_gpus"], options["num_cpus"]) == (gpus, 0.1)
+    assert adapted(deployed.model, threads=2).settings.device == seen
+    assert adapted(deployed.model, threads=2).settings.threads == 2
+    openers = (FAKES["engine_opener"], FAKES["batcher_opener"])
+    same = replica_code(deployed, openers, "x", None) == replica_code(on_device(None), openers, "x", None)
+    assert same == (gpus == 0), "a replica without a GPU cannot go on to one in place"
+
+
+def test_more_gpus_than_the_cluster_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_deploy.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    ray_deploy._check_fits([on_device("cuda"), on_device("cpu")])
+    with pytest.raises(ConfigError, match=r"got 2 GPUs .* expected at most the cluster.s 1"):
+        ray_deploy._check_fits([on_device("cuda"), on_device("cuda:1")])
 
 
 def test_one_application_is_one_model() -> None:
