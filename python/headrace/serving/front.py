@@ -28,6 +28,7 @@ from headrace.serving.assignment import Assignment, Assignments, Edition, Standi
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.front_app import FrontApp, unknown
 from headrace.serving.front_grpc import FrontGrpcApp
+from headrace.serving.front_ledgers import ReplicaLedgers
 from headrace.serving.front_ready import Readiness
 from headrace.serving.front_repository import DeployedRepository
 from headrace.serving.heap import settle
@@ -147,7 +148,7 @@ class FrontState:
         self.readiness = Readiness(self.pools, _statuses)
         self._where = where
         self._ledger = ledger
-        self._ledgers: dict[str, dict[str, ReplicaLedger]] = {}
+        self._ledgers = ReplicaLedgers()
         self._handles: dict[str, Any] = {}
         self._service = FrontService(self, caller_header, admin_token)
         self.app = FrontApp(self.books, self._service, self.pools)
@@ -218,10 +219,7 @@ class FrontState:
 
     async def report(self, ledger: ReplicaLedger, door: DoorAddress | None) -> Assignment | None:
         """See `Front.report`."""
-        replicas = self._ledgers.setdefault(ledger.model, {})
-        known = replicas.get(ledger.replica)
-        if known is None or not known.final:
-            replicas[ledger.replica] = ledger
+        self._ledgers.note(ledger)
         if door is not None and (pool := self.pools.get(ledger.model)) is not None:
             # Not waited for: the replica waits for its answer not as long as a connection may take.
             adding = asyncio.create_task(pool.add(ledger.replica, door))
@@ -241,23 +239,21 @@ class FrontState:
 
     def statistics(self, name: str | None) -> list[dict[str, Any]]:
         """See `Front.statistics`."""
-        models = self._ledgers if name is None else {name: self._ledgers.get(name, {})}
-        return merged(
-            entry for replicas in models.values() for replica in replicas.values() for entry in replica.statistics
-        )
+        models = self._ledgers.models if name is None else (name,)
+        return merged(entry for model in models for replica in self._ledgers.of(model) for entry in replica.statistics)
 
     def books(self) -> dict[str, Books]:
         """The books of each model: exact where there is a ledger on disk, else of what the replicas last reported."""
         if self._ledger is not None:
             return totals(read_ledger(self._ledger))
         return {
-            model: sum((Books.of_stats(replica.stats) for replica in replicas.values()), Books())
-            for model, replicas in self._ledgers.items()
+            model: sum((Books.of_stats(replica.stats) for replica in self._ledgers.of(model)), Books())
+            for model in self._ledgers.models
         }
 
     def latest(self) -> dict[str, list[ReplicaLedger]]:
         """See `Front.ledgers`."""
-        return {model: list(replicas.values()) for model, replicas in self._ledgers.items()}
+        return {model: self._ledgers.of(model) for model in self._ledgers.models}
 
 
 def _statuses() -> dict[str, str]:
@@ -327,7 +323,7 @@ class Front:
         return await self._thread.ask(self._state.statistics, name)
 
     async def ledgers(self) -> dict[str, list[ReplicaLedger]]:
-        """Every replica's latest report by model, oldest replica first."""
+        """Every replica's latest report by model, oldest replica first; see `ReplicaLedgers`."""
         return await self._thread.ask(self._state.latest)
 
     async def check_health(self) -> None:

@@ -18,6 +18,7 @@ from serving_fakes import Served, acall, make_config, make_served, rows
 from headrace.observe.ledger import Books
 from headrace.serving.front_app import FrontApp
 from headrace.serving.front_grpc import FrontGrpcApp
+from headrace.serving.front_ledgers import EARLIER, GONE_MAX, ReplicaLedgers
 from headrace.serving.front_ready import FRESH_S, Readiness
 from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
 from headrace.serving.host import ModelHost
@@ -26,9 +27,11 @@ from headrace.serving.ingress.bridge import Bridge
 from headrace.serving.ingress.door import Door, DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
 from headrace.serving.ingress.pool import Link, Pool
+from headrace.serving.ingress.pool import Replica as PoolReplica
 from headrace.serving.ingress.wire import PREFIX, Ask, Call, Cancel, Goodbye, Hello
 from headrace.serving.messages import RPCS
 from headrace.serving.service import OipService
+from headrace.serving.statistics import statistics
 
 INFER = "/v2/models/doubler/infer"
 
@@ -410,6 +413,41 @@ async def test_the_wait_for_a_replica_counts_against_the_timeout_in_the_body() -
                     assert 5_000 < left_ms <= 9_960
             replica.die()
             replica = Replica()
+
+
+async def test_what_many_gone_replicas_counted_is_kept_in_one_sum() -> None:
+    pytest.importorskip("ray", reason="the Ray extra is not installed")
+    from headrace.serving.front import ReplicaLedger
+
+    seconds = 0.0
+    ledgers = ReplicaLedgers(lambda: seconds)
+    served = make_served().host
+    ledgers.note(ReplicaLedger("m", "silent", 1, {"ok": 1000}, {}, False))
+    seconds = 1000.0
+    ledgers.note(ReplicaLedger("m", "alive", 1, {"ok": 5}, {}, False))
+    for number in range(200):
+        told = tuple(statistics(one) | {"inference_count": 1} for one in served)
+        ledgers.note(ReplicaLedger("m", str(number), 1, {"ok": 1}, {}, False))
+        ledgers.note(ReplicaLedger("m", str(number), 1, {"ok": 2, "accepted": 2}, {}, True, told))
+        ledgers.note(ReplicaLedger("m", str(number), 1, {"ok": 1}, {}, False))  # one that was overtaken
+        found = ledgers.of("m")
+        assert sum(one.stats["ok"] for one in found) == 1005 + 2 * (number + 1)
+        assert sum(entry["inference_count"] for one in found for entry in one.statistics) == number + 1
+    assert len(found) <= GONE_MAX + 3
+    assert [one.replica for one in found][:2] == [EARLIER, "alive"]
+    assert found[0].final
+    assert found[-1].replica == "199"
+
+
+async def test_few_replicas_that_left_are_remembered() -> None:
+    async with deployed() as deployment:
+        pool = deployment.pool
+        for number in range(300):
+            link = Link()
+            link.leaving = True
+            pool._remove(PoolReplica(str(number), (link, link)))
+        assert len(pool._left) < 300
+        assert "299" in pool._left
 
 
 class Meanwhile(DoorAddress):

@@ -23,6 +23,8 @@ WAITING_MAX = 4096
 # Between attempts to reach a replica that Serve has named and that does not answer yet.
 RETRY_S = 0.1
 CONNECT_S_MAX = 5.0
+# Replicas that left and are remembered: they report until their process ends, for half a minute at most.
+LEFT_MAX = 256
 
 # Asks Serve for a replica, which starts one where there is none: its id and its door.
 Wake: TypeAlias = Callable[[], Awaitable[tuple[str, DoorAddress]]]
@@ -135,7 +137,7 @@ class Pool:
         self._replicas: dict[str, Replica] = {}
         self._connecting: set[str] = set()
         # Replicas that said goodbye: a report of theirs may still be on its way.
-        self._left: set[str] = set()
+        self._left: dict[str, None] = {}
         self._arrived = asyncio.Event()
         self._waiting = 0
         self._waking: asyncio.Task[None] | None = None
@@ -232,7 +234,9 @@ class Pool:
         if self._replicas.get(replica.name) is replica:
             del self._replicas[replica.name]
         if any(link.leaving for link in replica.links):
-            self._left.add(replica.name)
+            self._left[replica.name] = None
+            if len(self._left) > LEFT_MAX:
+                del self._left[next(iter(self._left))]
         for link in replica.links:
             link.close()
 

@@ -1,0 +1,72 @@
+"""What the replicas of a deployment counted, those that are gone included, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from headrace.serving.statistics import merged
+
+if TYPE_CHECKING:
+    from headrace.serving.front import ReplicaLedger
+
+# Of each model so many replicas that are gone are told apart; earlier ones are one sum.
+GONE_MAX = 64
+# A replica without a last word is gone when it was silent for so long: Serve has ended it long before.
+SILENT_S_MAX = 600.0
+# What that sum is called, in place of a replica.
+EARLIER = "earlier"
+
+
+class ReplicaLedgers:
+    """The latest ledger of each replica of each model.
+
+    Args:
+        clock: Seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        # Model -> replica -> what it counted, and when it said so; oldest replica first.
+        self._known: dict[str, dict[str, tuple[ReplicaLedger, float]]] = {}
+
+    def note(self, ledger: ReplicaLedger) -> None:
+        """Keeps a replica's ledger in place of its last one; nothing comes after the final one."""
+        replicas = self._known.setdefault(ledger.model, {})
+        known = replicas.get(ledger.replica)
+        if known is not None and known[0].final:
+            return
+        replicas[ledger.replica] = ledger, self._clock()
+        if known is None and len(replicas) > GONE_MAX:
+            self._fold(replicas)
+
+    def of(self, model: str) -> list[ReplicaLedger]:
+        """Those of one model, oldest replica first; what is not told apart any more is one, which is final."""
+        return [ledger for ledger, _ in self._known.get(model, {}).values()]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that any replica has reported of."""
+        return tuple(self._known)
+
+    def _fold(self, replicas: dict[str, tuple[ReplicaLedger, float]]) -> None:
+        silent_since = self._clock() - SILENT_S_MAX
+        gone = [name for name, (ledger, heard) in replicas.items() if ledger.final or heard < silent_since]
+        earlier = [name for name in gone if name == EARLIER] + [name for name in gone if name != EARLIER][:-GONE_MAX]
+        if earlier in ([], [EARLIER]):
+            return
+        ledgers = [replicas.pop(name)[0] for name in earlier]
+        stats: Counter[str] = Counter()
+        for ledger in ledgers:
+            stats.update(ledger.stats)
+        statistics = tuple(merged(entry for ledger in ledgers for entry in ledger.statistics))
+        total = replace(
+            ledgers[0],
+            replica=EARLIER, pid=0, stats=dict(stats), load={}, final=True, statistics=statistics, standing=None,
+        )  # fmt: skip
+        later = dict(replicas)
+        replicas.clear()
+        replicas.update({EARLIER: (total, self._clock())} | later)
