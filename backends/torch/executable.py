@@ -92,7 +92,8 @@ class TorchExecutable(Executable):
         if self._device.type == "cpu" and torch.get_num_threads() != self.plan.threads:
             torch.set_num_threads(self.plan.threads)  # what this thread ran last was another Plan
         # Tensors of inference mode can never be written to outside of it, so none may leave.
-        with torch.no_grad() if self.device_results else torch.inference_mode(), self._turn:
+        grad = torch.no_grad() if self.device_results else torch.inference_mode()
+        with current(self._device), grad, self._turn:
             return [self._run(request) for request in requests]
 
     def _run(self, request: Request) -> Result:
@@ -126,6 +127,11 @@ class TorchExecutable(Executable):
         self._run_script = self._script.run
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes `device` the thread's current one, on which streams, captured graphs and Triton's kernels run."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from headrace.backends.torch import adapter, graphs
+from headrace.backends.torch import adapter, executable, graphs
 from headrace.backends.torch.executable import Mover, array_of, tensor_of
 from headrace.backends.torch.graphs import Captured, Graphs
 from onnx import TensorProto, helper, numpy_helper
@@ -129,6 +131,35 @@ def test_options_take_only_their_values() -> None:
     for name in ("mode", "outputs"):
         with pytest.raises(BackendUnavailable, match=f"got option '{name}' 'warp', expected one of"):
             loaded("mlp")[1].compile(backend="torch", options={name: "warp"})
+
+
+def test_a_batch_runs_with_its_device_as_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Streams and captured graphs are those of the current device, wherever the tensors are.
+    log: list[str] = []
+
+    @contextlib.contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        log.append(f"enter {device}")
+        yield
+        log.append(f"leave {device}")
+
+    case, model, _ = loaded("mlp")
+    compiled = cast(Any, model.compile(backend="torch", device="cpu").executable).inner
+    run = compiled._run_script
+
+    def logged(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        log.append("run")
+        return cast(tuple[torch.Tensor, ...], run(*given))
+
+    compiled._run_script = logged
+    compiled.run_batch(case.requests[:1])
+    assert log == ["run"]
+    log.clear()
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    monkeypatch.setattr(executable, "tensor_of", lambda value, _device: torch.from_numpy(value))
+    compiled._device = torch.device("cuda:1")
+    compiled.run_batch(case.requests[:1])
+    assert log == ["enter cuda:1", "run", "leave cuda:1"]
 
 
 def test_cuda_graphs_need_cuda() -> None:

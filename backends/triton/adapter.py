@@ -38,10 +38,10 @@ class TritonExecutable(Executable):
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:
         """Runs all Requests together, without padding."""
         import torch
-        from headrace.backends.torch.executable import tensor_of
+        from headrace.backends.torch.executable import current, tensor_of
 
         try:
-            with torch.inference_mode():
+            with current(self._device), torch.inference_mode():
                 return self._run(requests, tensor_of)
         except torch.cuda.OutOfMemoryError as error:
             raise ExecutionError(f"the memory of {self._device} does not hold the Batch: {error}") from error
@@ -114,7 +114,7 @@ class TritonBackend(Backend):
             raise UnsupportedOp(self.name, refused)
         import torch
         import triton
-        from headrace.backends.torch.executable import constant_on
+        from headrace.backends.torch.executable import constant_on, current
         from headrace.backends.triton import kernels, ops
         from headrace.backends.triton.ragged import Ragged
 
@@ -137,7 +137,8 @@ class TritonBackend(Backend):
         if kernels.INTERPRETED:
             reasons.append("TRITON_INTERPRET=1: the kernels run in Triton's interpreter, to test their logic")
         else:
-            _tune(model, device)
+            with current(device):
+                _tune(model, device)
         where = "interpreter" if kernels.INTERPRETED else "compute capability " + ".".join(
             map(str, torch.cuda.get_device_capability(device))
         )  # fmt: skip
