@@ -28,7 +28,7 @@ from headrace.serving.ingress.door import Door, DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
 from headrace.serving.ingress.pool import Link, Pool
 from headrace.serving.ingress.pool import Replica as PoolReplica
-from headrace.serving.ingress.wire import PREFIX, Ask, Call, Cancel, Goodbye, Hello
+from headrace.serving.ingress.wire import PREFIX, Answer, Ask, Call, Cancel, Goodbye, Hello
 from headrace.serving.messages import RPCS
 from headrace.serving.service import OipService
 from headrace.serving.statistics import statistics
@@ -448,6 +448,24 @@ async def test_few_replicas_that_left_are_remembered() -> None:
             pool._remove(PoolReplica(str(number), (link, link)))
         assert len(pool._left) < 300
         assert "299" in pool._left
+
+
+async def test_a_drain_waits_until_the_answers_have_left() -> None:
+    replica = Replica()
+    link = await (await replica.open()).connect(Link)
+    assert link.transport is not None
+    while not replica.door.links:
+        await asyncio.sleep(0.005)
+    answering = next(iter(replica.door.links))
+    x = np.arange(3_000_000, dtype=np.float32).reshape(-1, 3)
+    link.transport.pause_reading()  # the ingress is slow
+    answering.send(Answer(1, 200, []), x.tobytes())
+    answering.received(Goodbye(), b"")
+    draining = asyncio.create_task(replica.door.drain(60))
+    await asyncio.sleep(0.1)
+    assert not draining.done()
+    link.transport.resume_reading()
+    await asyncio.wait_for(draining, 5)
 
 
 class Meanwhile(DoorAddress):

@@ -48,7 +48,8 @@ class DoorAddress:
         host: The address it listens on; "" for a socket of Linux's abstract namespace, which has no file to be left
             behind and cannot be reached from other machines.
         port: The TCP port, or the socket's name.
-        key: Without it nobody is let in. It travels over Ray's own, authenticated channels only.
+        key: Without it nobody is let in. It comes over Ray's own, authenticated channels, and is said as it is when a
+            link begins: to other machines over plain TCP, as are the requests.
     """
 
     host: str
@@ -189,8 +190,8 @@ class DoorLink(Frames):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is under way here, or may still come."""
-        return bool(self._tasks) or not self._ends
+        """Whether a request is under way here, may still come, or has an answer that has not left."""
+        return bool(self._tasks) or not self._ends or self.unsent
 
     def lost(self) -> None:
         """The ingress is gone, and its clients with it."""

@@ -112,6 +112,14 @@ class Frames(asyncio.Protocol):
         """Whether anything can be sent."""
         return self.transport is not None and not self.transport.is_closing()
 
+    @property
+    def unsent(self) -> bool:
+        """Whether something was sent that has not left this process."""
+        if not self.is_open:
+            return False
+        assert self.transport is not None
+        return bool(self._outgoing) or self.transport.get_write_buffer_size() > 0
+
     def send(self, message: Message, body: bytes = b"") -> None:
         """Sends one frame, together with all others of this turn of the event loop."""
         if not self._outgoing:
