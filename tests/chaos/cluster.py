@@ -6,17 +6,20 @@ import contextlib
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 from ray._private import state as ray_state
 
 from headrace.config import load_deploy
+from headrace.observe.ledger import read
 from headrace.serve import Deployment, deploy
 
-from .load import Tally
+from .load import RETRY_AFTER_ON_RAY, Client, Tally
 from .model import NAME, save
 from .swap import Change, put
 
@@ -38,7 +41,8 @@ class Cluster:
     Attributes:
         cases: Requests to the model, with their answers.
         tallies: How every request since the start ended: the ledger is of all of them.
-        kills: Replicas killed since the start.
+        changes: The versions brought in beside the first.
+        killed: Replicas killed since the start, and how many requests each can have had then, at most.
     """
 
     def __init__(self, folder: Path, replicas: int, settings: str = "") -> None:
@@ -48,7 +52,8 @@ class Cluster:
         self.replicas = replicas
         self.cpus = 0.05
         self.tallies: list[Tally] = []
-        self.kills = 0
+        self.changes: dict[int, Change] = {}
+        self.killed: dict[int, int] = {}
         self.cases = save(self.repository, layers=1, settings=settings, width=WIDTH, rows=ROWS)
         self._deployment: Deployment | None = None
 
@@ -72,9 +77,16 @@ class Cluster:
         """Brings in what lies in the folder now."""
         self.deployment.update(load_deploy(self._file()))
 
-    def put(self, version: int, change: Change) -> None:
-        """Puts a new version into the folder."""
+    def client(self, http: aiohttp.ClientSession) -> Client:
+        """A client of it."""
+        return Client(http, self.url, self.cases, RETRY_AFTER_ON_RAY)
+
+    def put(self, change: Change) -> int:
+        """Puts a new version into the folder; returns its number."""
+        version = max(self.changes, default=1) + 1
         put(self.repository, version, change, WIDTH)
+        self.changes[version] = change
+        return version
 
     def stop(self) -> list[int]:
         """Drains and stops everything; returns the processes that are left."""
@@ -98,7 +110,14 @@ class Cluster:
     def answering(self) -> list[int]:
         """Those of them that have told the front so."""
         told = {one.pid for one in self.deployment.ledgers()[NAME] if not one.final}
-        return sorted(told & {*self.pids()})
+        return sorted((told & {*self.pids()}) - self.killed.keys())
+
+    def taken(self) -> Counter[int]:
+        """How many requests each process that lives has taken in, by the ledger on disk."""
+        taken = Counter[int]()
+        for entry in read(self.ledger):
+            taken[entry.owner.pid] += entry.books.accepted if entry.alive else 0
+        return taken
 
     def controller(self) -> int:
         """The process of Serve's controller."""

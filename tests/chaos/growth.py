@@ -65,9 +65,14 @@ class Growth:
 
     def rss(self) -> float:
         """How much the memory of the processes that were there all along has grown, as a share of it when warm."""
+        warm, end = self.rss_mib()
+        return end / warm - 1
+
+    def rss_mib(self) -> tuple[float, float]:
+        """The memory of the processes that were there all along, when warm and at the end, in MiB."""
         warm, end, stayed = self._windows()
         total = lambda sample: sum(sample.rss_bytes[pid] for pid in stayed)  # noqa: E731
-        return median(map(total, end)) / median(map(total, warm)) - 1
+        return median(map(total, warm)) / 2**20, median(map(total, end)) / 2**20
 
     def rss_of(self, pid: int) -> tuple[float, float]:
         """The memory of one process when warm and at the end, in MiB."""

@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -21,7 +21,10 @@ TIMEOUT_S = 30.0
 # A client whose server is gone tries again after this long.
 RETRY_S = 0.02
 # Answer's status -> how the request ended. Anything else is a failure.
-OUTCOMES = {200: "ok", 429: "refused", 503: "refused", 504: "expired"}
+OUTCOMES = {200: "ok", 429: "refused", 503: "unavailable", 504: "expired"}
+# Answers that must say when to try again. A deployment on Ray says so in its 503 too.
+RETRY_AFTER = frozenset({429})
+RETRY_AFTER_ON_RAY = frozenset({429, 503})
 # Between us and the reference evaluator, which sums in another order.
 ERROR_MAX = 1e-4
 _VERSION = re.compile(rb'"model_version":"[0-9]+"')
@@ -32,12 +35,15 @@ class Tally:
     """How the requests of some clients ended.
 
     Attributes:
-        outcomes: ok, wrong, refused, expired, failed, or broken (no answer: the connection was refused or cut).
+        outcomes: ok, wrong, refused (429), unavailable (503), expired, failed, or broken (no answer: the connection was
+            refused or cut).
+        begun_s: When those that are under way began, by `perf_counter`.
         latencies_s: Of each outcome.
         notes: A few messages of what should not have happened.
     """
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    begun_s: list[float] = field(default_factory=list)
     latencies_s: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -53,19 +59,34 @@ class Tally:
 
 
 class Client:
-    """Sends requests and checks answers: the first of each case and version against the reference, every
-    other bit for bit."""
+    """Sends requests and checks answers: the first of each case and version against the reference, every other bit for
+    bit.
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, cases: Sequence[Case]) -> None:
+    Args:
+        session: Its connections.
+        url: Of the server.
+        cases: What it asks for, in turns.
+        retry_after: The statuses whose answers must have a ``Retry-After``.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        cases: Sequence[Case],
+        retry_after: Collection[int] = RETRY_AFTER,
+    ) -> None:
         self._session = session
         self._url = f"{url}/v2/models/{NAME}/infer"
         self._cases = cases
+        self._retry_after = retry_after
         self._answers: dict[tuple[int, bytes], bytes] = {}
 
     async def one(self, number: int, tally: Tally, caller: str = "") -> str:
         """Sends the `number`-th request; returns how it ended."""
         index, start = number % len(self._cases), perf_counter()
         headers = {CALLER_HEADER: caller} if caller else {}
+        tally.begun_s.append(start)
         try:
             async with self._session.post(self._url, data=self._cases[index].body, headers=headers) as response:
                 payload = await response.read()
@@ -74,11 +95,13 @@ class Client:
                     outcome = "wrong"
                 if outcome in ("wrong", "failed"):
                     _note(tally, f"{outcome}: {response.status} {payload[:200]!r}")
-                if response.status == 429 and "Retry-After" not in response.headers:
-                    _note(tally, "429 without Retry-After")
+                if response.status in self._retry_after and "Retry-After" not in response.headers:
+                    _note(tally, f"{response.status} without Retry-After: {payload[:200]!r}")
                     outcome = "failed"
         except (aiohttp.ClientError, TimeoutError, OSError):
             outcome = "broken"
+        finally:
+            tally.begun_s.remove(start)
         tally.outcomes[outcome] += 1
         tally.latencies_s.setdefault(outcome, []).append(perf_counter() - start)
         return outcome

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from headrace.observe.ledger import Books, read, totals
+from headrace.observe.ledger import Books, Entry, read
 
 from .load import Tally
 from .model import NAME
+
+if TYPE_CHECKING:
+    from .swap import Change
 
 
 @dataclass
@@ -36,25 +41,48 @@ class Report:
         self.promises[f"{who}: no 5xx but 503"] = tally.outcomes["failed"] == 0
 
     def balance(
-        self, ledger: Path, *tallies: Tally, failures: bool = False, unheard: Sequence[str] = ("broken",)
+        self,
+        ledger: Path,
+        *tallies: Tally,
+        changes: Mapping[int, Change] | None = None,
+        unheard: Sequence[str] = ("broken",),
     ) -> Books:
         """Checks the ledger against itself and against what the clients got.
 
         Args:
             ledger: The folder.
             tallies: Of every client there was.
-            failures: Whether versions on trial were to fail: each such request has run twice.
+            changes: The versions that were brought in beside the first.
             unheard: How a request may have ended for a client whose answer was made and then lost.
         """
-        books = totals(read(ledger))[NAME]
-        ok = sum(tally.outcomes["ok"] for tally in tallies)
-        lost = sum(tally.outcomes[outcome] for tally in tallies for outcome in unheard)
-        for name, count in vars(books).items():
-            self.facts[f"ledger {name}"] = count
-        self.promises["the ledger balances"] = books.balanced and books.queued == 0
-        if failures:
-            self.promises["the ledger knows of every answer"] = ok <= books.ok
-        else:
-            self.promises["the ledger knows of every answer"] = ok <= books.ok <= ok + lost
-            self.promises["the ledger has no failure"] = books.failed == 0
+        changes, outcomes = changes or {}, sum((tally.outcomes for tally in tallies), Counter[str]())
+        entries = [entry for entry in read(ledger) if entry.owner.model == NAME]
+        change = {entry.owner.version: changes.get(int(entry.owner.version)) for entry in entries}
+        books, missing = _sum(entries), sum(outcomes[outcome] for outcome in unheard)
+        # A shadow's requests are copies: those of the others are the clients' own. What a canary does not answer with a
+        # result, another version computes again.
+        own = _sum(one for one in entries if (its := change[one.owner.version]) is None or its.mode != "shadow")
+        once = _sum(one for one in entries if (its := change[one.owner.version]) is None or its.mode == "replace")
+        sound = _sum(one for one in entries if (its := change[one.owner.version]) is None or not its.broken)
+        self.facts |= {f"ledger {name}": count for name, count in vars(books).items()}
+        self.promises["the ledger balances"] = all(one.books.balanced and one.books.queued == 0 for one in entries)
+        self.promises["the ledger knows of every answer"] = outcomes["ok"] <= books.ok
+        self.promises["it has no answer that no client could get"] = own.ok <= outcomes["ok"] + missing
+        for end in ("refused", "expired"):
+            all_known = outcomes[end] <= vars(books)[end] and vars(once)[end] <= outcomes[end] + missing
+            self.promises[f"it has as many {end} as the clients"] = all_known
+        self.promises["it has nothing cancelled that a client waited for"] = own.cancelled <= missing
+        self.promises["it has no failure but of what is broken"] = sound.failed == 0
         return books
+
+
+def lost_of(ledger: Path) -> Counter[int]:
+    """What each process has lost, by its id."""
+    lost = Counter[int]()
+    for entry in read(ledger):
+        lost[entry.owner.pid] += entry.books.lost
+    return lost
+
+
+def _sum(entries: Iterable[Entry]) -> Books:
+    return sum((entry.books for entry in entries), Books())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -10,8 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 START_S_MAX = 60.0
 STOP_S_MAX = 60.0
+# What the server started may take so long to see that it is gone.
+OUTLIVE_S_MAX = 0.3
 
 
 class Server:
@@ -22,6 +27,10 @@ class Server:
         ledger: Folder of its request ledger.
         environment: Variables beside ours.
         prelude: Python that it runs first.
+
+    Attributes:
+        starts_s: How long each start took.
+        outlived: Processes that it started, and that were there after its end until they were killed here.
     """
 
     def __init__(
@@ -33,6 +42,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.ledger = ledger
         self.starts_s: list[float] = []
+        self.outlived = 0
         self._command = [
             sys.executable, "-c", f"{prelude}\nfrom headrace.cli.main import main; main()", "serve", str(repository),
             "--port", str(self.port), "--grpc-port", "0", "--ledger", str(ledger),
@@ -51,11 +61,10 @@ class Server:
                 return
         raise RuntimeError(f"got exit code {self._process.wait()}, expected a server")
 
-    @property
-    def pid(self) -> int:
-        """Its process."""
+    def pids(self) -> list[int]:
+        """Its process, and all that it started."""
         assert self._process is not None, "this is a bug: the server does not run"
-        return self._process.pid
+        return [self._process.pid, *(child.pid for child in _children(self._process.pid))]
 
     def kill(self) -> int:
         """kill -9. Returns its exit code, which is the signal's number below zero."""
@@ -70,6 +79,7 @@ class Server:
         if process is None:
             return 0
         assert process.stdout is not None
+        children = _children(process.pid)
         process.send_signal(number)
         try:
             return process.wait(STOP_S_MAX)
@@ -77,6 +87,10 @@ class Server:
             process.kill()
             process.wait()
             process.stdout.close()
+            _, left = psutil.wait_procs(children, OUTLIVE_S_MAX)
+            self.outlived += len(left)
+            for child in left:
+                child.kill()
 
     def __enter__(self) -> Server:
         self.start()
@@ -84,3 +98,11 @@ class Server:
 
     def __exit__(self, *exc: object) -> None:
         self.kill()
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    """The processes that one has started, and those that they have; [] where it has ended."""
+    found: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(pid).children(recursive=True)
+    return found

@@ -19,7 +19,7 @@ from .load import Client, Tally, session
 from .model import NAME, save
 from .report import Report
 from .server import Server
-from .swap import CHANGES, Admin, put, settings
+from .swap import CHANGES, Admin, Change, put, settings
 
 CONNECTIONS = 4
 # A replica that was not asked for a while answers slower at first; a burst lasts long enough to be past that.
@@ -40,7 +40,7 @@ def judge(report: Report, growth: Growth, spare_descriptors: int = SPARE_DESCRIP
     report.bars[f"memory grew by at most {RSS_GROWTH_MAX:.0%}"] = growth.rss() <= RSS_GROWTH_MAX
     report.promises["no descriptor is left"] = growth.descriptors() <= spare_descriptors
     report.promises["no thread is left"] = growth.threads() <= 0
-    report.promises["no process is left"] = growth.processes() <= 0
+    report.promises["no process was added"] = growth.processes() <= 0
 
 
 async def soak(folder: Path, seed: int, seconds: float, prelude: str = "") -> Report:
@@ -53,7 +53,7 @@ async def soak(folder: Path, seed: int, seconds: float, prelude: str = "") -> Re
         prelude: Python that the server runs first, by which a test plants a leak.
     """
     chance, report, tally, token = random.Random(seed), Report(), Tally(), secrets.token_hex(16)
-    repository, version, growth = folder / "models", 1, Growth()
+    repository, version, growth, changes = folder / "models", 1, Growth(), dict[int, Change]()
     cases = save(repository, layers=1, settings=settings("replace"))
     server = Server(repository, folder / "ledger", {"HEADRACE_ADMIN_TOKEN": token}, prelude)
     try:
@@ -63,7 +63,7 @@ async def soak(folder: Path, seed: int, seconds: float, prelude: str = "") -> Re
             end += seconds
             while perf_counter() < end or len(growth.samples) < 8:
                 version += 1
-                change = chance.choice(CHANGES)
+                change = changes[version] = chance.choice(CHANGES)
                 await asyncio.to_thread(put, repository, version, change)
                 stop = asyncio.Event()
                 load = asyncio.create_task(client.closed_loop(CONNECTIONS, math.inf, tally, stop))
@@ -73,15 +73,15 @@ async def soak(folder: Path, seed: int, seconds: float, prelude: str = "") -> Re
                 await load
                 _clean(repository, serving)
                 await asyncio.sleep(REST_S)
-                growth.samples.append(look([server.pid]))
+                growth.samples.append(look(server.pids()))
         await asyncio.to_thread(server.stop)
     finally:
         await asyncio.to_thread(server.kill)
     report.facts |= {"versions": version - 1, "requests": tally.sent}
-    warm, last = growth.rss_of(next(iter(growth.stayed())))
-    report.facts["rss in MiB, warm and at the end"] = f"{warm:.1f} {last:.1f}"
+    report.facts["rss in MiB, warm and at the end"] = " ".join(f"{value:.1f}" for value in growth.rss_mib())
+    report.promises["no process outlived the server"] = server.outlived == 0
     report.add("clients", tally)
-    report.balance(server.ledger, tally, failures=True)
+    report.balance(server.ledger, tally, changes=changes)
     report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent > 0
     judge(report, growth)
     return report
@@ -90,17 +90,14 @@ async def soak(folder: Path, seed: int, seconds: float, prelude: str = "") -> Re
 async def ray_soak(cluster: Cluster, seed: int, seconds: float) -> Report:
     """A deployment under load while versions come and go and replicas start and end: nothing is left of any of it."""
     chance, report, tally, growth = random.Random(seed), Report(), Tally(), Growth()
-    version = max(int(path.name) for path in (cluster.repository / NAME).iterdir() if path.is_dir())
     least, scaled = cluster.replicas, 0
     cluster.tallies.append(tally)
     async with session() as http:
-        client, end = Client(http, cluster.url, cluster.cases), perf_counter() + seconds
+        client, end = cluster.client(http), perf_counter() + seconds
         while perf_counter() < end or len(growth.samples) < 8:
             stop = asyncio.Event()
             load = asyncio.create_task(client.closed_loop(CONNECTIONS, math.inf, tally, stop))
-            version += 1
-            change = chance.choice(CHANGES)
-            await asyncio.to_thread(cluster.put, version, change)
+            await asyncio.to_thread(cluster.put, chance.choice(CHANGES))
             for replicas in (least + 1, least):
                 cluster.replicas = replicas
                 await asyncio.to_thread(cluster.update)
@@ -120,7 +117,7 @@ async def ray_soak(cluster: Cluster, seed: int, seconds: float) -> Report:
         more = f"{last - warm:+.1f} MiB, {growth.descriptors_of(pid):+d}"
         report.facts[f"memory and descriptors more in {roles[pid]} ({pid})"] = more
     report.add("clients", tally)
-    report.balance(cluster.ledger, *cluster.tallies, failures=True)
+    report.balance(cluster.ledger, *cluster.tallies, changes=cluster.changes)
     report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent > 0
     # Ray's log monitor keeps the logs of ended workers open, up to 200 of them.
     logs = sum(growth.descriptors_of(pid) for pid, role in roles.items() if role == "log_monitor.py")

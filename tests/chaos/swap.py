@@ -54,7 +54,7 @@ CHANGES = (
 async def swap(folder: Path, seed: int, seconds: float) -> Report:
     """New versions take over, or fail their trial, under load: no caller sees any of it."""
     chance, report, tally, token = random.Random(seed), Report(), Tally(), secrets.token_hex(16)
-    repository, version, ended = folder / "models", 1, dict[str, int]()
+    repository, version, ended, changes = folder / "models", 1, dict[str, int](), dict[int, Change]()
     cases = save(repository, layers=1, settings=settings("replace"))
     server = Server(repository, folder / "ledger", {"HEADRACE_ADMIN_TOKEN": token})
     try:
@@ -67,6 +67,7 @@ async def swap(folder: Path, seed: int, seconds: float) -> Report:
             while perf_counter() < end:
                 order = order or chance.sample(CHANGES, len(CHANGES))
                 change, version = order.pop(), version + 1
+                changes[version] = change
                 await asyncio.to_thread(put, repository, version, change)
                 serving = await admin.bring(version)
                 what = f"{change.mode} {'broken ' * change.broken}{'other ' * change.other}taken"
@@ -83,7 +84,7 @@ async def swap(folder: Path, seed: int, seconds: float) -> Report:
         await asyncio.to_thread(server.kill)
     report.facts |= {f"times {what.removesuffix(' taken')}": count for what, count in ended.items()}
     report.add("clients", tally)
-    books = report.balance(server.ledger, tally, failures=True)
+    books = report.balance(server.ledger, tally, changes=changes)
     report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent
     report.promises["nothing was lost"] = books.lost == 0
     report.promises["versions were taken, and rolled back"] = len(ended) >= len(CHANGES) - 2
