@@ -356,6 +356,10 @@ def _run_front(names: Sequence[str], config: DeployConfig, admin_token: str | No
         ledger=config.ledger,
         token_digest="" if admin_token is None else digest(admin_token),
     )
+    # It takes what the store has for what is deployed; Serve's own shutdown takes the models, but leaves that behind.
+    store = RayStore()
+    for name in set(store.names()) - set(names):
+        store.delete(name)
     front = build_front(names, where, config.ledger, http.caller_header, admin_token)
     prefix = "/" if http.ingress == "ray" else None
     serve.run_many([serve.RunTarget(front, name=FRONT, route_prefix=prefix)], wait_for_applications_running=False)

@@ -24,6 +24,9 @@ class Memory(dict[str, bytes]):
     def put(self, name: str, content: bytes) -> None:
         self[name] = content
 
+    def names(self) -> list[str]:
+        return sorted(self)
+
     def delete(self, name: str) -> None:
         self.pop(name, None)
 
@@ -84,7 +87,7 @@ class Cluster:
         for app, name in targets:
             if name == FRONT:
                 self.front = FakeFront(app[1], self.store)
-                self.front.names = list(app[0])
+                self.front.names = self.store.names() or list(app[0])
             deployments = {} if name == FRONT else {MODEL_DEPLOYMENT: SimpleNamespace(message="it is rubbish")}
             status = self.states.get(name, "RUNNING")
             self.applications[name] = SimpleNamespace(status=status, message="", deployments=deployments)
@@ -176,3 +179,14 @@ def test_shutdown_takes_the_front_with_the_last_model(cluster: Cluster, tmp_path
     assert set(cluster.applications) == {FRONT, "b"}
     second.shutdown()
     assert not cluster.applications
+
+
+def test_a_new_front_does_not_know_models_that_serve_took_away_with_the_last_one(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    ray_deploy.deploy(config(tmp_path, "gone", "back"))
+    cluster.applications.clear()  # as `serve shutdown` does
+    ray_deploy.deploy(config(tmp_path, "back", "new"))
+    assert cluster.front is not None
+    assert cluster.front.names == ["back", "new"]
+    assert set(cluster.store) == {"back", "new"}
