@@ -26,6 +26,10 @@ class NativeBackend(Backend):
         devices, missing = usable_devices()
         return Availability(ok=True, devices=("cpu", *devices), missing=missing)
 
+    def usable(self) -> Availability:
+        """On the CPU in any case: no driver of a GPU is asked, which takes its time and cannot be undone by a fork."""
+        return Availability(ok=True, devices=("cpu",))
+
     def capabilities(self) -> Capabilities:
         """Ragged and batch-invariant, in every precision on every ISA: where instructions lack, in emulation."""
         return Capabilities(precisions=PRECISIONS, ragged=True, batch_invariant=True, concurrent=True, winograd=True)

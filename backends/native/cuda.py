@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import _core
 from headrace.backend import CompileOptions, Executable, Plan, Request, Result
-from headrace.errors import BackendUnavailable, PlanError
+from headrace.errors import BackendUnavailable, HeadraceError, PlanError
 from headrace.graph.lower import lower
 from headrace.graph.precision import assign
 from headrace.model import Model
@@ -32,14 +32,18 @@ def is_cuda(device: str | None) -> bool:
 def usable_devices() -> tuple[tuple[str, ...], dict[str, str]]:
     """The devices beside the CPU (``cuda:0``, ...), and why there is no ``cuda`` among them, where there is none."""
     devices: list[str] = []
-    missing: dict[str, str] = {}
+    reasons: list[str] = []
     try:
-        while True:
-            _open(f"cuda:{len(devices)}")
-            devices.append(f"cuda:{len(devices)}")
-    except BackendUnavailable as error:
-        if not devices:
-            missing["cuda"] = str(error)
+        count = _module("cuda").count_devices()
+    except HeadraceError as error:
+        count, reasons = 0, [str(error)]
+    for device in (f"cuda:{index}" for index in range(count)):
+        try:
+            _open(device)
+            devices.append(device)
+        except HeadraceError as error:  # too old, or broken: the others may not be
+            reasons.append(f"{device}: {error}")
+    missing = {} if devices else {"cuda": "; ".join(reasons)}
     if importlib.util.find_spec(_MODULES["cuda-on-host"]) is not None:
         devices.append("cuda-on-host")
     return tuple(devices), missing
@@ -56,16 +60,25 @@ def _open(device: str) -> tuple[Any, int, dict[str, Any]]:
         raise BackendUnavailable(
             f"backend 'native': got device {device!r}, expected {kind!r} or {kind + ':<number>'!r}"
         )
+    module = _module(kind)
+    number = int(index or 0)
+    return module, number, module.describe_device(number)
+
+
+def _module(kind: str) -> Any:
+    """The extension module for devices of this kind.
+
+    Raises:
+        BackendUnavailable: The build has none, or it cannot be loaded.
+    """
     try:
-        module = importlib.import_module(_MODULES[kind])
+        return importlib.import_module(_MODULES[kind])
     except ModuleNotFoundError as error:
         build = "build it with HEADRACE_CUDA=on where nvcc is on PATH, see docs/gpu.md"
         what = build if kind == "cuda" else "it is for tests alone, see make test-cuda-host"
         raise BackendUnavailable(f"this build of Headrace has no {kind}: {what}") from error
     except ImportError as error:
         raise BackendUnavailable(f"device {kind}: {_MODULES[kind]} cannot be loaded: {error}") from error
-    number = int(index or 0)
-    return module, number, module.describe_device(number)
 
 
 class CudaExecutable(Executable):

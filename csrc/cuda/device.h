@@ -50,4 +50,8 @@ class Device {
 // Device `index` of this machine. Throws Error(kBackendUnavailable) that says what is missing.
 std::shared_ptr<Device> open_device(int index);
 
+// How many devices this machine has, whether or not each can be opened. Throws likewise where it
+// has none.
+int count_devices();
+
 }  // namespace headrace::cuda

@@ -79,7 +79,7 @@ class CudaDevice final : public Device {
 
 }  // namespace
 
-std::shared_ptr<Device> open_device(int index) {
+int count_devices() {
   int count = 0;
   cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
@@ -88,6 +88,11 @@ std::shared_ptr<Device> open_device(int index) {
          "): check that nvidia-smi lists one and that its driver serves CUDA ",
          CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10);
   }
+  return count;
+}
+
+std::shared_ptr<Device> open_device(int index) {
+  int count = count_devices();
   if (index < 0 || index >= count) {
     fail(ErrorKind::kBackendUnavailable, "device cuda: got index ", index, ", expected 0 .. ",
          count - 1);

@@ -52,6 +52,10 @@ class HostDevice final : public Device {
 
 }  // namespace
 
+int count_devices() {
+  return 1;
+}
+
 std::shared_ptr<Device> open_device(int index) {
   if (index != 0) {
     fail(ErrorKind::kBackendUnavailable, "got device ", index, ", expected 0: there is one");

@@ -199,6 +199,10 @@ class Backend(abc.ABC):
     def probe(self) -> Availability:
         """Says whether this Backend works in this process. Never raises, never imports what is not there."""
 
+    def usable(self) -> Availability:
+        """As `probe`, but that devices beside the default one may be left out: asked whenever a Model is compiled."""
+        return self.probe()
+
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
         """What this Backend can do, independent of any Model."""

@@ -149,7 +149,7 @@ def backend_named(name: str) -> Backend:
     if name not in sources:
         raise BackendUnavailable(f"got backend {name!r}, expected one of: auto, {', '.join(sorted(sources))}")
     backend = discovery.load(name, sources[name])
-    availability = backend.probe()
+    availability = backend.usable()
     if not availability.ok:
         raise BackendUnavailable(f"backend {name!r} cannot be used here: {availability.reason}")
     return backend
@@ -201,7 +201,7 @@ def compile_model(
         return Engine(model.signature, executable, model.name, model.sha256, wanted)
     refusals: list[tuple[str, HeadraceError]] = []
     for name, candidate in backends().items():
-        availability = candidate.probe()
+        availability = candidate.usable()
         if not availability.ok:
             refusals.append((name, BackendUnavailable(availability.reason)))
             continue

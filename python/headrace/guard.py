@@ -88,7 +88,7 @@ def _check_options(backend: Backend, capabilities: Capabilities, options: Compil
             refuse("option", name, sorted(capabilities.options) or ["none"])
         if capabilities.options[name] and value not in capabilities.options[name]:
             refuse(f"option {name!r}", value, capabilities.options[name])
-    if options.device is None:
+    if options.device is None or options.device in backend.usable().devices:
         return
     available = backend.probe()
     if options.device not in {*available.devices, *(device.split(":")[0] for device in available.devices)}:

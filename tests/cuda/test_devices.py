@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+from headrace.backends.native import cuda
 from headrace.backends.native.cuda import usable_devices
 from tests.cuda import __main__ as report
 
 import headrace as hr
 from headrace.conformance.models import loaded
-from headrace.errors import BackendUnavailable
+from headrace.errors import BackendUnavailable, ExecutionError
 
 
 def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_do() -> None:
@@ -31,6 +32,45 @@ def test_nothing_falls_back_to_the_cpu() -> None:
     with pytest.raises(BackendUnavailable):
         loaded("mlp")[1].compile(backend="native", device="cuda:99")
     assert hr.backends()["native"].probe().devices[0] == "cpu"
+
+
+class Driver:
+    """An extension module on a machine with four GPUs: one too old, one broken, and two as they should be."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def count_devices(self) -> int:
+        self.asked += 1
+        return 4
+
+    def describe_device(self, index: int) -> dict[str, object]:
+        if index == 0:
+            raise BackendUnavailable("got T4 of compute capability 7.5, expected 8.0 or more")
+        if index == 2:
+            raise ExecutionError("cudaGetDeviceProperties: ECC error")
+        return {"name": "a GPU"}
+
+
+def test_a_gpu_that_cannot_be_used_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(cuda, "_module", lambda kind: driver)
+    devices, missing = usable_devices()
+    assert [device for device in devices if device.startswith("cuda:")] == ["cuda:1", "cuda:3"]
+    assert missing == {}
+    monkeypatch.setattr(driver, "count_devices", lambda: 1)
+    assert usable_devices()[1] == {"cuda": "cuda:0: got T4 of compute capability 7.5, expected 8.0 or more"}
+
+
+def test_compiling_for_the_cpu_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(cuda, "_module", lambda kind: driver)
+    model = loaded("mlp")[1]
+    for how in ({"backend": "native"}, {"backend": "native", "device": "cpu"}, {"backend": "auto"}):
+        assert model.compile(**how).plan.device == "cpu"  # type: ignore[arg-type]
+    assert driver.asked == 0
+    hr.backends()["native"].probe()
+    assert driver.asked == 1
 
 
 def test_the_report_says_plainly_that_nothing_ran_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,8 @@ PYBIND11_MODULE(HEADRACE_CUDA_MODULE, module) {
   module.doc() = "Headrace's CUDA device. Private: use the headrace package.";
   py::module_::import("headrace._core");  // its Program, and its errors
   py::register_exception_translator(translate_refusals);
+  module.def("count_devices", &cuda::count_devices,
+             "How many devices there are. Raises BackendUnavailable where there is none.");
   module.def("describe_device", &describe_device, py::arg("index"),
              "name, major and minor (compute capability) and memory_bytes of a device. Raises "
              "BackendUnavailable where there is none.");
