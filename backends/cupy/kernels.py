@@ -170,6 +170,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array | None, scale: float, gu
             added = wide
         else:
             return None
+    if q.shape[0] * q.shape[1] > _GRID_MAX:  # heads of all samples, of which each has a row of the grid
+        return None
     q, k, v = (array if array.strides[-1] == array.itemsize else _contiguous(array) for array in (q, k, v))
     out = _empty((*q.shape[:3], v.shape[-1]))
     sizes = (q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3])

@@ -146,6 +146,16 @@ def test_attention(launched: list[str], normal: Callable[..., np.ndarray], mask:
     assert launched == ["attention"]
 
 
+def test_attention_of_more_heads_than_a_grid_has_rows_is_left_to_the_array_api(
+    launched: list[str], normal: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_GRID_MAX", 7)
+    small, large = normal(1, 7, 3, 8), normal(2, 4, 3, 8)
+    assert kernels.attention(small, small, small, None, 0.2, False) is not None
+    assert kernels.attention(large, large, large, None, 0.2, False) is None
+    assert launched == ["attention"]
+
+
 def test_every_kernel_is_tested_here() -> None:
     source = kernels.SOURCE.read_text(encoding="utf-8")
     exported = {line.split("(")[0].split()[-1] for line in source.splitlines() if line.startswith("__global__")}

@@ -64,7 +64,7 @@ inline void set_seed(uint64_t seed) {
 
 // The least that devices from sm_80 on offer.
 constexpr uint64_t kMaxThreads = 1024;
-constexpr uint64_t kMaxGridYz = 65535;
+inline uint64_t max_grid_yz = 65535;  // tests set less, to see grids cut
 constexpr size_t kMaxSharedBytes = 163 * 1024;
 constexpr unsigned kWarp = 32;
 
@@ -221,7 +221,7 @@ class Block {
 };
 
 inline void check_launch(Dim3 grid, Dim3 threads, size_t shared_bytes) {
-  bool fits = grid.size() > 0 && grid.y <= kMaxGridYz && grid.z <= kMaxGridYz &&
+  bool fits = grid.size() > 0 && grid.y <= max_grid_yz && grid.z <= max_grid_yz &&
               grid.x <= 0x7fffffff && threads.size() > 0 && threads.size() <= kMaxThreads &&
               threads.z <= 64 && shared_bytes <= kMaxSharedBytes;
   if (fits) return;

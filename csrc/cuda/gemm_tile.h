@@ -187,14 +187,14 @@ __device__ void multiply_half(const A& a, const B& b, const C& c, int64_t rows, 
   }
 }
 
-// Blocks for a product of that many rows and columns, `products` of them.
-inline dim3 tile_grid(int64_t rows, int64_t cols, int64_t products) {
-  constexpr int64_t kMost = 65535;
-  if (cols > kMost * kTile || products > kMost) {
-    fail(ErrorKind::kExecution, "device cuda: got ", products, " products of ", cols,
-         " columns, expected at most ", kMost, " and ", kMost * kTile);
+// Blocks for a product of that many rows and columns; z is left for its caller to count products.
+inline dim3 tile_grid(int64_t rows, int64_t cols) {
+  int64_t most = max_grid_yz() * kTile;
+  if (cols > most) {
+    fail(ErrorKind::kExecution, "device cuda: got a product of ", cols,
+         " columns, expected at most ", most);
   }
-  return dim3(blocks_for(rows, kTile), blocks_for(cols, kTile), static_cast<unsigned>(products));
+  return dim3(blocks_for(rows, kTile), blocks_for(cols, kTile));
 }
 
 // Floats as bfloat16, nearest, for weights.

@@ -13,6 +13,7 @@
 #include "cuda/wmma_on_host.h"
 #endif
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -68,6 +69,23 @@ void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Params...),
 inline unsigned blocks_for(int64_t items, int64_t per_block) {
   int64_t blocks = (items + per_block - 1) / per_block;
   return static_cast<unsigned>(blocks > 0 ? blocks : 1);
+}
+
+// Blocks that a grid has at most in its y and z dimensions.
+inline int64_t max_grid_yz() {
+#if defined(__CUDACC__)
+  return 65535;
+#else
+  return static_cast<int64_t>(on_host::max_grid_yz);
+#endif
+}
+
+// Calls f(first, count) for one stretch of 0 .. items - 1 after the other, each as long as a grid's
+// y or z dimension can be with `each` blocks per item; one grid does for nearly everything.
+template <class F>
+void in_stretches(int64_t items, int64_t each, F&& f) {
+  int64_t most = std::max<int64_t>(max_grid_yz() / each, 1);
+  for (int64_t first = 0; first < items; first += most) f(first, std::min(most, items - first));
 }
 
 // Sum and maximum over the 32 lanes of a warp, which all get it. The order is always the same.

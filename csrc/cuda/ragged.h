@@ -1,5 +1,5 @@
 // Walking the tensors of a ragged Batch in one launch: a table holds one row per Request, and a
-// block finds its row by blockIdx.y.
+// block finds its row by blockIdx.y. A Batch of more Requests than a grid has rows takes several.
 #pragma once
 
 #include <algorithm>
@@ -14,16 +14,20 @@ inline constexpr int64_t kLoopThreads = 256;
 // Elements per thread that a grid is cut for: enough to hide the launch, few enough to fill a GPU.
 inline constexpr int64_t kLoopElements = 4;
 
-// A grid of kLoopThreads for tables: blockIdx.y is the row, the x dimension covers the longest.
-// Throws Error(kExecution) for more rows than a grid has.
-inline LaunchShape loop_shape(int64_t longest, size_t rows) {
-  constexpr size_t kMaxRows = 65535;
-  if (rows > kMaxRows) {
-    fail(ErrorKind::kExecution, "device cuda: got a Batch of ", rows,
-         " Requests, expected at most ", kMaxRows);
-  }
-  unsigned blocks = blocks_for(longest, kLoopThreads * kLoopElements);
-  return {dim3(blocks, static_cast<unsigned>(rows)), dim3(kLoopThreads), 0};
+// Blocks of kLoopThreads whose x dimension covers the longest row.
+inline LaunchShape loop_shape(int64_t longest) {
+  return {dim3(blocks_for(longest, kLoopThreads * kLoopElements)), dim3(kLoopThreads), 0};
+}
+
+// Launches the kernel with blockIdx.y counting the rows of a table that was sent, the kernel's
+// first parameter: as many of them at a time as a grid takes. `shape` is that of one row.
+template <class Row, class... Params, class... Args>
+void launch_rows(Stream& stream, LaunchShape shape, void (*kernel)(const Row*, Params...),
+                 const Table<Row>& table, Args... args) {
+  in_stretches(static_cast<int64_t>(table.rows.size()), 1, [&](int64_t first, int64_t count) {
+    shape.grid.y = static_cast<unsigned>(count);
+    launch(stream, shape, kernel, table.device + first, args...);
+  });
 }
 
 // A nest of loops over one Request's output, and how N inputs step through it. Element i of the

@@ -96,8 +96,8 @@ class UnaryOp final : public CudaOp {
   void run(CudaRun& run) const override {
     int64_t count = run.output(0).elements();
     if (count == 0) return;
-    launch(run.stream(), loop_shape(count, 1), unary_kernel, f_, run.in<float>(0),
-           run.out<float>(0), count, a_, b_);
+    launch(run.stream(), loop_shape(count), unary_kernel, f_, run.in<float>(0), run.out<float>(0),
+           count, a_, b_);
   }
 
  private:

@@ -170,12 +170,11 @@ class AttentionOp final : public CudaOp {
       }
     }
     run.send(samples);
-    dim3 grid(blocks_for(longest, kQueries), static_cast<unsigned>(heads_),
-              loop_shape(0, count).grid.y);
-    if (dim <= 32) return launch_as<32>(run, grid, samples.device);
-    if (dim <= 64) return launch_as<64>(run, grid, samples.device);
-    if (dim <= 128) return launch_as<128>(run, grid, samples.device);
-    if (dim <= 256) return launch_as<256>(run, grid, samples.device);
+    dim3 grid(blocks_for(longest, kQueries), static_cast<unsigned>(heads_));
+    if (dim <= 32) return launch_as<32>(run, grid, samples);
+    if (dim <= 64) return launch_as<64>(run, grid, samples);
+    if (dim <= 128) return launch_as<128>(run, grid, samples);
+    if (dim <= 256) return launch_as<256>(run, grid, samples);
     fail(ErrorKind::kUnsupportedOp, "device cuda: got heads of ", dim,
          " dims, expected at most 256");
   }
@@ -184,9 +183,12 @@ class AttentionOp final : public CudaOp {
   static constexpr size_t kMask = 3;
 
   template <int kDim>
-  void launch_as(CudaRun& run, dim3 grid, const Sample* samples) const {
-    launch(run.stream(), {grid, kWarps * kKeys, sizeof(Shared<kDim>)}, attention_kernel<kDim>,
-           samples, settings_);
+  void launch_as(CudaRun& run, dim3 grid, const Table<Sample>& samples) const {
+    in_stretches(static_cast<int64_t>(samples.rows.size()), 1, [&](int64_t first, int64_t count) {
+      grid.z = static_cast<unsigned>(count);
+      launch(run.stream(), {grid, kWarps * kKeys, sizeof(Shared<kDim>)}, attention_kernel<kDim>,
+             samples.device + first, settings_);
+    });
   }
 
   // Input `i` of a sample, `first` elements into its rows.

@@ -156,25 +156,33 @@ class ConvOp final : public CudaOp {
         tasks.rows[count++] = task;
       }
     }
+    tasks.rows = tasks.rows.first(count);
     run.send(tasks);
     int64_t pixels = 0;
-    for (size_t i = 0; i < count; ++i) pixels = std::max(pixels, tasks.rows[i].pixels);
+    for (const ConvTask& task : tasks.rows) pixels = std::max(pixels, task.pixels);
     if (depthwise()) {
-      launch(run.stream(), loop_shape(pixels * groups_, count), depthwise_kernel, tasks.device,
-             weight_.as<float>());
+      launch_rows(run.stream(), loop_shape(pixels * groups_), depthwise_kernel, tasks,
+                  weight_.as<float>());
       return;
     }
-    dim3 grid = tile_grid(pixels, shape_[0] / groups_, static_cast<int64_t>(count) * groups_);
-    if (bf16_) {
-      launch(run.stream(), {grid, kHalfThreads, sizeof(TileHalf<__nv_bfloat16>)},
-             conv_kernel<__nv_bfloat16, true>, tasks.device, weight_.as<__nv_bfloat16>());
-    } else {
-      launch(run.stream(), {grid, kF32Threads, sizeof(TileF32)}, conv_kernel<float, false>,
-             tasks.device, weight_.as<float>());
-    }
+    dim3 grid = tile_grid(pixels, shape_[0] / groups_);
+    in_stretches(static_cast<int64_t>(count), groups_, [&](int64_t first, int64_t length) {
+      grid.z = static_cast<unsigned>(length * groups_);
+      launch_tiles(run, grid, tasks.device + first);
+    });
   }
 
  private:
+  void launch_tiles(CudaRun& run, dim3 grid, const ConvTask* tasks) const {
+    if (bf16_) {
+      launch(run.stream(), {grid, kHalfThreads, sizeof(TileHalf<__nv_bfloat16>)},
+             conv_kernel<__nv_bfloat16, true>, tasks, weight_.as<__nv_bfloat16>());
+    } else {
+      launch(run.stream(), {grid, kF32Threads, sizeof(TileF32)}, conv_kernel<float, false>, tasks,
+             weight_.as<float>());
+    }
+  }
+
   bool depthwise() const { return shape_[1] == 1 && shape_[0] == groups_ && groups_ > 1; }
 
   // From [groups * group_out, group_in, taps...] to [groups][taps][group_in][group_out], which for

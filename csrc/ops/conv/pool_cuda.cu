@@ -109,8 +109,7 @@ class PoolOp final : public CudaOp {
     }
     if (longest == 0) return;
     run.send(tasks);
-    launch(run.stream(), loop_shape(longest, run.requests()), pool_kernel, tasks.device, averages_,
-           count_pads_);
+    launch_rows(run.stream(), loop_shape(longest), pool_kernel, tasks, averages_, count_pads_);
   }
 
  private:
@@ -134,10 +133,8 @@ class GlobalPoolOp final : public CudaOp {
     }
     if (most == 0) return;
     run.send(tasks);
-    LaunchShape shape = loop_shape(0, run.requests());
-    shape.grid.x = blocks_for(most, kPlanesPerBlock);
-    shape.block = kPlanesPerBlock * kWarp;
-    launch(run.stream(), shape, global_pool_kernel, tasks.device, averages_);
+    launch_rows(run.stream(), {blocks_for(most, kPlanesPerBlock), kPlanesPerBlock * kWarp},
+                global_pool_kernel, tasks, averages_);
   }
 
  private:

@@ -86,7 +86,7 @@ __device__ bool compare(Binary op, T a, T b) {
 }
 
 template <class T>
-__global__ void binary_kernel(Binary op, const StridedLoop<2>* loops, const T* a, const T* b,
+__global__ void binary_kernel(const StridedLoop<2>* loops, Binary op, const T* a, const T* b,
                               void* y) {
   const StridedLoop<2>& loop = loops[blockIdx.y];
   int64_t step = int64_t{gridDim.x} * blockDim.x;
@@ -202,8 +202,8 @@ class BinaryOp final : public CudaOp {
     int64_t longest = 0;
     auto loops = broadcast_loops(run, {0, 1}, longest);
     if (longest == 0) return;
-    launch(run.stream(), loop_shape(longest, loops.rows.size()), binary_kernel<T>, op_,
-           loops.device, run.in<T>(0), run.in<T>(1), run.out<void>(0));
+    launch_rows(run.stream(), loop_shape(longest), binary_kernel<T>, loops, op_, run.in<T>(0),
+                run.in<T>(1), run.out<void>(0));
   }
 
  private:
@@ -217,8 +217,8 @@ class WhereOp final : public CudaOp {
     int64_t longest = 0;
     auto loops = broadcast_loops(run, {0, 1, 2}, longest);
     if (longest == 0) return;
-    launch(run.stream(), loop_shape(longest, loops.rows.size()), where_kernel<T>, loops.device,
-           run.in<bool>(0), run.in<T>(1), run.in<T>(2), run.out<T>(0));
+    launch_rows(run.stream(), loop_shape(longest), where_kernel<T>, loops, run.in<bool>(0),
+                run.in<T>(1), run.in<T>(2), run.out<T>(0));
   }
 };
 
@@ -237,7 +237,7 @@ class FlatOp : public CudaOp {
 class CastOp final : public FlatOp {
  private:
   void apply(CudaRun& run, int64_t count) const override {
-    launch(run.stream(), loop_shape(count, 1), cast_kernel, run.input(0).dtype, run.output(0).dtype,
+    launch(run.stream(), loop_shape(count), cast_kernel, run.input(0).dtype, run.output(0).dtype,
            run.in<void>(0), run.out<void>(0), count);
   }
 };
@@ -248,7 +248,7 @@ class ClipOp final : public FlatOp {
 
  private:
   void apply(CudaRun& run, int64_t count) const override {
-    launch(run.stream(), loop_shape(count, 1), clip_kernel, run.in<float>(0), run.in<float>(1),
+    launch(run.stream(), loop_shape(count), clip_kernel, run.in<float>(0), run.in<float>(1),
            run.in<float>(2), low_, high_, run.out<float>(0), count);
   }
   float low_;
@@ -258,8 +258,7 @@ class ClipOp final : public FlatOp {
 class NotOp final : public FlatOp {
  private:
   void apply(CudaRun& run, int64_t count) const override {
-    launch(run.stream(), loop_shape(count, 1), not_kernel, run.in<bool>(0), run.out<bool>(0),
-           count);
+    launch(run.stream(), loop_shape(count), not_kernel, run.in<bool>(0), run.out<bool>(0), count);
   }
 };
 

@@ -52,13 +52,13 @@ class GatherOp final : public CudaOp {
       longest = std::max(longest, tasks.rows[r].count);
     }
     run.send(tasks);
-    LaunchShape shape = loop_shape(longest, run.requests());
+    LaunchShape shape = loop_shape(longest);
     if (run.input(1).dtype == DType::kI32) {
-      launch(run.stream(), shape, gather_kernel<T, int32_t>, tasks.device, run.in<T>(0),
-             run.in<int32_t>(1), run.out<T>(0));
+      launch_rows(run.stream(), shape, gather_kernel<T, int32_t>, tasks, run.in<T>(0),
+                  run.in<int32_t>(1), run.out<T>(0));
     } else {
-      launch(run.stream(), shape, gather_kernel<T, int64_t>, tasks.device, run.in<T>(0),
-             run.in<int64_t>(1), run.out<T>(0));
+      launch_rows(run.stream(), shape, gather_kernel<T, int64_t>, tasks, run.in<T>(0),
+                  run.in<int64_t>(1), run.out<T>(0));
     }
   }
 

@@ -88,7 +88,7 @@ class LinearOp final : public CudaOp {
     Output out{run.out<void>(0), y.dtype == DType::kBF16, cols_, epilogue_};
     out.epilogue.bias = bias_.as<float>();
     out.epilogue.residual = run.in<void>(kResidual);
-    dim3 grid = tile_grid(rows, cols_, 1);
+    dim3 grid = tile_grid(rows, cols_);
     if (bf16_) {
       launch(run.stream(), {grid, kHalfThreads, sizeof(TileHalf<__nv_bfloat16>)},
              linear_bf16_kernel, x, Columns<__nv_bfloat16>{weight_.as<__nv_bfloat16>(), cols_}, out,
@@ -108,7 +108,7 @@ class LinearOp final : public CudaOp {
   DeviceMemory bias_;
 };
 
-// Every product of every Request in one launch.
+// Every product of every Request in one launch, if a grid has room for them.
 class MatMulOp final : public CudaOp {
  public:
   void run(CudaRun& run) const override {
@@ -132,8 +132,12 @@ class MatMulOp final : public CudaOp {
       for (int64_t i = 0; i < shape.batch.elements(); ++i) *next++ = product(run, r, shape, i);
     }
     run.send(table);
-    launch(run.stream(), {tile_grid(rows, cols, products), kF32Threads, sizeof(TileF32)},
-           matmul_kernel, table.device);
+    dim3 grid = tile_grid(rows, cols);
+    in_stretches(products, 1, [&](int64_t first, int64_t count) {
+      grid.z = static_cast<unsigned>(count);
+      launch(run.stream(), {grid, kF32Threads, sizeof(TileF32)}, matmul_kernel,
+             table.device + first);
+    });
   }
 
  private:

@@ -130,11 +130,9 @@ class EmbeddingNormOp final : public CudaOp {
       longest = std::max(longest, loop.rows);
     }
     run.send(loops);
-    LaunchShape shape = loop_shape(0, run.requests());
-    shape.grid.x = blocks_for(longest, kRowsPerBlock);
-    shape.block = kRowsPerBlock * kWarp;
-    launch(run.stream(), shape, embedding_norm_kernel, loops.device, terms_, n, run.in<float>(0),
-           run.in<float>(1), epsilon_);
+    launch_rows(run.stream(), {blocks_for(longest, kRowsPerBlock), kRowsPerBlock * kWarp},
+                embedding_norm_kernel, loops, terms_, n, run.in<float>(0), run.in<float>(1),
+                epsilon_);
   }
 
  private:

@@ -89,11 +89,8 @@ class ReduceOp final : public CudaOp {
       most = std::max(most, tasks.rows[r].kept.count * (tasks.rows[r].by_warp ? kWarp : 1));
     }
     run.send(tasks);
-    LaunchShape shape = loop_shape(0, run.requests());
-    shape.grid.x = blocks_for(most, kThreads);
-    shape.block = kThreads;
-    launch(run.stream(), shape, reduce_kernel, tasks.device, kind_, run.in<float>(0),
-           run.out<float>(0));
+    launch_rows(run.stream(), {blocks_for(most, kThreads), kThreads}, reduce_kernel, tasks, kind_,
+                run.in<float>(0), run.out<float>(0));
   }
 
  private:

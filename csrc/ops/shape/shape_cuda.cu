@@ -76,8 +76,8 @@ class StridedOp final : public CudaOp {
     }
     run.send(loops);
     with_size(size_of(y.dtype), [&]<class T>() {
-      launch(run.stream(), loop_shape(longest, run.requests()), strided_kernel<T>, loops.device,
-             run.in<T>(0), run.out<T>(0));
+      launch_rows(run.stream(), loop_shape(longest), strided_kernel<T>, loops, run.in<T>(0),
+                  run.out<T>(0));
     });
   }
 
@@ -130,8 +130,8 @@ class PartsOp : public CudaOp {
     const Segments& from = to_whole ? part : whole;
     const Segments& to = to_whole ? whole : part;
     with_size(size_of(whole.dtype), [&]<class T>() {
-      launch(run.stream(), loop_shape(longest, run.requests()), runs_kernel<T>, table.device,
-             reinterpret_cast<const T*>(from.data), reinterpret_cast<T*>(to.data));
+      launch_rows(run.stream(), loop_shape(longest), runs_kernel<T>, table,
+                  reinterpret_cast<const T*>(from.data), reinterpret_cast<T*>(to.data));
     });
     run.release_scratch();
   }
