@@ -56,6 +56,9 @@ struct Dim3 {
 inline Dim3 thread_idx, block_idx, block_dim, grid_dim;
 inline unsigned char* dynamic_shared = nullptr;
 
+// Of the calling thread. Work is done on device 0, which is the only one.
+inline thread_local int current_device = 0;
+
 inline uint64_t launch_seed = 1;
 // The order in which lanes and blocks run follows from it.
 inline void set_seed(uint64_t seed) {

@@ -33,8 +33,10 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual DeviceInfo info() const = 0;
-  // Makes this the device of the calling thread: before anything else on that thread.
-  virtual void activate() = 0;
+  // Makes this the device of the calling thread, and says which one was: before anything else here.
+  // OnDevice calls both.
+  virtual int activate() = 0;
+  virtual void go_back(int before) noexcept = 0;
   virtual std::unique_ptr<Stream> make_stream() = 0;
   // 256-byte aligned, or null where there is not that much left.
   virtual void* allocate(int64_t bytes) = 0;
@@ -45,6 +47,20 @@ class Device {
   // True where every block of memory should be its own and of the size that was asked for, so that
   // sanitizers see its end.
   virtual bool exact() const = 0;
+};
+
+// The calling thread works on this device while it lives, and then on the one it worked on before:
+// threads are lent by callers, for whom other libraries may use another GPU.
+class OnDevice {
+ public:
+  explicit OnDevice(Device& device) : device_(device), before_(device.activate()) {}
+  ~OnDevice() { device_.go_back(before_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  Device& device_;
+  int before_;
 };
 
 // Device `index` of this machine. Throws Error(kBackendUnavailable) that says what is missing.

@@ -51,7 +51,15 @@ class CudaDevice final : public Device {
     return {properties_.name, properties_.major, properties_.minor,
             static_cast<int64_t>(properties_.totalGlobalMem)};
   }
-  void activate() override { check_cuda(cudaSetDevice(index_), "cudaSetDevice"); }
+  int activate() override {
+    int before = index_;
+    check_cuda(cudaGetDevice(&before), "cudaGetDevice");
+    if (before != index_) check_cuda(cudaSetDevice(index_), "cudaSetDevice");
+    return before;
+  }
+  void go_back(int before) noexcept override {
+    if (before != index_) cudaSetDevice(before);
+  }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CudaStream>(); }
   void* allocate(int64_t bytes) override {
     void* memory = nullptr;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "cuda/cuda_on_host.h"
 #include "cuda/device.h"
@@ -41,9 +42,13 @@ void* allocate_filled(int64_t bytes) {
 class HostDevice final : public Device {
  public:
   DeviceInfo info() const override { return {"emulated on the host", 0, 0, int64_t{1} << 30}; }
-  void activate() override {}
+  int activate() override { return std::exchange(on_host::current_device, 0); }
+  void go_back(int before) noexcept override { on_host::current_device = before; }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<HostStream>(); }
-  void* allocate(int64_t bytes) override { return allocate_filled(bytes); }
+  void* allocate(int64_t bytes) override {
+    if (on_host::current_device != 0) fail(ErrorKind::kExecution, "allocates on another device");
+    return allocate_filled(bytes);
+  }
   void free(void* memory) noexcept override { std::free(memory); }
   void* allocate_pinned(int64_t bytes) override { return allocate_filled(bytes); }
   void free_pinned(void* memory) noexcept override { std::free(memory); }

@@ -32,7 +32,7 @@ DevicePlan::DevicePlan(Program program, std::shared_ptr<Device> device)
       device_(std::move(device)),
       steps_(program_.steps.size()),
       values_(program_.values.size()) {
-  device_->activate();
+  OnDevice here(*device_);
   place_steps();
   send_constants();
 }
@@ -183,7 +183,7 @@ int64_t DevicePlan::held_bytes() {
 }
 
 DeviceRun DevicePlan::run(std::span<const RequestInputs> requests) {
-  device_->activate();
+  OnDevice here(*device_);
   std::unique_ptr<DeviceState> state;
   {
     std::lock_guard lock(idle_mutex_);

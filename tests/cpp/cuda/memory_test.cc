@@ -14,7 +14,8 @@ class CountingDevice final : public Device {
   explicit CountingDevice(int64_t limit = int64_t{1} << 40) : limit_(limit) {}
   ~CountingDevice() override { HR_CHECK_EQ(live, 0); }
   DeviceInfo info() const override { return {"counting", 9, 0, limit_}; }
-  void activate() override {}
+  int activate() override { return 0; }
+  void go_back(int /*before*/) noexcept override {}
   std::unique_ptr<Stream> make_stream() override { return nullptr; }
   void* allocate(int64_t bytes) override {
     if (bytes_ + bytes > limit_) return nullptr;
