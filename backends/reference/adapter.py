@@ -69,9 +69,9 @@ class _Until(list[Any]):
 
 
 def _plain(value: object) -> np.ndarray:
-    """An output as Headrace gives it: an array, strings as objects."""
+    """An output as Headrace gives it: an array of its own, which the evaluator's may not be; strings as objects."""
     array = np.asarray(value)
-    return array.astype(object) if array.dtype.kind in "US" else array
+    return array.astype(object) if array.dtype.kind in "US" else array.copy()
 
 
 class ReferenceBackend(Backend):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import headrace as hr
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Request, Result
@@ -184,3 +185,19 @@ def test_a_broken_word_is_noticed(
 def test_what_is_not_declared_is_skipped_with_that_reason() -> None:
     modest = Sabotaged(Spoilt.right, batch_invariant=False)
     assert {one.reason for one in outcomes(modest, "batch invariance")} == {"batch_invariant is not declared"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_of_ops_that_only_look_elsewhere_are_the_callers_own(backend: str) -> None:
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("Split", ["x"], ["a", "b"], num_outputs=2), helper.make_node("Identity", ["t"], ["c"])]
+    table = numpy_helper.from_array(np.ones(3, np.float32), "t")
+    outputs = [value(name, TensorProto.FLOAT, [3]) for name in "abc"]
+    graph = helper.make_graph(nodes, "views", [value("x", TensorProto.FLOAT, [6])], outputs, [table])
+    model = hr.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    x = np.arange(6, dtype=np.float32)
+    with model.compile(backend=backend) as engine:
+        for array in engine({"x": x}).values():
+            array += 1
+        np.testing.assert_array_equal(x, np.arange(6, dtype=np.float32))
+        np.testing.assert_array_equal(engine({"x": x})["c"], np.ones(3, np.float32))

@@ -148,9 +148,10 @@ def test_a_process_that_forgets_to_close_still_ends(body: str) -> None:
     script = f"""
         import time
         import numpy as np, headrace as hr
+        from headrace.backend import Executable
         from headrace.engine import Engine
         from headrace.signature import Signature, TensorSpec
-        class Slow:
+        class Slow(Executable):
             plan = None
             def run_batch(self, requests):
                 time.sleep(0.05)

@@ -93,7 +93,7 @@ def test_a_controller_without_headrace_can_run_the_policy() -> None:
     from headrace.serving.ray_app import _autoscaling
 
     model = ModelConfig(name="a", files={}, settings=ModelSettings(max_batch=8))
-    config = _autoscaling(DeployedModel(model=model, autoscaling=AutoscalingConfig()))
+    config = _autoscaling(DeployedModel(model=model, autoscaling=AutoscalingConfig()), runs=False)
     pickled = config.policy.get_serialized_policy_def()
     ran = subprocess.run([sys.executable, "-c", WITHOUT_HEADRACE], input=pickled, capture_output=True, check=True)
     assert int(ran.stdout) == 5  # 33 requests, 8 for each
