@@ -5,6 +5,7 @@ under backends/.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,9 @@ class CMakeBuild(build_ext):
         env = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
         subprocess.run(configure, check=True, env=env)
         subprocess.run(["cmake", "--build", str(build), "--target", "headrace_extensions"], check=True, env=env)
+        if self.editable_mode:  # setuptools takes what it knows from the temporary folder; _cuda is not always made
+            for module in output.glob("_cuda*.so"):
+                shutil.copy2(module, ROOT / "python" / "headrace")
 
 
 def packages() -> tuple[list[str], dict[str, str]]:
