@@ -17,18 +17,42 @@ from benchmarks.harness.tables import markdown, number
 from headrace.errors import HeadraceError
 from headrace.peers import installed_peers
 
+# What the products of a batch are wanted to reach of the peak, and from how many rows on.
+GEMM_BARS = {"fp32": 0.90, "bf16": 0.85, "int8": 0.80}
+GEMM_BATCH_ROWS = 128
 
-def run_gemm(options: Options) -> str:
+
+def run_gemm(options: Options) -> list[dict[str, Any]]:
     """What headrace_bench_gemm prints."""
-    if options.quick:
-        return f"not run: {binary('gemm')} takes a minute and has no shorter way"
+    command = [binary("gemm"), *(["fp32"] if options.quick else [])]
     options.progress("running headrace_bench_gemm")
-    return subprocess.run([binary("gemm")], capture_output=True, text=True, check=True).stdout
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def gemm_table(output: str) -> str:
-    """The same in a block."""
-    return f"```\n{output.strip()}\n```"
+def gemm_table(result: list[dict[str, Any]]) -> str:
+    """One line per shape, and what batches reach at least."""
+    measured = {(row["precision"], row["m"], row["k"], row["n"]): row for row in result}
+    precisions = list(dict.fromkeys(row["precision"] for row in result))
+    rows = []
+    for shape in dict.fromkeys((row["m"], row["k"], row["n"]) for row in result):
+        cells = [" x ".join(map(str, shape))]
+        for precision in precisions:
+            row = measured[precision, *shape]
+            cells += [number(row["one"]), f"{row['one'] / row['peak']:.0%}", f"{row['two'] / 2 / row['peak']:.0%}"]
+        rows.append(cells)
+    headings = ["rows x inputs x outputs"]
+    for precision in precisions:
+        headings += [f"{precision}, G/s", "of the peak", "two cores, of two peaks"]
+    lines = []
+    for precision in precisions:
+        batches = [row for row in result if row["precision"] == precision and row["m"] >= GEMM_BATCH_ROWS]
+        least = min(batches, key=lambda row: row["one"] / row["peak"])
+        shape = f"{least['m']} x {least['k']} x {least['n']}"
+        lines.append(
+            f"- {precision}, {GEMM_BATCH_ROWS} rows and more: at least **{least['one'] / least['peak']:.0%}** of the "
+            f"peak of one core, {least['peak']:.0f} G/s (wanted: {GEMM_BARS[precision]:.0%}), at {shape}"
+        )
+    return "\n\n".join([markdown(headings, rows), "\n".join(lines)])
 
 
 def run_invariance(options: Options) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-// headrace_bench_gemm: the packed product's speed on one core as a share of the peak that plain
-// multiply-adds reach in the same run.
+// headrace_bench_gemm: the packed product's speed on one core and on two, and the peak that plain
+// multiply-adds reach on one in the same run; as JSON, speeds in G operations/s.
 //
-// Usage: headrace_bench_gemm [isa [fp32|bf16|int8]]
+// Usage: headrace_bench_gemm [fp32|bf16|int8 [isa]]
 #include <chrono>
 #include <cstdio>
 #include <string>
@@ -68,11 +68,7 @@ double peak_gflops(Isa isa, const std::string& precision) {
   return own > 0 ? own : peak::fp32_gflops(isa);
 }
 
-int bench(Isa isa, const std::string& precision) {
-  std::printf("%s %s, as a share of the multiply-add peak of one core, and of two\n",
-              name_of(isa).data(), precision.c_str());
-  std::printf("%6s %6s %6s %8s %8s %8s %10s\n", "M", "K", "N", "GFLOP/s", "peak", "share",
-              "2 threads");
+void bench(Isa isa, const std::string& precision, const char*& separator) {
   const Case weights[] = {{0, 384, 1152}, {0, 384, 384},   {0, 384, 1536},
                           {0, 1536, 384}, {0, 1024, 1024}, {0, 4096, 4096}};
   for (Case c : weights) {
@@ -82,12 +78,14 @@ int bench(Isa isa, const std::string& precision) {
       double peak = peak_gflops(isa, precision);
       double one = gemm_gflops(isa, precision, c, 1);
       double two = gemm_gflops(isa, precision, c, 2);
-      std::printf("%6ld %6ld %6ld %8.1f %8.1f %7.1f%% %9.1f%%\n", static_cast<long>(c.m),
-                  static_cast<long>(c.k), static_cast<long>(c.n), one, peak, 100 * one / peak,
-                  50 * two / peak);
+      std::printf("%s\n  {\"isa\": \"%s\", \"precision\": \"%s\", ", separator, name_of(isa).data(),
+                  precision.c_str());
+      std::printf("\"m\": %ld, \"k\": %ld, \"n\": %ld, ", static_cast<long>(c.m),
+                  static_cast<long>(c.k), static_cast<long>(c.n));
+      std::printf("\"peak\": %.1f, \"one\": %.1f, \"two\": %.1f}", peak, one, two);
+      separator = ",";
     }
   }
-  return 0;
 }
 
 }  // namespace
@@ -96,10 +94,14 @@ int bench(Isa isa, const std::string& precision) {
 int main(int argc, char** argv) {
   using headrace::Isa;
   for (Isa isa : headrace::available_isas()) {
-    if (argc > 1 ? headrace::name_of(isa) == argv[1] : isa == headrace::selected_isa()) {
-      return headrace::bench(isa, argc > 2 ? argv[2] : "fp32");
+    if (argc > 2 ? headrace::name_of(isa) != argv[2] : isa != headrace::selected_isa()) continue;
+    const char* separator = "[";
+    for (const char* precision : {"fp32", "bf16", "int8"}) {
+      if (argc < 2 || std::string(precision) == argv[1]) headrace::bench(isa, precision, separator);
     }
+    std::printf("\n]\n");
+    return 0;
   }
-  std::fprintf(stderr, "got '%s', expected an ISA this CPU can run\n", argv[1]);
+  std::fprintf(stderr, "got '%s', expected an ISA this CPU can run\n", argv[2]);
   return 2;
 }
