@@ -84,15 +84,18 @@ class Growth:
         warm, end, _ = self._windows()
         return round(median(one.descriptors[pid] for one in end) - median(one.descriptors[pid] for one in warm))
 
+    def threads_of(self, pid: int) -> int:
+        """How many threads more one process has."""
+        warm, end, _ = self._windows()
+        return round(median(one.threads[pid] for one in end) - median(one.threads[pid] for one in warm))
+
     def descriptors(self) -> int:
         """Descriptors more than when warm, over the processes that were there all along."""
         return sum(map(self.descriptors_of, self.stayed()))
 
     def threads(self) -> int:
-        """Threads more than when warm."""
-        warm, end, stayed = self._windows()
-        total = lambda sample: sum(sample.threads[pid] for pid in stayed)  # noqa: E731
-        return round(median(map(total, end)) - median(map(total, warm)))
+        """Threads more than when warm, likewise."""
+        return sum(map(self.threads_of, self.stayed()))
 
     def processes(self) -> int:
         """Processes more than when warm."""

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from headrace.observe import ledger
 
+from .growth import Growth, Sample
 from .load import RETRY_AFTER, RETRY_AFTER_ON_RAY, Client, Tally, session
 from .model import NAME, Case
 from .ray_campaigns import _in_turns, held_at_most
@@ -108,3 +109,14 @@ def test_a_503_is_no_429(status: int, told: bool, anywhere: str, on_ray: str) ->
         assert tally.begun_s == []
 
     asyncio.run(run())
+
+
+def test_growth_is_told_by_process() -> None:
+    def sample(at_s: float, more: int) -> Sample:
+        return Sample(at_s, {1: 100 + more, 2: 100}, {1: 5, 2: 5 + more}, {1: 4, 2: 3 + 2 * more})
+
+    growth = Growth([sample(at_s, 0 if at_s < 6 else 1) for at_s in range(11)])
+    assert growth.rss() == pytest.approx(1 / 200)
+    assert (growth.descriptors_of(1), growth.descriptors_of(2), growth.descriptors()) == (0, 1, 1)
+    assert (growth.threads_of(1), growth.threads_of(2), growth.threads()) == (0, 2, 2)
+    assert growth.processes() == 0
