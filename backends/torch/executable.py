@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -100,7 +100,8 @@ class TorchExecutable(Executable):
         try:
             given = [tensor_of(request[name], self._device) for name in self._inputs]
             values = self._run_script(*given)
-            return {name: self._own(value, given) for name, value in zip(self._outputs, values, strict=True)}
+            places = {_storage(value) for value in given}
+            return {name: self._own(value, places) for name, value in zip(self._outputs, values, strict=True)}
         except torch.cuda.OutOfMemoryError as error:
             raise ExecutionError(f"the memory of {self._device} does not hold the Request: {error}") from error
         except Exception as error:  # torch raises anything
@@ -108,18 +109,15 @@ class TorchExecutable(Executable):
                 f"node {self._script.node_of(error)} failed in torch: {type(error).__name__}: {error}"
             ) from error
 
-    def _own(self, value: Tensor, given: list[Tensor]) -> Any:
-        """An output in memory of its own: no input's and no weight's."""
+    def _own(self, value: Tensor, given: Set[int]) -> Any:
+        """An output in memory of its own: no weight's, and no input's, which begin at the places `given`."""
         value = value.contiguous()
-        if self.device_results:
-            return value.clone() if self._is_shared(value, given) else value
-        if value.device.type != "cpu":
+        if not self.device_results and not value.is_cpu:
             return array_of(value.cpu())
-        return array_of(value.clone() if self._is_shared(value, given) else value)
-
-    def _is_shared(self, value: Tensor, given: list[Tensor]) -> bool:
         start = _storage(value)  # by that, because ops give views of what they read, too
-        return start in self._weights or any(start == _storage(other) for other in given)
+        if start in given or start in self._weights:
+            value = value.clone()
+        return value if self.device_results else array_of(value)
 
     def close(self) -> None:
         """Lets go of the weights, and of the device memory they were in."""
@@ -144,12 +142,14 @@ def tensor_of(value: Any, device: torch.device) -> Tensor:
     if isinstance(value, np.ndarray):
         if not value.flags.writeable:  # torch warns about memory it must not write to, and never does here
             value = value.copy()
-        if value.dtype.name == "bfloat16":
-            return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16).to(device)
-        return torch.from_numpy(value).to(device)
+        if value.dtype.kind == "V" and value.dtype.name == "bfloat16":  # a name is made each time one asks for it
+            tensor = torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(value)
+        return tensor if device.type == "cpu" else tensor.to(device)
     if not isinstance(value, Tensor):
         value = torch.from_dlpack(value)
-    tensor: Tensor = value.detach().to(device)
+    tensor = value.detach().to(device)
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
@@ -167,7 +167,8 @@ def constant_on(device: torch.device) -> Callable[[np.ndarray[Any, Any], str], T
     """What places constants for a Script: on the host, or on `device`, plainly, by `COLUMNS` or in `BF16`."""
 
     def place(array: np.ndarray[Any, Any], where: str) -> Tensor:
-        tensor = tensor_of(np.array(array), torch.device("cpu"))
+        # In memory of torch's own, which is aligned as its kernels like it.
+        tensor = tensor_of(np.array(array), torch.device("cpu")).clone()
         if where == "host":
             return tensor
         if where != "device" and tensor.dim() == 2:
