@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import _core
 from headrace.backend import CompileOptions, Executable, Plan, Request, Result
-from headrace.errors import BackendUnavailable, HeadraceError, PlanError
+from headrace.errors import BackendUnavailable, HeadraceError, PlanError, UnsupportedOp
+from headrace.graph.edit import HEADRACE_DOMAIN
 from headrace.graph.lower import lower
 from headrace.graph.precision import assign
 from headrace.model import Model
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from headrace.signature import Signature
 
 PRECISIONS = ("fp32", "bf16")
+
+# What the attention kernel holds of a head; csrc/ops/attention/attention_cuda.cu.
+HEAD_DIMS_MAX = 256
 
 # The extension modules by device; the second one only in builds for tests.
 _MODULES = {"cuda": "headrace._cuda", "cuda-on-host": "headrace._cuda_on_host"}
@@ -106,6 +112,26 @@ class CudaExecutable(Executable):
         self.core = None
 
 
+def too_wide_heads(graph: ir.Graph) -> list[tuple[str, str, str]]:
+    """The attention nodes with larger heads than there are kernels for, as `UnsupportedOp` lists them.
+
+    Those whose size the Model does not fix are found when a Request shows it.
+    """
+    refused = []
+    for node in graph.all_nodes():
+        shape = node.inputs[0].shape if node.op_type == "Attention" and node.inputs[0] is not None else None
+        width = shape[-1] if shape is not None and node.domain == HEADRACE_DOMAIN else None
+        if not isinstance(width, int):
+            continue
+        layout = node.attributes.get_string("layout", "bsd")
+        heads = 1 if layout == "bhsd" else node.attributes.get_int("num_heads", 1)
+        dims = width // (3 * heads if layout == "qkv" else heads)
+        if dims > HEAD_DIMS_MAX:
+            reason = f"device cuda: got heads of {dims} dims, expected at most {HEAD_DIMS_MAX}"
+            refused.append((f"{node.domain}.{node.op_type}", node.name or "", reason))
+    return refused
+
+
 def compile_cuda(model: Model, options: CompileOptions, device: str) -> CudaExecutable:
     """Prepares `model` on a CUDA device.
 
@@ -121,6 +147,8 @@ def compile_cuda(model: Model, options: CompileOptions, device: str) -> CudaExec
         )
     if options.winograd:
         raise BackendUnavailable(f"backend 'native' on device {device!r}: got winograd=True, expected False")
+    if refused := too_wide_heads(model.graph.graph):
+        raise UnsupportedOp("native", refused)
     isa = _core.selected_isa()
     program = lower(model.graph, model.signature, isa, options.precision, keep_constants=True)
     core = module.CudaPlan(program, index)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from headrace.backends.native import cuda
 from headrace.backends.native.cuda import usable_devices
+from onnx import TensorProto, helper
 from tests.cuda import __main__ as report
 
 import headrace as hr
+from headrace.conformance.cases import model_of
 from headrace.conformance.models import loaded
-from headrace.errors import BackendUnavailable, ExecutionError
+from headrace.errors import BackendUnavailable, ExecutionError, UnsupportedOp
 
 
 def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_do() -> None:
@@ -60,6 +62,22 @@ def test_a_gpu_that_cannot_be_used_hides_no_other(monkeypatch: pytest.MonkeyPatc
     assert missing == {}
     monkeypatch.setattr(driver, "count_devices", lambda: 1)
     assert usable_devices()[1] == {"cuda": "cuda:0: got T4 of compute capability 7.5, expected 8.0 or more"}
+
+
+def attention_of(dims: int) -> hr.Model:
+    """One head of so many dims."""
+    rows: list[str | int] = ["batch", "length", dims]
+    spec = (TensorProto.FLOAT, rows)
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], q_num_heads=1, kv_num_heads=1)
+    return hr.load(model_of([node], {"q": spec, "k": spec, "v": spec}, {"y": spec}, opset=23))
+
+
+def test_heads_that_no_kernel_holds_are_refused_when_a_plan_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(cuda, "_module", lambda kind: driver)
+    assert cuda.too_wide_heads(attention_of(cuda.HEAD_DIMS_MAX).graph.graph) == []
+    with pytest.raises(UnsupportedOp, match="got heads of 257 dims, expected at most 256"):
+        attention_of(257).compile(backend="native", device="cuda:1")
 
 
 def test_compiling_for_the_cpu_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
