@@ -7,7 +7,8 @@ another is wrong by itself; what rounding did before it plays no part, however m
 Where every op is right by itself, the fault needs company: ops that run as one, or share memory, as they do in the Plan
 but not in one that keeps every value. Then ever shorter parts of the graph are compiled, which keep only what is read
 later, and compared with the reference: a binary search over the graph's order, which ends at an op whose output differs
-although all that was there before it agrees.
+although all that was there before it agrees. Ops with subgraphs (If, Loop, Scan) are found in that way alone, and as a
+whole.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 
 from headrace.backend import Executable, Request, Result
 from headrace.errors import ParityError
-from headrace.graph.probe import each_alone, exposed, name_of, prefix
+from headrace.graph._onnx_ir import ir
+from headrace.graph.probe import each_alone, exposed, name_of, prefix, subgraphs
 from headrace.model import Model
 from headrace.parity import Difference, beyond, is_float, tolerance_of
 
@@ -36,6 +38,7 @@ class Divergence:
         place: Its place in the optimised graph.
         difference: The worst element of its output.
         alone: Whether it is wrong by itself, given what the Plan gave it; else only together with the ops before it.
+        inside: The types of the ops in its subgraphs, any of which may be the one.
     """
 
     op: str
@@ -43,9 +46,12 @@ class Divergence:
     place: int
     difference: Difference
     alone: bool
+    inside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         how = "on the very inputs it had" if self.alone else "in company: every op agrees where all values are kept"
+        if self.inside:
+            how = f"somewhere in its subgraphs, which are not looked into ({', '.join(self.inside)})"
         return f"first at op {self.place}, {self.op} (node {self.node!r}), wrong {how}: {self.difference}"
 
 
@@ -101,13 +107,12 @@ class Search:
     def _part(self, place: int, got: Result, expected: Result, *, alone: bool) -> Divergence | None:
         """What to say of the op at `place`, if its outputs differ."""
         node = self.model.graph.graph[place]
-        op = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         for output, value in enumerate(node.outputs):
             name = name_of(place, output)
             difference = self._differs({name: got[name]} if name in got else {}, expected)
             if difference is not None and not self._tied(place, name, got, expected):
                 named = replace(difference, output=value.name or "")
-                return Divergence(op, node.name or "", place, named, alone)
+                return Divergence(_op(node), node.name or "", place, named, alone, _inside(node))
         return None
 
     def _differs(self, got: Result, expected: Result) -> Difference | None:
@@ -147,6 +152,14 @@ class Search:
         }
         outputs = zip(self.model.signature.outputs, self.model.graph.graph.outputs, strict=True)
         return {spec.name: values[names[value]] for spec, value in outputs if names.get(value) in values}
+
+
+def _op(node: ir.Node) -> str:
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _inside(node: ir.Node) -> tuple[str, ...]:
+    return tuple(sorted({_op(inner) for graph in subgraphs(node) for inner in graph.all_nodes()}))
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:

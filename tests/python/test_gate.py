@@ -162,6 +162,36 @@ def test_a_fault_that_needs_company_is_found_by_halving() -> None:
     assert len(compiled) <= 3 + np.ceil(np.log2(len(model.graph.graph)))
 
 
+def either_way() -> hr.Model:
+    """Twice a product, or what its tangent gives."""
+    spec = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, ["n", 4])
+    branches = {
+        "then_branch": helper.make_graph([helper.make_node("Add", ["p", "p"], ["chosen"])], "then", [], [spec]),
+        "else_branch": helper.make_graph([helper.make_node("Tanh", ["p"], ["chosen"])], "else", [], [spec]),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("If", ["flag"], ["c"], name="either", **branches),
+        helper.make_node("Abs", ["c"], ["y"]),
+    ]
+    inputs = {"x": (TensorProto.FLOAT, ["n", 4]), "flag": (TensorProto.BOOL, [])}
+    return hr.load(model_of(nodes, inputs, {"y": (TensorProto.FLOAT, ["n", 4])}, {"w": np.eye(4, dtype=np.float32)}))  # type: ignore[arg-type]
+
+
+def test_a_fault_in_a_subgraph_is_laid_on_the_op_around_it() -> None:
+    def compile_(other: hr.Model) -> Executable:
+        return compile_on(backend_named("reference"), planted(other, "If", "Mul", np.float32(2)), CompileOptions())
+
+    model = either_way()
+    request = {"x": np.ones((2, 4), np.float32), "flag": np.array(True)}
+    with pytest.raises(
+        ParityError, match=r"first at op 1, If \(node 'either'\), wrong somewhere in .* \(Add, Tanh\): "
+    ):
+        gate.check(
+            model, compile_(model).run_batch, [request], backend="x", options=CompileOptions(), compile_=compile_
+        )
+
+
 def two_close_classes() -> hr.Model:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["scores"]),

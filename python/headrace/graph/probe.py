@@ -60,7 +60,7 @@ def each_alone(model: Model, values: Values) -> tuple[Model, Values]:
     nodes, outputs = [], []
     for place, node in enumerate(model.graph.graph):
         reads = [value for value in node.inputs if value is not None and not _constant(value)]
-        if any(names.get(value) not in values for value in reads) or _has_graph(node):
+        if any(names.get(value) not in values for value in reads) or subgraphs(node):
             continue
         makes = [ir.Value(name=name_of(place, output), type=value.type, shape=value.shape)
                  for output, value in enumerate(node.outputs)]  # fmt: skip
@@ -107,11 +107,19 @@ def _named(graph: ir.Graph) -> list[list[ir.Value]]:
 
 def _reads(node: ir.Node) -> set[ir.Value | None]:
     """What a node reads, inside its subgraphs too."""
-    values = set(node.inputs)
+    inner = (value for graph in subgraphs(node) for node in graph.all_nodes() for value in node.inputs)
+    return {*node.inputs, *inner}
+
+
+def subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """What an If, a Loop or a Scan runs, or any op with a graph for an attribute."""
+    found: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
-            values |= {value for inner in attribute.as_graph().all_nodes() for value in inner.inputs}
-    return values
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found += attribute.as_graphs()
+    return found
 
 
 def _holdable(value: ir.Value) -> bool:
@@ -121,11 +129,6 @@ def _holdable(value: ir.Value) -> bool:
 
 def _constant(value: ir.Value) -> bool:
     return is_constant(value) and value.is_initializer()
-
-
-def _has_graph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
 def _input(value: ir.Value, name: str, array: np.ndarray) -> ir.Value:
