@@ -52,17 +52,19 @@ void bind_simulate(py::module_& module) {
       .def(py::init([](double fixed_s, double per_request_s, std::vector<double> ratios,
                        int max_batch, int max_queue, double deadline_s, double objective_s,
                        double cold_start_s, int held_max, int choices, uint64_t seed,
-                       std::vector<double> factors, std::vector<double> sizes) {
+                       std::vector<double> factors, std::vector<double> sizes,
+                       std::vector<std::vector<double>> ratios_of, double wake_s) {
              return std::make_unique<Pool>(
-                 PoolOptions{fixed_s, per_request_s, std::move(ratios), std::move(factors),
-                             std::move(sizes), max_batch, max_queue, deadline_s, objective_s,
-                             cold_start_s, held_max, choices, seed});
+                 PoolOptions{fixed_s, per_request_s, std::move(ratios), std::move(ratios_of),
+                             std::move(factors), std::move(sizes), wake_s, max_batch, max_queue,
+                             deadline_s, objective_s, cold_start_s, held_max, choices, seed});
            }),
            py::kw_only(), py::arg("fixed_s"), py::arg("per_request_s"), py::arg("ratios"),
            py::arg("max_batch"), py::arg("max_queue"), py::arg("deadline_s"),
            py::arg("objective_s"), py::arg("cold_start_s"), py::arg("held_max"), py::arg("choices"),
            py::arg("seed"), py::arg("factors") = std::vector<double>(),
-           py::arg("sizes") = std::vector<double>())
+           py::arg("sizes") = std::vector<double>(),
+           py::arg("ratios_of") = std::vector<std::vector<double>>(), py::arg("wake_s") = 0.0)
       .def(
           "offer",
           [](Pool& pool,

@@ -42,6 +42,8 @@ Pool::Pool(PoolOptions options) : options_(std::move(options)) {
     for (double value : values) check(value > 0 && value < 1e6, name, value, "more than 0");
   };
   each(o.ratios, "a ratio");
+  for (const std::vector<double>& ratios : o.ratios_of) each(ratios, "a ratio");
+  check(o.wake_s >= 0, "wake_s", o.wake_s, "0 or more");
   each(o.factors, "a factor");
   each(o.sizes, "a size");
   uint64_t seed = o.seed;  // splitmix64, as the authors of xoshiro advise
@@ -204,9 +206,9 @@ void Pool::pack(Replica& replica, double at_s) {
   if (jobs == 0) return;
   double estimate_s = cost(work);
   double takes_s = estimate_s * off_the_line(jobs);
-  if (!options_.ratios.empty()) {
-    takes_s *= options_.ratios[below(static_cast<uint32_t>(options_.ratios.size()))];
-  }
+  const std::vector<double>& ratios = ratios_of(jobs);
+  if (!ratios.empty()) takes_s *= ratios[below(static_cast<uint32_t>(ratios.size()))];
+  if (at_s > replica.batch_end_s) takes_s += options_.wake_s;
   replica.running = jobs;
   replica.batch_start_s = at_s;
   replica.batch_estimate_s = estimate_s;
@@ -228,6 +230,11 @@ void Pool::pack(Replica& replica, double at_s) {
 double Pool::off_the_line(int jobs) const {
   const std::vector<double>& factors = options_.factors;
   return factors.empty() ? 1 : factors[std::min(static_cast<size_t>(jobs), factors.size() - 1)];
+}
+
+const std::vector<double>& Pool::ratios_of(int jobs) const {
+  const auto& of = options_.ratios_of;
+  return of.empty() ? options_.ratios : of[std::min(static_cast<size_t>(jobs), of.size() - 1)];
 }
 
 void Pool::note_delay(Replica& replica, double at_s, double mean_s) {

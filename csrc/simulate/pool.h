@@ -15,9 +15,13 @@ struct PoolOptions {
   double fixed_s = 0;           // a Batch of n takes fixed + n * per_request,
   double per_request_s = 0.01;  // times one of the ratios, drawn at random
   std::vector<double> ratios;   // measured / predicted; empty: always 1
+  // The same of Batches of n alone, at [n]; larger ones as the last, and empty: all as `ratios`.
+  std::vector<std::vector<double>> ratios_of;
   // How far Batches of n are off that line, at [n]; larger ones as the last, and empty: never.
   std::vector<double> factors;
   std::vector<double> sizes;  // a request's is one of these, drawn at random; empty: all are 1
+  double wake_s =
+      0;  // what a Batch takes longer that an idle Engine runs: it woke, its caches cold
   int max_batch = 64;
   int max_queue = 1024;   // per replica, as the Batcher's
   double deadline_s = 0;  // of every request after it reached its replica; 0 for none
@@ -114,6 +118,7 @@ class Pool {
   void drain(Replica& replica);
   double cost(double size) const { return options_.fixed_s + options_.per_request_s * size; }
   double off_the_line(int jobs) const;
+  const std::vector<double>& ratios_of(int jobs) const;
 
   const PoolOptions options_;
   double now_ = 0;

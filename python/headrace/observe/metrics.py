@@ -22,7 +22,8 @@ reads the Batchers' own ledgers, so the numbers on ``/metrics`` are the ones the
 | headrace_ready | | 1 where readiness is true |
 
 Outcomes: ok, failed, expired and cancelled were accepted and add up, with those queued, to accepted; refused (no room,
-or no hope of meeting the deadline) and rejected (a wrong request) never were.
+or no hope of meeting the deadline) and rejected (a wrong request) never were. They are the Batcher's: a Result that the
+guard against NaN and Inf turns into an error was computed, is ok, and counts in headrace_nonfinite_results_total.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def _batch_sizes(served: Served) -> Metric:
     for model, stats in served:
         # batch_sizes[n] is the number of Batches of n Requests. Powers of two are bounds enough.
         counts: list[int] = stats["batch_sizes"]
-        bounds = [1 << power for power in range((model.settings.max_batch - 1).bit_length() + 1)]
+        bounds = [1 << power for power in range((model.max_batch - 1).bit_length() + 1)]
         buckets = [(str(bound), float(sum(counts[: bound + 1]))) for bound in bounds]
         total = sum(size * count for size, count in enumerate(counts))
         sizes.add_metric([model.name, model.version], [*buckets, ("+Inf", float(sum(counts)))], total)

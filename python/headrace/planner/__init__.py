@@ -6,9 +6,12 @@
 
 space.py      the candidates: backend x precision x threads x ...
 requests.py   what they are measured with
+answers.py    what they must answer
 cost.py       timing Batches: a + b * work, the Batcher's cost model
+rehearsal.py  what only a real Batcher under a load shows, and replicas side by side
 predict.py    from cost to p50, p99 and capacity: the Batcher, simulated
 offers.py     from predictions to a price, and why one candidate loses to another
+entry.py      one candidate in the search
 search.py     little time for all, most for the last few; bounds that drop the others
 report.py     the result
 html.py       the result as a page with plots
@@ -92,7 +95,7 @@ def plan(
     return Report(
         model=model.name, sha256=model.sha256, source=model.source, question=question, rows=rows,
         refused=space.refused, machine=hardware.summary(), fingerprint=hardware.fingerprint,
-        reference=search.reference, samples=search.samples_from, wall_s=round(search.wall_s, 3),
+        reference=search.answers.reference, samples=search.answers.samples, wall_s=round(search.wall_s, 3),
         measured_s=round(search.measured_s, 3), made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        dims=search.dims,
+        dims=search.answers.dims,
     )  # fmt: skip

@@ -1,57 +1,56 @@
-"""What Batches cost on one candidate, measured: a + b * work, how far each size is off that line, and the noise."""
+"""What Batches cost on one candidate, measured: a + b * work, how far each size is off that line, and its noise."""
 
 from __future__ import annotations
 
+import bisect
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from headrace import _core
-from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
     from headrace.backend import Executable, Request
     from headrace.engine import Engine
 
-# A rehearsal has so many requests, if that takes neither less nor more than these seconds, ...
-_REHEARSAL_REQUESTS = 100
-_REHEARSAL_S_MIN = 1.0
-_REHEARSAL_S_MAX = 3.0
-# ... and is sent by one thread of this process, which must not become what is measured.
-_REHEARSAL_RPS_MAX = 1000.0
-# Beyond that, something else was measured.
-_SLOWNESS = (0.7, 2.0)
 # A Batch is timed so often at least, whatever it takes.
 _RUNS_MIN = 3
+# What single Batches of a size took is kept as so many numbers at most.
+_RATIOS_MAX = 256
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a Batch: (``fixed_s`` + ``per_request_s`` * sizes) * ``factors[n]`` * a random one of ``ratios``.
+    """Seconds of a Batch of n: (``fixed_s`` + ``per_request_s`` * sizes) * ``factors[n]`` * a random one of its ratios.
 
     Attributes:
         fixed_s: Seconds per Batch.
         per_request_s: Seconds per Request of mean work.
         factors: Requests per Batch -> how far such Batches are off the line; measured sizes only.
-        ratios: What single Batches took over that.
+        ratios: Requests per Batch -> what single ones of them took over that. What disturbs a machine for a moment
+            doubles the time of a short Batch and is nothing to a long one.
         sizes: Work of each sample over their mean; empty if all are the same.
         runs: How many Batches were timed.
+        wake_s: What a Batch takes longer that an idle Engine runs; see `headrace.planner.rehearsal`.
+        outside_s: Of a request's latency, what is spent neither in the queue nor in a Batch.
     """
 
     fixed_s: float
     per_request_s: float
     factors: Mapping[int, float]
-    ratios: tuple[float, ...]
+    ratios: Mapping[int, tuple[float, ...]]
     sizes: tuple[float, ...] = ()
     runs: int = 0
+    wake_s: float = 0.0
+    outside_s: float = 0.0
 
     def seconds(self, count: int) -> float:
-        """Of a Batch of `count` Requests of mean work."""
+        """Of a Batch of `count` Requests of mean work, one of many in a row."""
         return (self.fixed_s + count * self.per_request_s) * self.factor(count)
 
     def factor(self, count: int) -> float:
@@ -61,9 +60,30 @@ class Cost:
             return 1.0
         return float(np.interp(count, known, [self.factors[size] for size in known]))
 
+    def ratios_of(self, count: int) -> tuple[float, ...]:
+        """The ratios of Batches of `count`: those of the nearest size that was measured."""
+        known = sorted(self.ratios)
+        if not known:
+            return ()
+        after = min(bisect.bisect_left(known, count), len(known) - 1)
+        before = max(0, after - 1)
+        return self.ratios[known[before if count - known[before] <= known[after] - count else after]]
+
+    def noise(self, count: int) -> float:
+        """The mean of those: how many times as long as `seconds` such Batches take on average."""
+        return statistics.fmean(self.ratios_of(count) or (1.0,))
+
+    def up_to(self, most: int) -> tuple[list[float], list[tuple[float, ...]]]:
+        """`factor` and `ratios_of` of 0 to `most` Requests, at once."""
+        known = sorted(self.factors) or [1]
+        factors = np.interp(np.arange(most + 1), known, [self.factors.get(size, 1.0) for size in known])
+        return factors.tolist(), [self.ratios_of(count) for count in range(most + 1)]
+
     def scaled(self, times: float) -> Cost:
-        """The same, taking `times` as long."""
-        return Cost(self.fixed_s * times, self.per_request_s * times, self.factors, self.ratios, self.sizes, self.runs)
+        """The same, Batches taking `times` as long."""
+        return replace(
+            self, fixed_s=self.fixed_s * times, per_request_s=self.per_request_s * times, wake_s=self.wake_s * times
+        )
 
 
 class Stopwatch:
@@ -151,82 +171,14 @@ class Stopwatch:
             for count, runs in self._runs.items()
         }
         factors = {count: statistics.median(found) for count, found in relative.items()}
-        ratios = tuple(one / factors[count] for count, found in relative.items() for one in found)
+        ratios = {count: _thinned(np.array(found) / factors[count]) for count, found in relative.items()}
         sizes = () if alike else tuple(float(size) for size in self._sizes)
-        return Cost(fixed_s, per_request_s, factors, ratios, sizes, len(ratios))
+        return Cost(fixed_s, per_request_s, factors, ratios, sizes, sum(map(len, relative.values())))
 
 
-def slowdown(engine: Engine, others: Sequence[Engine], request: Request, seconds: float = 0.3) -> float:
-    """How many times as long single Requests take an Engine while others run beside it; 1 at least.
-
-    Args:
-        engine: The one that is timed.
-        others: Called all the time from threads of their own.
-        request: What all of them run.
-        seconds: How long it is timed alone, and how long beside the others.
-
-    Raises:
-        HeadraceError: One of them failed.
-    """
-    alone_s = _median_call(engine, request, seconds)
-    stopped = threading.Event()
-    failures: list[HeadraceError] = []
-
-    def call_until_stopped(other: Engine) -> None:
-        try:
-            while not stopped.is_set():
-                other.run_batch([request])
-        except HeadraceError as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=call_until_stopped, args=(other,)) for other in others]
-    for thread in threads:
-        thread.start()
-    try:
-        beside_s = _median_call(engine, request, seconds)
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
-    return max(1.0, beside_s / alone_s)
-
-
-def rehearse(engine: Engine, cost: Cost, samples: Sequence[Request], max_batch: int, rate_rps: float) -> float:
-    """How many times as long Batches take in a Batcher under a load as they were measured to.
-
-    Args:
-        engine: Runs the Batches.
-        cost: What was measured of it.
-        samples: Requests, taken in turn.
-        max_batch: Requests per Batch at most.
-        rate_rps: Requests per second, at random times; beyond what this process can send, as many as it can.
-    """
-    from headrace.batcher import Batcher
-
-    rate_rps = min(rate_rps, _REHEARSAL_RPS_MAX)
-    lasts_s = min(_REHEARSAL_S_MAX, max(_REHEARSAL_S_MIN, _REHEARSAL_REQUESTS / rate_rps))
-    gaps_s = np.random.default_rng(0).exponential(1 / rate_rps, max(2, round(lasts_s * rate_rps)))
-    futures = []
-    with Batcher(engine, max_batch=max_batch, max_queue=len(gaps_s)) as batcher:
-        start = time.perf_counter()
-        for index, due_s in enumerate(np.cumsum(gaps_s)):
-            time.sleep(max(0.0, start + due_s - time.perf_counter()))
-            futures.append(batcher.submit(samples[index % len(samples)]))
-        for future in futures:
-            future.result()
-        stats = batcher.stats()
-    noise = statistics.fmean(cost.ratios)
-    expected_s = sum(count * cost.seconds(size) * noise for size, count in enumerate(stats["batch_sizes"]) if count)
-    return float(np.clip(sum(stats["batch_seconds"]) / expected_s, *_SLOWNESS))
-
-
-def _median_call(engine: Engine, request: Request, seconds: float) -> float:
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < _RUNS_MIN:
-        start = time.perf_counter()
-        engine.run_batch([request])
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def _thinned(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    """`values`, in order; of many, the means of equally many neighbours, which keep the mean of all."""
+    values = np.sort(values)
+    if len(values) <= _RATIOS_MAX:
+        return tuple(values.tolist())
+    return tuple(float(part.mean()) for part in np.array_split(values, _RATIOS_MAX))

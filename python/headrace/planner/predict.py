@@ -6,8 +6,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from headrace import _core
 from headrace.planner.cost import Cost
 from headrace.simulate.world import quantile
@@ -57,7 +55,7 @@ def capacity(cost: Cost, max_batch: int, slo_s: float | None) -> float:
     if slo_s is not None:
         within = [count for count in range(1, max_batch + 1) if cost.seconds(count) <= slo_s / 2]
         jobs = max(within, default=1)
-    return jobs / (cost.seconds(jobs) * float(np.mean(cost.ratios)))
+    return jobs / (cost.seconds(jobs) * cost.noise(jobs))
 
 
 def simulate(
@@ -77,10 +75,11 @@ def simulate(
     most = max(sustained, capacity(cost, max_batch, None))
     if rate_rps > UTILISATION_MAX * replicas * most:
         return Prediction(max_batch, replicas, rate_rps, math.inf, math.inf, sustained, 1.0, float(max_batch))
+    factors, ratios_of = cost.up_to(max_batch)
     pool = _core.SimulatedPool(
-        fixed_s=cost.fixed_s, per_request_s=cost.per_request_s, ratios=list(cost.ratios), max_batch=max_batch,
+        fixed_s=cost.fixed_s, per_request_s=cost.per_request_s, ratios=[], max_batch=max_batch,
         max_queue=_QUEUE, deadline_s=0.0, objective_s=0.0, cold_start_s=0.0, held_max=0, choices=2, seed=1,
-        factors=[cost.factor(count) for count in range(max_batch + 1)], sizes=list(cost.sizes),
+        factors=factors, sizes=list(cost.sizes), ratios_of=ratios_of, wake_s=cost.wake_s,
     )  # fmt: skip
     pool.start_now(replicas)
     wanted = _REQUESTS_FINAL if final else _REQUESTS
@@ -90,7 +89,7 @@ def simulate(
     pool.offer_poisson(rate_rps, warm_s + wanted / rate_rps)
     pool.advance(warm_s + wanted / rate_rps)
     window = pool.take()
-    p50_s, p99_s = (quantile(window.latencies, share) for share in (0.5, 0.99))
+    p50_s, p99_s = (cost.outside_s + quantile(window.latencies, share) for share in (0.5, 0.99))
     utilisation = min(1.0, window.busy_s / (replicas * wanted / rate_rps))
     return Prediction(
         max_batch, replicas, rate_rps, p50_s, p99_s, sustained, utilisation, window.ok / max(1, window.batches)

@@ -202,6 +202,11 @@ def check_parity(model: Model, engine: Engine, settings: ModelSettings, requests
     )
 
 
+def max_batch_of(engine: EngineLike, settings: ModelSettings) -> int:
+    """Requests per Batch at most: as the settings say, or as a plan does that was made anew on this machine."""
+    return int(engine.plan.details.get("max_batch", settings.max_batch))
+
+
 def open_batcher(engine: EngineLike, settings: ModelSettings, *, ledger_fd: int = -1) -> BatcherLike:
     """Puts the C++ scheduler in front of an Engine; `ledger_fd` as for `headrace.Batcher`."""
     from headrace.batcher import Batcher
@@ -210,6 +215,6 @@ def open_batcher(engine: EngineLike, settings: ModelSettings, *, ledger_fd: int 
         cast("Engine", engine),
         slo_ms=settings.slo_ms,
         max_queue=settings.max_queue,
-        max_batch=settings.max_batch,
+        max_batch=max_batch_of(engine, settings),
         ledger_fd=ledger_fd,
     )

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -143,11 +143,12 @@ def _plan_anew(path: Path, settings: ModelSettings, file: Path, planned: PlanTom
     )  # fmt: skip
     if report.choice is None:
         raise StalePlan(f"{file}: planned anew on this machine: {report.answer()}")
-    anew = of_report(report)
-    # The Batcher keeps the limit that was planned: it is part of the settings, which do not change under a server.
-    kept = ("max_batch", "slo_ms")
-    chosen: dict[str, Any] = {key: value for key, value in anew.settings().items() if key not in kept}
+    # The deadline stays as it was asked for.
+    chosen = {key: value for key, value in of_report(report).settings().items() if key != "slo_ms"}
     engine = open_as_told(path, msgspec.structs.replace(settings, **chosen))
+    plan = engine.executable.plan
+    # The settings are those of the deployment: what holds in this process alone goes with the Engine.
+    engine.executable.plan = replace(plan, details={**plan.details, "max_batch": chosen["max_batch"]})
     remark = f"planned anew on this machine, because {file} is of another: {report.choice.candidate}"
     log.warning("%s: %s\n%s", path, remark, report.answer())
     return engine, remark

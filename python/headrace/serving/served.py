@@ -15,7 +15,7 @@ from headrace.errors import ExecutionError
 from headrace.observe.histogram import Histogram
 from headrace.serving.decode import Decoder, InferCall
 from headrace.serving.errors import outcome
-from headrace.serving.opening import BatcherLike, EngineLike
+from headrace.serving.opening import BatcherLike, EngineLike, max_batch_of
 from headrace.serving.rollout import Trial
 from headrace.signature import TensorSpec
 
@@ -52,6 +52,7 @@ class ServedModel:
 
     Attributes:
         stages: Seconds by stage: decode, encode, total (the Batcher knows the rest). Written by the event loop only.
+        max_batch: Requests that may run together.
         source: What it was made from: equal to another's where loading again would change nothing.
         succeeded: The requests that were answered with a Result.
         failed: Those that were answered with an error, the rejected ones apart.
@@ -69,6 +70,7 @@ class ServedModel:
         self.settings = config.settings
         self.engine = engine
         self.batcher = batcher
+        self.max_batch = max_batch_of(engine, config.settings)
         self.source = source
         self.decoder = Decoder(engine.signature)
         self.stages = {stage: Histogram() for stage in ("decode", "encode", "total")}

@@ -26,7 +26,8 @@ from headrace.backend import (
     Result,
 )
 from headrace.errors import ExecutionError
-from headrace.planner import cost, search
+from headrace.planner import cost, rehearsal, search
+from headrace.planner.rehearsal import Rehearsal
 
 
 class Clock:
@@ -127,8 +128,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def install_them(**backends: Made) -> None:
         made = {name: discovery.Source("a test", loader(name, one)) for name, one in backends.items()}
         monkeypatch.setattr(discovery, "sources", lambda: {**made, "reference": real["reference"]})
-        monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+        for timed in (cost, rehearsal):
+            monkeypatch.setattr(timed, "time", SimpleNamespace(perf_counter=clock.perf_counter))
         # The Batcher goes by the real clock.
-        monkeypatch.setattr(search, "rehearse", lambda *arguments: 1.0)
+        monkeypatch.setattr(search, "rehearse", lambda *arguments: Rehearsal())
 
     return install_them

@@ -21,6 +21,7 @@ from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, Inv
 from headrace.planner import Report, Row, search
 from headrace.planner.cost import Stopwatch
 from headrace.planner.file import read
+from headrace.planner.rehearsal import Rehearsal
 
 Install = Callable[..., None]
 
@@ -161,15 +162,35 @@ def test_one_that_fails_in_the_rehearsal_is_not_chosen(
 ) -> None:
     install(quick=Made(0.0, 0.001), sound=Made(0.0, 0.00102))
 
-    def rehearse(engine: hr.Engine, *_: object) -> float:
+    def rehearse(engine: hr.Engine, *_: object) -> Rehearsal:
         if engine.plan.backend == "quick":
             raise ExecutionError("lost its device")
-        return 1.0
+        return Rehearsal()
 
     monkeypatch.setattr(search, "rehearse", rehearse)
     report = hr.plan(doubling, slo_ms=100, rate=100)
     assert str(report.choice and report.choice.candidate) == "sound fp32, 1 thread"
     assert row(report, "quick fp32, 1 thread").why == "cannot run: lost its device"
+
+
+@pytest.mark.parametrize("shown", [Rehearsal(slowness=1.9, outside_s=0.1), ExecutionError("lost its device")])
+def test_those_that_lost_race_again_where_the_winner_fails_its_rehearsal(
+    doubling: hr.Model, install: Install, monkeypatch: pytest.MonkeyPatch, shown: Rehearsal | ExecutionError
+) -> None:
+    install(quick=Made(0.0, 0.001), slow=Made(0.0, 0.004), slower=Made(0.0, 0.01))
+
+    def rehearse(engine: hr.Engine, *_: object) -> Rehearsal:
+        if engine.plan.backend != "quick":
+            return Rehearsal()
+        if isinstance(shown, ExecutionError):
+            raise shown
+        return shown
+
+    monkeypatch.setattr(search, "rehearse", rehearse)
+    report = hr.plan(doubling, slo_ms=100, rate=200)
+    assert str(report.choice and report.choice.candidate) == "slow fp32, 1 thread"
+    assert row(report, "slower fp32, 1 thread").why.startswith("slower: ")
+    assert row(report, "quick fp32, 1 thread").why.startswith(("cannot run: ", "too slow: ", "no number of replicas"))
 
 
 def test_those_that_lost_hold_no_memory_while_others_are_measured(doubling: hr.Model, install: Install) -> None:

@@ -14,7 +14,7 @@ from tests.python.planner.conftest import Made
 import headrace as hr
 from headrace.config import load_deploy, load_model_folder, load_repository
 from headrace.errors import BackendUnavailable, ConfigError, InvalidPlan, ParityError, StalePlan
-from headrace.serving.opening import open_batcher, open_engine
+from headrace.serving.opening import max_batch_of, open_batcher, open_engine
 
 Install = Callable[..., None]
 
@@ -116,9 +116,12 @@ def test_elsewhere_a_plan_is_made_anew_where_that_is_asked_for(
     (folder / "headrace.toml").write_text('on_other_hardware = "measure"\n')
     elsewhere(monkeypatch, cores=4)
     quick.speed.update(fp32=3.0)  # here, fp32 saves no less
+    quick.fixed_s = 0.012  # and Batches gain more
     engine = opened(folder)
     assert engine.plan.precision == "fp32"
     assert "planned anew on this machine" in engine.plan.reasons[-1]
+    settings = load_model_folder(folder).settings
+    assert max_batch_of(engine, settings) >= 4 > settings.max_batch
     engine.close()
     quick.fixed_s = 1.0
     with pytest.raises(StalePlan, match="no plan does that here"):

@@ -53,6 +53,22 @@ def test_exponential_service_has_the_quantiles_of_m_m_1() -> None:
     assert quantile(window.latencies, 0.99) == pytest.approx(-math.log(0.01) / (1 - 0.8), rel=0.08)
 
 
+def test_an_engine_that_wakes_waits_as_welch_says() -> None:
+    """M/G/1 whose first customer after a pause takes longer (Welch, Operations Research 12(5), 1964)."""
+    load, wake = 0.5, 0.5
+    window = run(1, load, 1_000_000, wake_s=wake)
+    setup = (2 * wake + load * wake**2) / (2 * (1 + load * wake))
+    assert mean(window) == pytest.approx(1 + load / (2 * (1 - load)) + setup, rel=0.02)
+
+
+def test_batches_have_the_ratios_of_their_size() -> None:
+    """At no load all are Batches of one; in a rush, all but the first are of two."""
+    two = {"max_batch": 2, "ratios_of": [[1.0], [3.0], [0.5]]}
+    for rate, seconds, each_s in ((1e-4, 1_000_000, 3 * 1), (10.0, 1000.0, 0.5 * 2)):
+        window = run(1, rate, seconds, **two)
+        assert window.busy_s / window.batches == pytest.approx(each_s, rel=0.01)
+
+
 def test_two_servers_wait_little_longer_than_erlang_says_of_one_queue() -> None:
     """Two servers, and the shorter queue of both: a little worse than M/M/2, where nobody waits behind an idle one."""
     window = run(2, 1.0, 400_000, ratios=EXPONENTIAL)
