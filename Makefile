@@ -3,26 +3,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := .stamps
-# ninja and cmake come with the environment.
-CMAKE := env PATH="$(abspath $(BIN)):$$PATH" cmake
+# ninja and cmake come with the environment. Each ninja fills the machine, whatever is built beside it, and makes room for
+# tests that run there.
+CMAKE := nice env -u MAKEFLAGS PATH="$(abspath $(BIN)):$$PATH" cmake
 # Where setup.py builds the extension module.
 EXT_BUILD = build/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")')
 CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt setup.py
 
-.PHONY: setup ext demo test test-cpp test-cuda-host test-cuda-build gpu-test test-neon test-asan test-tsan test-python lint format stubs protos bench bench-ops chaos clean
+.PHONY: setup ext demo test untimed untimed-extension timed build-cpp build-asan build-tsan test-cpp
+.PHONY: test-cuda-host test-cuda-build gpu-test test-neon test-asan test-tsan test-python lint format stubs protos
+.PHONY: bench bench-ops chaos clean
 
 setup: $(STAMPS)/built
 
-$(STAMPS)/deps: requirements.lock
+# What builds the C++ core: there in seconds, where the rest takes two minutes.
+$(STAMPS)/tools: requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	grep -E '^(cmake|ninja)==' requirements.lock | $(BIN)/python -m pip install --quiet --no-deps -r /dev/stdin
+	mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/deps: requirements.lock | $(STAMPS)/tools
 	# The lock names every package, so pip resolves nothing.
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	mkdir -p $(STAMPS) && touch $@
+	touch $@
 
 $(STAMPS)/built: $(STAMPS)/deps $(CXX_SOURCES)
 	@echo "building the extension module (a few minutes the first time)"
 	# Without kernels for GPUs, which take nvcc more than a minute: `make test-cuda-build` adds them.
-	HEADRACE_CUDA=$${HEADRACE_CUDA:-off} $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	HEADRACE_CUDA=$${HEADRACE_CUDA:-off} nice env -u MAKEFLAGS $(BIN)/python -m pip install --quiet --no-deps \
+	  --no-build-isolation -e .
 	touch $@
 
 # Rebuilds only what changed in the extension module; the lock keeps two callers apart.
@@ -33,17 +42,35 @@ ext:
 demo: setup
 	$(BIN)/python examples/demo/run.py
 
-test: test-cpp test-cuda-build test-cuda-host test-neon test-asan test-tsan test-python
+# First everything that is built and the tests that nothing disturbs, two at a time, since most leave a core idle at some
+# time; then, one after the other, the tests in which something has to happen in time. CI has the style checked beside the
+# former.
+test:
+	$(MAKE) --jobs=2 --output-sync=target untimed
+	$(MAKE) timed
+
+untimed: untimed-extension test-neon build-asan build-tsan
+
+# What shares the extension's build folder, one after the other.
+untimed-extension: setup
+	$(MAKE) test-cuda-host
+	$(MAKE) build-cpp
+	$(MAKE) test-cuda-build
+
+timed:
+	$(MAKE) --jobs=1 test-cpp test-asan test-tsan test-python
 
 # The unit tests of the C++ core. They share the extension's build folder, and so all of its objects.
-test-cpp: setup
+build-cpp: setup
 	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_TESTS=ON > /dev/null
 	$(CMAKE) --build $(EXT_BUILD) --target headrace_tests headrace_planted
+
+test-cpp: build-cpp
 	$(EXT_BUILD)/headrace_tests
 
 # The same of what has kernels for the architecture that this machine is not, under qemu.
-test-neon: $(STAMPS)/deps
-	env PATH="$(abspath $(BIN)):$$PATH" tests/cpp/emulated.sh
+test-neon: $(STAMPS)/tools
+	nice env -u MAKEFLAGS PATH="$(abspath $(BIN)):$$PATH" tests/cpp/emulated.sh
 
 # The logic of the CUDA kernels, compiled by the C++ compiler and run on the host under sanitizers: op by op, then
 # whole Models from Python, into which the sanitizers have to be loaded first.
@@ -73,8 +100,10 @@ define sanitized_tests
 	$(CMAKE) --build build/cpp-$(1) --target headrace_tests
 endef
 
-test-asan: $(STAMPS)/deps
+build-asan: $(STAMPS)/tools
 	$(call sanitized_tests,address,)
+
+test-asan: build-asan
 	# In two processes side by side, but for what waits for something to happen in time.
 	build/cpp-address/headrace_tests --without @batcher --part 1/2 & first=$$!; \
 	  build/cpp-address/headrace_tests --without @batcher --part 2/2; second=$$?; wait $$first && exit $$second
@@ -84,8 +113,10 @@ test-asan: $(STAMPS)/deps
 # outputs.
 TSAN_FILES := main|heap|core_test|runtime_test|row_chain_test|batcher.*
 TSAN_ROOMS := activation;elementwise;linear;norm;shape;softmax
-test-tsan: $(STAMPS)/deps
+build-tsan: $(STAMPS)/tools
 	$(call sanitized_tests,thread,"-DHEADRACE_TEST_FILES=$(TSAN_FILES)" "-DHEADRACE_ROOMS=$(TSAN_ROOMS)" -DHEADRACE_REFERENCE_ONLY=ON)
+
+test-tsan: build-tsan
 	build/cpp-thread/headrace_tests
 
 # Processes that run Python tests side by side; tests/conftest.py shares them out. 0 for one, where a debugger works.
