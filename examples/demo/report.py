@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from traffic import Record
 from watch import COUNTS, Sample, quantile
 
-from headrace.serving.front import ReplicaLedger
+from headrace.serving.front_ledgers import ReplicaLedger
 
 BIN_S = 1.0
 COLOURS = {"offered": "#5b6b78", "served": "#1565c0", "p50": "#2e7d32", "p99": "#c62828", "batch": "#6a1b9a"}

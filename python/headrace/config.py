@@ -150,6 +150,7 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         target_utilisation: Share of the measured capacity that a replica is never planned beyond.
         down_hold_s: Seconds for which fewer replicas must have been enough before any is taken away.
         idle_s: Seconds without a Request after which a model with ``min_replicas = 0`` has none.
+        leave_s: Seconds that a replica that leaves has for the Requests that it has; then they get 503.
     """
 
     min_replicas: Annotated[int, msgspec.Meta(ge=0)] = 1
@@ -158,6 +159,7 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     target_utilisation: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.85
     down_hold_s: PositiveFloat = 10.0
     idle_s: PositiveFloat = 45.0
+    leave_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 25.0
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

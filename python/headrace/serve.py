@@ -7,7 +7,7 @@ try:
 except ModuleNotFoundError as error:
     raise BackendUnavailable(f"Ray Serve: got {error}, expected it installed: pip install 'headrace[ray]'") from error
 
-from headrace.serving.ray_app import build_app
+from headrace.serving.ray_build import build_app
 from headrace.serving.ray_deploy import Deployment, deploy
 
 __all__ = ["Deployment", "build_app", "deploy"]

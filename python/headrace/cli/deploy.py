@@ -183,6 +183,8 @@ def _say_line(event: str, value: Any) -> None:
 
 
 def _rollout_line(status: dict[str, Any]) -> str:
+    if status.get("unloaded"):
+        return f"{status['model']} is unloaded"
     line = f"{status['model']} serves version {status['running']}"
     if (candidate := status.get("candidate")) is not None:
         line += f"; version {candidate['version']} ({candidate['mode']}) is {candidate['state']}"

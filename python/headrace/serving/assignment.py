@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from headrace.config import ModelConfig, ModelSource, load_source
+from headrace.config import AutoscalingConfig, ModelConfig, ModelSource, load_source
 from headrace.errors import NotOffered
 from headrace.plan_file import PLAN_FILE
 from headrace.serving.evidence import Decision, Digest, judge, pooled
@@ -38,24 +38,25 @@ class Edition(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         model: The file of each version, and the settings.
         contents: A digest of names, sizes and times of those files, and of what lies in the versions' folders.
+        digest: A digest of the bytes of all that; "" where this machine does not have it.
         source: Where it was read; None where that cannot be done again.
     """
 
     model: ModelConfig
     contents: str
+    digest: str = ""
     source: ModelSource | None = None
 
     @classmethod
     def of(cls, model: ModelConfig, source: ModelSource | None = None) -> Edition:
-        """The edition that lies there now."""
-        # Replicas run in other folders than this process.
-        files = {version: path.resolve() for version, path in model.files.items()}
-        model = msgspec.structs.replace(model, files=files)
-        digest = hashlib.sha256()
-        for version, path in sorted(model.files.items()):
-            digest.update(f"{version} {path}\n".encode())
-            digest.update("\n".join(_listing(path.parent if path.parent.name == str(version) else path)).encode())
-        return cls(model=model, contents=digest.hexdigest(), source=source)
+        """The edition that lies there now. Blocking: it reads the files whole."""
+        model = resolved(model)
+        return cls(model=model, contents=_contents(model), digest=_digest(model), source=source)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it still lies there. Blocking where the files look changed: they may only have been copied again."""
+        return _contents(self.model) == self.contents or self.digest in ("", _digest(self.model))
 
     def again(self) -> Edition:
         """What lies there now. Blocking.
@@ -77,16 +78,46 @@ class Edition(msgspec.Struct, frozen=True, kw_only=True):
         return str(max(self.model.files))
 
 
-def _listing(where: Path) -> list[str]:
-    """Names, sizes and times of the files in a version's folder, or of a file that lies among others."""
+def resolved(model: ModelConfig) -> ModelConfig:
+    """The model with absolute paths: replicas run in other folders than this process."""
+    return msgspec.structs.replace(model, files={version: path.resolve() for version, path in model.files.items()})
+
+
+def _contents(model: ModelConfig) -> str:
+    """A digest of the names, sizes and times of a model's files."""
+    digest = hashlib.sha256()
+    for version, path in sorted(model.files.items()):
+        digest.update(f"{version} {path}\n".encode())
+        try:
+            found = [(file.name, file.stat()) for file in _files(version, path)]
+        except OSError:
+            found = []  # a replica may see it where this machine does not
+        for name, stat in found:
+            digest.update(f"{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest(model: ModelConfig) -> str:
+    """A digest of the names and bytes of a model's files; "" where they are not there."""
+    digest = hashlib.sha256()
     try:
-        found = [(path.name, path.stat()) for path in (where.iterdir() if where.is_dir() else [where])]
+        for version, path in sorted(model.files.items()):
+            for file in filter(Path.is_file, _files(version, path)):
+                with file.open("rb") as content:
+                    own = hashlib.file_digest(content, "sha256").hexdigest()
+                digest.update(f"{version} {file.name} {own}\n".encode())
+            path.stat()
     except OSError:
-        return []  # a replica may see it where this machine does not
+        return ""
+    return digest.hexdigest()
+
+
+def _files(version: int, path: Path) -> list[Path]:
+    """What lies in a version's folder, or a file that lies among others."""
+    where = path.parent if path.parent.name == str(version) else path
+    found = where.iterdir() if where.is_dir() else [where]
     # What replicas note beside a saved plan is no change of the model.
-    return sorted(
-        f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in found if not name.startswith(f"{PLAN_FILE}.")
-    )
+    return sorted(file for file in found if not file.name.startswith(f"{PLAN_FILE}."))
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +129,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         candidate: What is to be loaded beside it, and to take over when it has proven itself.
         rolled_back: The last candidate that did not: it is not tried again until another edition is deployed.
         reason: Why it was rolled back.
+        scaling: How the model scales, for whoever starts its replicas again.
+        unloaded: Whether it was taken out of service, and has no replicas until it is loaded or deployed again.
     """
 
     generation: int
@@ -105,6 +138,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     candidate: Edition | None = None
     rolled_back: Edition | None = None
     reason: str = ""
+    scaling: AutoscalingConfig = AutoscalingConfig()
+    unloaded: bool = False
 
     def encode(self) -> bytes:
         """As JSON, for the store."""
@@ -177,19 +212,45 @@ class Assignments:
         """Reads everything anew from the store: somebody else wrote there."""
         self._known.clear()
 
-    def bring(self, name: str, edition: Edition) -> Assignment:
+    def bring(self, name: str, edition: Edition, scaling: AutoscalingConfig | None = None) -> Assignment:
         """Has an edition take over, if it proves itself. What is on trial for the model already is given up for it.
 
         Nothing changes where it serves, is on trial, or was the last that was rolled back.
+
+        Args:
+            name: The model.
+            edition: What is to take over.
+            scaling: How the model scales from now on; None for as before.
         """
         now = self.get(name)
-        if now is None:
-            return self._change(name, Assignment(generation=1, running=edition))
+        if now is None or now.unloaded:
+            generation = 1 if now is None else now.generation + 1
+            given = scaling or (AutoscalingConfig() if now is None else now.scaling)
+            return self._change(name, Assignment(generation=generation, running=edition, scaling=given))
+        if scaling not in (None, now.scaling):
+            now = self._keep(name, msgspec.structs.replace(now, scaling=scaling))
         if edition in (now.candidate, now.rolled_back) or (edition == now.running and now.candidate is None):
             return now
         candidate = None if edition == now.running else edition
         log.info("model %s: got version %s to bring in", name, edition.newest)
-        return self._change(name, Assignment(generation=now.generation + 1, running=now.running, candidate=candidate))
+        return self._next(name, now, candidate=candidate, rolled_back=None, reason="")
+
+    def unload(self, name: str) -> Assignment:
+        """Notes that a model is out of service; what was on trial is given up."""
+        return self._next(name, self._known_as(name), candidate=None, unloaded=True)
+
+    def load(self, name: str, edition: Edition) -> Assignment:
+        """Notes what the replicas of a model that is out of service are to open when they start again."""
+        now = self._known_as(name)
+        if edition == now.rolled_back:
+            edition = now.running  # a load is no reason to serve what is known to be bad
+        elif edition != now.running:
+            now = msgspec.structs.replace(now, rolled_back=None, reason="")
+        return self._next(name, now, running=edition)
+
+    def loaded(self, name: str) -> Assignment:
+        """Notes that a model is in service again."""
+        return self._next(name, self._known_as(name), unloaded=False)
 
     def report(self, name: str, replica: str, standing: Standing, final: bool = False) -> Assignment | None:
         """Notes how far a replica has come, and decides.
@@ -221,6 +282,8 @@ class Assignments:
         if now is None:
             return {}
         found: dict[str, Any] = {"generation": now.generation, "running": now.running.newest}
+        if now.unloaded:
+            found["unloaded"] = True
         if now.candidate is not None:
             running, candidate = self._pool(name)
             standings = list(self._standings.get(name, {}).values())
@@ -259,13 +322,9 @@ class Assignments:
         if decision.action == "wait":
             return now
         log.warning("model %s version %s: %s: %s", name, now.candidate.newest, decision.action, decision.reason)
-        after = now.generation + 1
         if decision.action == "promote":
-            return self._change(name, Assignment(generation=after, running=now.candidate))
-        return self._change(
-            name,
-            Assignment(generation=after, running=now.running, rolled_back=now.candidate, reason=decision.reason[:2000]),
-        )
+            return self._next(name, now, running=now.candidate, candidate=None)
+        return self._next(name, now, candidate=None, rolled_back=now.candidate, reason=decision.reason[:2000])
 
     @staticmethod
     def _ready(standings: Collection[Standing]) -> bool:
@@ -297,10 +356,22 @@ class Assignments:
         standings = list(self._standings.get(name, {}).values())
         return pooled(one.running for one in standings), pooled(one.candidate for one in standings)
 
+    def _known_as(self, name: str) -> Assignment:
+        now = self.get(name)
+        assert now is not None, f"this is a bug: model {name!r} was never assigned anything"
+        return now
+
+    def _next(self, name: str, now: Assignment, **changes: Any) -> Assignment:
+        return self._change(name, msgspec.structs.replace(now, generation=now.generation + 1, **changes))
+
     def _change(self, name: str, after: Assignment) -> Assignment:
+        self._keep(name, after)
+        self._standings.pop(name, None)
+        self._heard.pop(name, None)
+        return after
+
+    def _keep(self, name: str, after: Assignment) -> Assignment:
         # Kept before anybody hears of it, so that nobody follows what a new front would not know.
         self._store.put(name, after.encode())
         self._known[name] = after
-        self._standings.pop(name, None)
-        self._heard.pop(name, None)
         return after

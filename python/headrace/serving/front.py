@@ -11,8 +11,8 @@ and once more when it has drained, so that the counts of a deployment balance ac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,19 @@ from typing import Any
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
+from headrace.config import AutoscalingConfig
 from headrace.errors import ExecutionError, NotFound
 from headrace.observe.ledger import Books, totals
 from headrace.observe.ledger import read as read_ledger
 from headrace.serving import grpc_server
-from headrace.serving.assignment import Assignment, Assignments, Edition, Standing
-from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
+from headrace.serving.assignment import Assignment, Assignments, Edition
+from headrace.serving.body import BODY_BYTES_MAX
 from headrace.serving.front_app import FrontApp, unknown
 from headrace.serving.front_grpc import FrontGrpcApp
-from headrace.serving.front_ledgers import ReplicaLedgers
+from headrace.serving.front_ledgers import ReplicaLedger, ReplicaLedgers
 from headrace.serving.front_ready import Readiness
-from headrace.serving.front_repository import DeployedRepository
+from headrace.serving.front_repository import ApplicationsLike, DeployedRepository
+from headrace.serving.front_shared import FRONT_DEPLOYMENT, MODEL_DEPLOYMENT, FrontAddress
 from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
 from headrace.serving.http_protocol import sweep
@@ -39,67 +41,16 @@ from headrace.serving.ingress.door import DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
 from headrace.serving.ingress.pool import Pool
 from headrace.serving.listener import HttpServer, http_server, listen
+from headrace.serving.ray_build import Making
+from headrace.serving.ray_models import Applications
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
 from headrace.serving.statistics import merged
 
-# Name of the application, and of the deployment in it.
-FRONT = "headrace-front"
-FRONT_DEPLOYMENT = "front"
-# Name of the deployment in each model's application.
-MODEL_DEPLOYMENT = "model"
+log = logging.getLogger("headrace.serving")
+
 # Requests that still run when the front has to go get so long.
 DRAIN_S_MAX = 10
-
-
-@dataclass(frozen=True)
-class ReplicaLedger:
-    """What one replica counted until now.
-
-    Attributes:
-        model: The model it serves.
-        replica: Serve's id of the replica.
-        pid: Its process.
-        stats: Its Batcher's ledger, with the Requests ``rejected`` before they got there.
-        load: What it told the autoscaling policy.
-        statistics: The protocol's statistics of each version.
-        standing: How far it has followed its model's assignment.
-        final: True once it has drained: these are its last words.
-    """
-
-    model: str
-    replica: str
-    pid: int
-    stats: dict[str, Any]
-    load: dict[str, float]
-    final: bool
-    statistics: tuple[dict[str, Any], ...] = ()
-    standing: Standing | None = None
-
-
-@dataclass(frozen=True)
-class FrontAddress:
-    """Where a deployment listens: an address of the machine the front runs on, which is Ray's head, and ports.
-
-    With what else of a deployment's settings the front was made with, and all that join it share.
-
-    Attributes:
-        ingress: "headrace" if the front listens for REST too, "ray" if Serve's proxy does.
-        host: The address.
-        port: Of REST.
-        grpc_port: Of gRPC.
-        caller_header: The request header that names the caller, in lower case.
-        ledger: Folder of the request ledger on disk; None for none.
-        token_digest: The administrator's token's; "" for no token.
-    """
-
-    ingress: str
-    host: str
-    port: int
-    grpc_port: int
-    caller_header: str = CALLER_HEADER
-    ledger: Path | None = None
-    token_digest: str = field(default="", repr=False)
 
 
 class FrontService(OipService):
@@ -122,8 +73,8 @@ class FrontService(OipService):
 
     async def statistics(self, name: str | None, version: str | None) -> dict[str, Any]:
         """The statistics of one version, of every version of one model, or (None) of all."""
-        if name is not None and name not in self._front.names:
-            raise unknown(name, self._front.names)
+        if name is not None and name not in self._front.pools:
+            raise unknown(name, self._front.pools, self._front.unloaded)
         found = self._front.statistics(name)
         if version is not None:
             found = [one for one in found if one["version"] == version]
@@ -136,26 +87,38 @@ class FrontState:
     """What the front knows and does; everything here runs on its own event loop.
 
     Attributes:
-        pools: The replicas of each deployed model.
-        assignments: What those are to serve.
+        pools: The replicas of each model that is in service.
+        unloaded: The models that are deployed and were taken out of service.
+        assignments: What the replicas are to serve.
+        applications: Starts and ends the replicas of models that are loaded and unloaded.
         readiness: Whether requests should come.
         app: What answers REST.
     """
 
-    def __init__(self, where: FrontAddress, ledger: Path | None, caller_header: str, admin_token: str | None) -> None:
+    def __init__(
+        self,
+        where: FrontAddress,
+        ledger: Path | None,
+        caller_header: str,
+        admin_token: str | None,
+        applications: ApplicationsLike,
+    ) -> None:
         self.pools: dict[str, Pool] = {}
+        self.unloaded: set[str] = set()
         self.assignments = Assignments(RayStore())
-        self.readiness = Readiness(self.pools, _statuses)
+        self.applications = applications
+        self.readiness = Readiness(self.pools, _statuses, unloaded=self.unloaded)
         self._where = where
         self._ledger = ledger
         self._ledgers = ReplicaLedgers()
         self._handles: dict[str, Any] = {}
         self._service = FrontService(self, caller_header, admin_token)
-        self.app = FrontApp(self.books, self._service, self.pools)
+        self.app = FrontApp(self.books, self._service, self.pools, self.unloaded)
         self._http: HttpServer | None = None
         self._calls: grpc_server.GrpcListener | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._adding: set[asyncio.Task[None]] = set()
+        # What nobody waits for. The loop alone would not keep it.
+        self._beside: set[asyncio.Task[None]] = set()
 
     async def start(self, names: Sequence[str]) -> None:
         """Listens.
@@ -164,8 +127,10 @@ class FrontState:
             ConfigError: The address and a port cannot be listened on.
         """
         await self.set_names(names)
+        for name in self.unloaded:
+            self._begin(self._end_unloaded(name))
         where = self._where
-        calls = FrontGrpcApp(self._service, self.pools)
+        calls = FrontGrpcApp(self._service, self.pools, self.unloaded)
         self._calls = await grpc_server.start(calls, where.host, where.grpc_port, BODY_BYTES_MAX)
         if where.ingress == "headrace":
             listener = listen(where.host, where.port)
@@ -176,8 +141,8 @@ class FrontState:
     async def stop(self) -> None:
         """Answers what is under way, within `DRAIN_S_MAX`, and stops listening; what still comes gets 503."""
         await self.set_names([])
-        for adding in self._adding:
-            adding.cancel()
+        for task in self._beside:
+            task.cancel()
         if self._http is not None:
             self._http.should_exit = True
         if self._calls is not None:
@@ -196,21 +161,47 @@ class FrontState:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models that are deployed beside it."""
-        return tuple(self.pools)
+        """The models that are deployed beside it, unloaded ones included."""
+        return (*self.pools, *self.unloaded)
 
     async def set_names(self, names: Sequence[str]) -> None:
         """Takes requests to these models, and to no others from now on; what those have under way is answered."""
-        for name in names:
-            if name not in self.pools:
-                self.pools[name] = Pool(name, partial(self._wake, name))
-        for name in [name for name in self.pools if name not in names]:
-            await self.pools.pop(name).close()
         self.assignments.forget()
+        known = {name: self.assignments.get(name) for name in names}
+        self.unloaded.clear()
+        self.unloaded.update(name for name, one in known.items() if one is not None and one.unloaded)
+        for name in names:
+            if name not in self.unloaded and name not in self.pools:
+                self.restore(name)
+        for name in [name for name in self.pools if name not in names or name in self.unloaded]:
+            await self.pools.pop(name).close()
 
-    def bring(self, name: str, edition: Edition) -> dict[str, Any]:
+    async def withdraw(self, name: str) -> None:
+        """Takes no more requests to a model that is being unloaded; what it has under way is answered."""
+        self.unloaded.add(name)
+        if (pool := self.pools.pop(name, None)) is not None:
+            await pool.close()
+
+    def restore(self, name: str) -> None:
+        """Takes requests to a model."""
+        self.unloaded.discard(name)
+        self.pools[name] = Pool(name, partial(self._wake, name))
+
+    async def _end_unloaded(self, name: str) -> None:
+        """Ends replicas that a front which died meanwhile has left."""
+        try:
+            await asyncio.to_thread(self.applications.end, name)
+        except Exception as error:
+            log.error("model %s: got unloaded and yet %s: %s", name, type(error).__name__, error)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    def bring(self, name: str, edition: Edition, scaling: AutoscalingConfig) -> dict[str, Any]:
         """See `Front.bring`."""
-        self.assignments.bring(name, edition)
+        self.assignments.bring(name, edition, scaling)
         return self.assignments.status(name)
 
     def rollouts(self) -> dict[str, dict[str, Any]]:
@@ -222,9 +213,7 @@ class FrontState:
         self._ledgers.note(ledger)
         if door is not None and (pool := self.pools.get(ledger.model)) is not None:
             # Not waited for: the replica waits for its answer not as long as a connection may take.
-            adding = asyncio.create_task(pool.add(ledger.replica, door))
-            self._adding.add(adding)
-            adding.add_done_callback(self._adding.discard)
+            self._begin(pool.add(ledger.replica, door))
         if ledger.standing is None:
             return None
         return self.assignments.report(ledger.model, ledger.replica, ledger.standing, ledger.final)
@@ -239,7 +228,7 @@ class FrontState:
 
     def statistics(self, name: str | None) -> list[dict[str, Any]]:
         """See `Front.statistics`."""
-        models = self._ledgers.models if name is None else (name,)
+        models = [one for one in self._ledgers.models if one not in self.unloaded] if name is None else [name]
         return merged(entry for model in models for replica in self._ledgers.of(model) for entry in replica.statistics)
 
     def books(self) -> dict[str, Books]:
@@ -266,22 +255,16 @@ class Front:
     Args:
         names: The models that are deployed beside it.
         where: Where to listen.
-        ledger: Folder of the request ledger on disk; None to go by what the replicas report.
-        caller_header: The request header that names the caller.
-        admin_token: Who brings it may see the repository's index; None for nobody.
+        making: What the replicas of all models have in common.
+        admin_token: Who brings it may use the repository; None for nobody.
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        where: FrontAddress,
-        ledger: Path | None = None,
-        caller_header: str = CALLER_HEADER,
-        admin_token: str | None = None,
+        self, names: Sequence[str], where: FrontAddress, making: Making, admin_token: str | None = None
     ) -> None:
         self._where = where
         self._thread = LoopThread("headrace-front")
-        self._state = FrontState(where, ledger, caller_header, admin_token)
+        self._state = FrontState(where, making.ledger, making.caller_header, admin_token, Applications(making))
         settle()
         # One that is started again must know of models that came after it was deployed.
         self._thread.submit(self._state.start(RayStore().names() or names)).result()
@@ -298,9 +281,9 @@ class Front:
         """Called through a handle whenever models come or go: a second deployment would lose the ledgers."""
         await self._thread.run(self._state.set_names(names))
 
-    async def bring(self, name: str, edition: Edition) -> dict[str, Any]:
+    async def bring(self, name: str, edition: Edition, scaling: AutoscalingConfig) -> dict[str, Any]:
         """Called through a handle by whoever deploys a model again; see `Assignments.bring`."""
-        return await self._thread.ask(self._state.bring, name, edition)
+        return await self._thread.ask(self._state.bring, name, edition, scaling)
 
     async def rollouts(self) -> dict[str, dict[str, Any]]:
         """Called through a handle: what each model's replicas serve and are to serve."""
@@ -335,12 +318,8 @@ class Front:
 
 
 def build_front(
-    names: Sequence[str],
-    where: FrontAddress,
-    ledger: Path | None = None,
-    caller_header: str = CALLER_HEADER,
-    admin_token: str | None = None,
-) -> Any:
+    names: Sequence[str], where: FrontAddress, making: Making, admin_token: str | None = None
+) -> serve.Application:
     """Builds the front application; the arguments are `Front`'s."""
     deployment = serve.deployment(
         name=FRONT_DEPLOYMENT,
@@ -354,4 +333,4 @@ def build_front(
         # On the head, where Serve's proxy listens too.
         ray_actor_options={"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}},
     )
-    return deployment(serve.ingress()(Front)).bind(names, where, ledger, caller_header, admin_token)
+    return deployment(serve.ingress()(Front)).bind(names, where, making, admin_token)

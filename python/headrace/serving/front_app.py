@@ -25,12 +25,20 @@ class FrontApp(OipApp):
         books: The books of each model.
         service: What the server's own routes are answered from.
         pools: The replicas of each deployed model, by its name.
+        unloaded: The models that were taken out of service.
     """
 
-    def __init__(self, books: Callable[[], dict[str, Books]], service: OipService, pools: Mapping[str, Pool]) -> None:
+    def __init__(
+        self,
+        books: Callable[[], dict[str, Books]],
+        service: OipService,
+        pools: Mapping[str, Pool],
+        unloaded: Collection[str] = (),
+    ) -> None:
         super().__init__(service)
         self._books = books
         self._pools = pools
+        self._unloaded = unloaded
         # What of a request's head concerns the replica: its body goes there whole, and decompressed.
         self._forwarded = frozenset((b"inference-header-content-length", DEADLINE_HEADER, self._caller_header))
 
@@ -41,7 +49,7 @@ class FrontApp(OipApp):
         elif (pool := self._pools.get(name)) is not None:
             await self._relay(pool, scope, receive, send)
         else:
-            await self.send_error(unknown(name, self._pools), send)
+            await self.send_error(unknown(name, self._pools, self._unloaded), send)
 
     def _ledger(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
         return 200, msgspec.json.encode(self._books()), JSON
@@ -104,9 +112,11 @@ def _model_of(path: str) -> str | None:
     return None
 
 
-def unknown(name: str, names: Collection[str]) -> HeadraceError:
-    """The error for a model that nobody deployed, or that goes away together with all others."""
-    if not names:
+def unknown(name: str, names: Collection[str], unloaded: Collection[str] = ()) -> HeadraceError:
+    """The error for a model that nobody deployed, that was unloaded, or that goes away together with all others."""
+    if name in unloaded:
+        return NotFound(f"model {name!r}: got a request to a model that was unloaded, expected one that is loaded")
+    if not names and not unloaded:
         return BackendUnavailable(
             f"model {name[:128]!r}: got a deployment that begins or ends, expected one with models", retry_after_s=1.0
         )

@@ -7,7 +7,7 @@ every interface. So the front listens itself, where it is told, and passes each 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from headrace.serving.front_app import unknown
 from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
@@ -26,11 +26,13 @@ class FrontGrpcApp(GrpcApp):
     Args:
         service: What the calls about the server are answered from.
         pools: The replicas of each deployed model, by its name.
+        unloaded: The models that were taken out of service.
     """
 
-    def __init__(self, service: OipService, pools: Mapping[str, Pool]) -> None:
+    def __init__(self, service: OipService, pools: Mapping[str, Pool], unloaded: Collection[str] = ()) -> None:
         super().__init__(service)
         self._pools = pools
+        self._unloaded = unloaded
 
     async def relay(self, rpc: str | None, payload: bytes, info: CallInfo) -> bytes | Refusal:
         """Answers one call, or has a replica answer it; cancelling the task cancels it there too."""
@@ -43,7 +45,7 @@ class FrontGrpcApp(GrpcApp):
             name = getattr(parse(RPCS[rpc][0], payload), ROUTED[rpc])
             pool = self._pools.get(name)
             if pool is None:
-                raise unknown(name, self._pools)
+                raise unknown(name, self._pools, self._unloaded)
             return await _ask(pool, rpc, payload, info)
         except Exception as error:
             return Refusal.of(error)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import Any
 
+from headrace.serving.assignment import Standing
+from headrace.serving.retiring import VERSIONS_MAX
 from headrace.serving.statistics import merged
-
-if TYPE_CHECKING:
-    from headrace.serving.front import ReplicaLedger
 
 # Of each model so many replicas that are gone are told apart; earlier ones are one sum.
 GONE_MAX = 64
@@ -19,6 +18,31 @@ GONE_MAX = 64
 SILENT_S_MAX = 600.0
 # What that sum is called, in place of a replica.
 EARLIER = "earlier"
+
+
+@dataclass(frozen=True)
+class ReplicaLedger:
+    """What one replica counted until now.
+
+    Attributes:
+        model: The model it serves.
+        replica: Serve's id of the replica.
+        pid: Its process.
+        stats: Its Batcher's ledger, with the Requests ``rejected`` before they got there.
+        load: What it told the autoscaling policy.
+        statistics: The protocol's statistics of each version, closed ones included.
+        standing: How far it has followed its model's assignment.
+        final: True once it has drained: these are its last words.
+    """
+
+    model: str
+    replica: str
+    pid: int
+    stats: dict[str, Any]
+    load: dict[str, float]
+    final: bool
+    statistics: tuple[dict[str, Any], ...] = ()
+    standing: Standing | None = None
 
 
 class ReplicaLedgers:
@@ -62,7 +86,7 @@ class ReplicaLedgers:
         stats: Counter[str] = Counter()
         for ledger in ledgers:
             stats.update(ledger.stats)
-        statistics = tuple(merged(entry for ledger in ledgers for entry in ledger.statistics))
+        statistics = tuple(merged(entry for ledger in ledgers for entry in ledger.statistics))[-VERSIONS_MAX:]
         total = replace(
             ledgers[0],
             replica=EARLIER, pid=0, stats=dict(stats), load={}, final=True, statistics=statistics, standing=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from time import monotonic
 
 from headrace.serving.ingress.pool import Pool
@@ -23,12 +23,14 @@ class Readiness:
     """Knows it from the replicas that are connected and, of models that have none, from Serve.
 
     As with one server: ready once no model is loading any more and at least one can be used. One that failed does not
-    count as long as another is there. A model that was scaled to zero is ready, since a request starts a replica.
+    count as long as another is there. A model that was scaled to zero is ready, since a request starts a replica. One
+    that was unloaded does not count: where all were, the deployment is ready to have them loaded.
 
     Args:
         pools: The replicas of each deployed model; none where the deployment begins or ends.
         statuses: Asks Serve for the status of each application; may block.
         clock: Seconds that only grow.
+        unloaded: The models that were taken out of service.
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Readiness:
         pools: Mapping[str, Pool],
         statuses: Callable[[], Mapping[str, str]],
         clock: Callable[[], float] = monotonic,
+        unloaded: Collection[str] = (),
     ) -> None:
         self._pools = pools
+        self._unloaded = unloaded
         self._ask = statuses
         self._clock = clock
         self._known: Mapping[str, str] = {}
@@ -53,6 +57,8 @@ class Readiness:
     @property
     def last(self) -> bool:
         """The same by what Serve said last."""
+        if not self._pools:
+            return bool(self._unloaded)
         up = {name for name, pool in self._pools.items() if pool.reachable}
         idle = {name for name in self._pools if self._known.get(name) == "RUNNING"}
         failed = {name for name in self._pools if self._known.get(name) in FAILED}

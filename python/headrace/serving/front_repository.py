@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
 
 from ray import serve
 
-from headrace.errors import ModelError, NotFound, NotOffered
+from headrace.config import DeployedModel
+from headrace.errors import ExecutionError, ModelError, NotFound
 from headrace.serving.assignment import Assignments
 from headrace.serving.host import ModelState
+
+log = logging.getLogger("headrace.serving")
 
 # The state of a Serve application in the words of the repository index.
 STATES = {"RUNNING": "READY", "DEPLOYING": "LOADING", "NOT_STARTED": "LOADING"}
@@ -19,18 +23,36 @@ POLL_S = 0.1
 LOAD_S_MAX = 300.0
 
 
+class ApplicationsLike(Protocol):
+    """What the repository needs of `headrace.serving.ray_models.Applications`: both calls block."""
+
+    def start(self, deployed: DeployedModel, timeout_s: float) -> None:
+        """Starts a model's replicas, and waits for the first."""
+
+    def end(self, name: str) -> None:
+        """Takes a model's replicas away, once they have answered what they have."""
+
+
 class FrontLike(Protocol):
-    """What the repository needs of `headrace.serving.front.Front`."""
+    """What the repository needs of `headrace.serving.front.FrontState`."""
 
     assignments: Assignments
+    applications: ApplicationsLike
+    unloaded: set[str]
 
     @property
     def names(self) -> Sequence[str]:
-        """The models that are deployed."""
+        """The models that are deployed, unloaded ones included."""
+
+    async def withdraw(self, name: str) -> None:
+        """Takes no more requests to a model."""
+
+    def restore(self, name: str) -> None:
+        """Takes requests to it again."""
 
 
 class DeployedRepository:
-    """The models of a deployment: each can be read again from where it was deployed from.
+    """The models of a deployment: each can be read again from where it was deployed from, and taken out of service.
 
     Args:
         front: Knows the models.
@@ -38,12 +60,22 @@ class DeployedRepository:
 
     def __init__(self, front: FrontLike) -> None:
         self._front = front
+        # Of each model that was ever loaded or unloaded: one of these at a time.
+        self._locks: dict[str, asyncio.Lock] = {}
+        # Unloaded models that are being started, and why the last start of one failed.
+        self._starting: set[str] = set()
+        self._failures: dict[str, str] = {}
+        # The loop alone would not keep them.
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def index(self) -> list[ModelState]:
         """Every model in the state in which Serve has it, and the versions that are to take over, or were to."""
         applications = (await asyncio.to_thread(serve.status)).applications
         found: list[ModelState] = []
         for name in self._front.names:
+            if name in self._front.unloaded:
+                found.append(self._unloaded_state(name))
+                continue
             application = applications.get(name)
             state = STATES.get(application.status if application is not None else "", "UNAVAILABLE")
             reason = "" if state == "READY" or application is None else application.message[:2000]
@@ -63,10 +95,16 @@ class DeployedRepository:
             found.append(ModelState(name, gone["version"], "UNAVAILABLE", f"was rolled back: {gone['reason']}"))
         return found
 
+    def _unloaded_state(self, name: str) -> ModelState:
+        if name in self._starting:
+            return ModelState(name, "", "LOADING", "")
+        return ModelState(name, "", "UNAVAILABLE", self._failures.get(name, "unloaded"))
+
     async def load(self, name: str) -> None:
         """Reads a model again, and has its replicas bring in what is there now, as `headrace deploy` would.
 
-        Returns once it serves or is on trial, or at once where the model has no replicas now.
+        Returns once it serves or is on trial, or at once where the model has no replicas now. Those of a model that was
+        unloaded are started.
 
         Raises:
             NotFound: No such model.
@@ -74,10 +112,79 @@ class DeployedRepository:
             ConfigError: What lies there cannot be used; nothing has changed.
             ModelError: It could not be loaded or checked; what served before still does.
         """
-        assignments = self._front.assignments
-        known = assignments.get(name) if name in self._front.names else None
-        if known is None:
+        self._check_known(name)
+        await self._run(self._load(name))
+
+    async def unload(self, name: str) -> None:
+        """Takes a model out of service: no new requests, then every accepted one answered, then no replica is left.
+
+        Raises:
+            NotFound: No such model, or it was unloaded already.
+            ExecutionError: Its replicas do not end.
+        """
+        self._check_known(name)
+        await self._run(self._unload(name))
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._front.names or self._front.assignments.get(name) is None:
             raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._front.names)}")
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs to the end even if the client goes away."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _unload(self, name: str) -> None:
+        front = self._front
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if name in front.unloaded:
+                raise NotFound(f"model {name!r}: got an unload of a model that was unloaded, expected one in service")
+            # Noted first: a front that dies meanwhile goes on with it when it starts again.
+            front.assignments.unload(name)
+            await front.withdraw(name)
+            await asyncio.to_thread(front.applications.end, name)
+        log.warning("model %s: unloaded", name)
+
+    async def _load(self, name: str) -> None:
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if name in self._front.unloaded:
+                await self._start(name)
+                return
+        await self._bring(name)
+
+    async def _start(self, name: str) -> None:
+        """Starts the replicas of a model that was unloaded. It stays unloaded until one of them answers."""
+        front, known = self._front, self._front.assignments.get(name)
+        assert known is not None, "this is a bug: a model was unloaded that nobody had deployed"
+        self._starting.add(name)
+        try:
+            running = known.running
+            edition = running if running.source is None else await asyncio.to_thread(running.again)
+            edition = front.assignments.load(name, edition).running
+            deployed = DeployedModel(model=edition.model, autoscaling=known.scaling, source=edition.source)
+            await asyncio.to_thread(front.applications.start, deployed, LOAD_S_MAX)
+        except Exception as error:
+            self._failures[name] = f"unloaded; the last load failed: {type(error).__name__}: {error}"[:2000]
+            await asyncio.to_thread(front.applications.end, name)
+            if isinstance(error, ExecutionError):
+                raise ModelError(f"model {name!r}: got no replica that could load it: {error}") from error
+            raise
+        finally:
+            self._starting.discard(name)
+        self._failures.pop(name, None)
+        if name not in front.unloaded:
+            return  # it was deployed again meanwhile, or is named no more
+        front.assignments.loaded(name)
+        front.restore(name)
+        log.warning("model %s: loaded", name)
+
+    async def _bring(self, name: str) -> None:
+        """Has the replicas of a model bring in what lies there now."""
+        assignments = self._front.assignments
+        known = assignments.get(name)
+        assert known is not None, "this is a bug: a model runs that nobody had deployed"
         edition = await asyncio.to_thread(known.running.again)
         now = assignments.bring(name, edition)
         end = asyncio.get_running_loop().time() + LOAD_S_MAX
@@ -94,10 +201,6 @@ class DeployedRepository:
         application = (await asyncio.to_thread(serve.status)).applications.get(name)
         states = [] if application is None else [one.replica_states for one in application.deployments.values()]
         return sum(sum(state.values()) for state in states)
-
-    async def unload(self, name: str) -> None:
-        """Raises `NotOffered`."""
-        raise NotOffered(f"repository: got an unload of {name[:128]!r} on Ray, expected the end of its deployment")
 
 
 def describe(candidate: dict[str, Any]) -> str:

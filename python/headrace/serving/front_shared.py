@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from headrace.config import DeployConfig, HttpConfig
 from headrace.errors import ConfigError
-from headrace.serving.front import FrontAddress
+from headrace.serving.body import CALLER_HEADER
+
+# Name of the application, and of the deployment in it.
+FRONT = "headrace-front"
+FRONT_DEPLOYMENT = "front"
+# Name of the deployment in each model's application.
+MODEL_DEPLOYMENT = "model"
+
+
+@dataclass(frozen=True)
+class FrontAddress:
+    """Where a deployment listens: an address of the machine the front runs on, which is Ray's head, and ports.
+
+    With what else of a deployment's settings the front was made with, and all that join it share.
+
+    Attributes:
+        ingress: "headrace" if the front listens for REST too, "ray" if Serve's proxy does.
+        host: The address.
+        port: Of REST.
+        grpc_port: Of gRPC.
+        caller_header: The request header that names the caller, in lower case.
+        ledger: Folder of the request ledger on disk; None for none.
+        token_digest: The administrator's token's; "" for no token.
+    """
+
+    ingress: str
+    host: str
+    port: int
+    grpc_port: int
+    caller_header: str = CALLER_HEADER
+    ledger: Path | None = None
+    token_digest: str = field(default="", repr=False)
 
 
 def check_shared(found: FrontAddress, config: DeployConfig, admin_token: str | None) -> None:

@@ -16,6 +16,7 @@ from headrace.serving.opening import OpenBatcher, OpenEngine, open_batcher, open
 from headrace.serving.retiring import Retiring
 from headrace.serving.rollout import Trial
 from headrace.serving.served import Route, ServedModel
+from headrace.serving.statistics import merged, statistics
 from headrace.serving.warmup import warmup_request
 
 __all__ = ["ModelHost", "OpenBatcher", "OpenEngine", "Route", "ServedModel", "open_batcher", "open_engine"]
@@ -326,6 +327,11 @@ class ModelHost:
             f"{served.name}/{served.version}": {**served.batcher.stats(), "rejected": served.rejected}
             for served in self
         }
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """The protocol's statistics of every version, with those of versions that it has closed."""
+        closed = [entry for entries in self._retiring.statistics.values() for entry in entries]
+        return merged([*closed, *(statistics(served) for served in self._everything())])
 
     def ledger(self) -> dict[str, Books]:
         """The books of each model: of every process that kept them in the same folder, or else of this one alone."""

@@ -1,4 +1,4 @@
-"""Headrace on Ray Serve: one application per model, each with its own replicas and its own scale.
+"""One replica of a model on Ray Serve.
 
 A replica is a `ModelHost` with one model and the same ASGI application that ``headrace serve`` runs, on an event loop
 of its own. Requests reach it through its door (see `headrace.serving.ingress`) or, by way of Serve's proxy, at the
@@ -10,30 +10,24 @@ Batcher has room for.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import ray
 from msgspec.structs import replace
-from ray import cloudpickle, serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
-from ray.serve.schema import LoggingConfig
+from ray import serve
 
-from headrace import __version__
-from headrace.config import DeployConfig, DeployedModel, ModelConfig
-from headrace.errors import ConfigError, ExecutionError
-from headrace.serving import autoscaling
+from headrace.config import DeployedModel, ModelConfig
+from headrace.errors import ExecutionError
 from headrace.serving.app import OipApp
 from headrace.serving.assignment import Assignment, Edition
-from headrace.serving.autoscaling import SloPolicy
 from headrace.serving.body import CALLER_HEADER
 from headrace.serving.follower import Follower
-from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, MODEL_DEPLOYMENT, ReplicaLedger
+from headrace.serving.front_ledgers import ReplicaLedger
+from headrace.serving.front_shared import FRONT, FRONT_DEPLOYMENT
 from headrace.serving.grpc_app import GrpcApp
 from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batcher, open_engine
@@ -45,22 +39,9 @@ from headrace.serving.ray_cluster import on_head
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
 from headrace.serving.starting import load_assigned
-from headrace.serving.statistics import statistics
 
 log = logging.getLogger("headrace.serving")
 
-DEPLOYMENT = MODEL_DEPLOYMENT
-# Replicas and callers push their metrics this often; the policy cannot react faster than that.
-METRICS_INTERVAL_S = 0.5
-# Window Serve averages its own counts over. Longer would keep an idle model "busy" for as long.
-LOOK_BACK_S = 1.0
-# Queue delay at which the policy counts the objective as broken, where the model has no slo_ms.
-QUEUE_DELAY_S_DEFAULT = 0.1
-# Serve polls a draining replica this often, and kills it after the longer time.
-DRAIN_POLL_S = 0.2
-DRAIN_S_MAX = 30.0
-# What is left of that when the requests have their answers: the last report and the end of the Engine.
-CLOSE_S = 5.0
 # An event loop that does not answer within this is stuck.
 LOOP_S_MAX = 5.0
 # How often a replica tells the front what it counted, and how long it waits to be heard.
@@ -88,6 +69,7 @@ class ModelReplica:
         ledger: Path | None = None,
     ) -> None:
         self._name = deployed.model.name
+        self._leave_s = deployed.autoscaling.leave_s
         # A replica may use what Ray reserved for it, not the whole machine.
         self._threads = max(1, int(deployed.autoscaling.cpus_per_replica))
         # Whoever runs the application without `deploy` has no front, and calls to it would wait forever.
@@ -145,7 +127,7 @@ class ModelReplica:
         return found
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve every `METRICS_INTERVAL_S` or more often."""
+        """Called by Serve every half a second or more often."""
         if self._host.ready:  # Serve asks until the very end, when there is nothing left to count
             await self._thread.ask(self._measure)
         return self._load
@@ -186,7 +168,7 @@ class ModelReplica:
             total.update({key: value for key, value in stats.items() if isinstance(value, int | float)})
         # With those of the versions that were closed.
         stats = dict(total) | vars(self._host.books()[self._name])
-        versions = tuple(statistics(served) for served in self._host)
+        versions = tuple(self._host.statistics())
         standing = self._follower.standing()
         return ReplicaLedger(self._name, self._id, os.getpid(), stats, self._load, final, versions, standing)
 
@@ -211,7 +193,7 @@ class ModelReplica:
 
     async def _leave(self) -> None:
         """Answers what was accepted."""
-        await self._door.drain(DRAIN_S_MAX - CLOSE_S)
+        await self._door.drain(self._leave_s)
         self._host.drain()
         if self._reporting is not None:
             self._reporting.cancel()
@@ -259,115 +241,3 @@ def adapted(model: ModelConfig, threads: int) -> ModelConfig:
 def gpus_of(model: ModelConfig) -> int:
     """How many GPUs a replica needs."""
     return int((model.settings.device or "").partition(":")[0] == "cuda")
-
-
-def build_app(
-    config: DeployedModel | DeployConfig,
-    *,
-    engine_opener: OpenEngine = open_engine,
-    batcher_opener: OpenBatcher = open_batcher,
-    caller_header: str = CALLER_HEADER,
-    ledger: Path | None = None,
-    code: str | None = None,
-    surge_percent: int = 0,
-    runs: bool = False,
-) -> serve.Application:
-    """Builds the Ray Serve application of one model, to be run at the prefix ``/v2/models/NAME``.
-
-    Args:
-        config: The model and how it scales, or a deployment with that one model in it.
-        engine_opener: Makes the Engine of a replica; tests put their own here.
-        batcher_opener: Makes the Batcher of a replica; tests put their own here.
-        caller_header: The request header that names the caller; callers who compete share a replica fairly.
-        ledger: Folder of the request ledger on disk, on the replicas' machine or shared by all; None for none.
-        code: Replicas stay while this stays; None to start them again whenever this runs again.
-        surge_percent: Replicas that may start before old ones go, where they have to start again.
-        runs: Whether it runs already, and is to keep the replicas that it has.
-
-    Raises:
-        ConfigError: The deployment has several models. Each scales alone, so each is an application of its own.
-
-    Example:
-        >>> config = load_deploy("app.yaml")
-        >>> for one in config.models:
-        ...     serve.run(build_app(one), name=one.model.name, route_prefix=f"/v2/models/{one.model.name}")
-    """
-    if isinstance(config, DeployConfig):
-        if len(config.models) != 1:
-            names = ", ".join(one.model.name for one in config.models)
-            raise ConfigError(
-                f"build_app: got {len(config.models)} models ({names}), expected one; build each by itself"
-            )
-        config = config.models[0]
-    deployed = replace(config, model=Edition.of(config.model).model)
-    settings = deployed.model.settings
-    deployment = serve.deployment(
-        name=DEPLOYMENT,
-        max_ongoing_requests=settings.max_queue + 2 * settings.max_batch,
-        max_queued_requests=settings.max_queue,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
-        graceful_shutdown_timeout_s=DRAIN_S_MAX,
-        # How soon a dead replica is noticed, and another started.
-        health_check_period_s=2,
-        ray_actor_options={
-            "num_cpus": deployed.autoscaling.cpus_per_replica,
-            "num_gpus": gpus_of(deployed.model),
-        },
-        autoscaling_config=_autoscaling(deployed, runs),
-        logging_config=LoggingConfig(enable_access_log=False),
-        max_surge_percent=surge_percent,
-    )(serve.ingress()(ModelReplica))
-    if code is not None:
-        deployment = deployment.options(version=code, _internal=True)
-    return deployment.bind(deployed, engine_opener, batcher_opener, caller_header, ledger)
-
-
-def replica_code(
-    deployed: DeployedModel, openers: tuple[OpenEngine, OpenBatcher], caller_header: str, ledger: Path | None
-) -> str:
-    """Equal where replicas need not be started again: what else changes, they follow while they run."""
-    parts = (
-        __version__,
-        deployed.autoscaling.cpus_per_replica,
-        gpus_of(deployed.model),
-        *(f"{opener.__module__}.{opener.__qualname__}" for opener in openers),
-        caller_header,
-        ledger,
-    )
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def _autoscaling(deployed: DeployedModel, runs: bool) -> AutoscalingConfig:
-    """Serve's own delays are zero because the policy has its own hysteresis."""
-    scaling, slo_ms = deployed.autoscaling, deployed.model.settings.slo_ms
-    # Serve pickles the policy's own module by value, but not those it imports: its controller may have no Headrace.
-    cloudpickle.register_pickle_by_value(autoscaling)
-    policy = AutoscalingPolicy(
-        policy_function=SloPolicy,
-        policy_kwargs={
-            # Half of the deadline may go into waiting; the rest is for decoding, running and encoding.
-            "slo_s": QUEUE_DELAY_S_DEFAULT if slo_ms is None else slo_ms / 2000,
-            "target_utilisation": scaling.target_utilisation,
-            "down_hold_s": scaling.down_hold_s,
-            "idle_to_zero_s": scaling.idle_s,
-            "fallback_ongoing": float(deployed.model.settings.max_batch),
-        },
-    )
-    cloudpickle.unregister_pickle_by_value(autoscaling)
-    with warnings.catch_warnings():
-        # Serve calls metrics_interval_s deprecated, but 2.60 reads nothing else.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return AutoscalingConfig(
-            min_replicas=scaling.min_replicas,
-            # One replica at first, even of a model that may go to zero: a deployment must show that it can load. Later
-            # changes would take it for the number that is wanted, whatever the load.
-            initial_replicas=None if runs else max(1, scaling.min_replicas),
-            max_replicas=scaling.max_replicas,
-            metrics_interval_s=METRICS_INTERVAL_S,
-            look_back_period_s=LOOK_BACK_S,
-            upscale_delay_s=0,
-            downscale_delay_s=0,
-            downscale_to_zero_delay_s=0,
-            policy=policy,
-        )

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -20,12 +19,23 @@ import ray
 from ray import serve
 
 from headrace.config import DeployConfig, DeployedModel
-from headrace.errors import ConfigError, ExecutionError
+from headrace.errors import ConfigError
 from headrace.serving.assignment import Assignment, Edition
-from headrace.serving.front import FRONT, FRONT_DEPLOYMENT, FrontAddress, ReplicaLedger, build_front
-from headrace.serving.front_shared import check_shared, digest, moved, ports
-from headrace.serving.host import OpenBatcher, OpenEngine, open_batcher, open_engine
-from headrace.serving.ray_app import DEPLOYMENT, build_app, gpus_of, replica_code
+from headrace.serving.front import build_front
+from headrace.serving.front_ledgers import ReplicaLedger
+from headrace.serving.front_shared import (
+    FRONT,
+    FRONT_DEPLOYMENT,
+    MODEL_DEPLOYMENT,
+    FrontAddress,
+    check_shared,
+    digest,
+    moved,
+    ports,
+)
+from headrace.serving.opening import OpenBatcher, OpenEngine, open_batcher, open_engine
+from headrace.serving.ray_app import gpus_of
+from headrace.serving.ray_build import Making, run_target
 from headrace.serving.ray_cluster import (
     EXIT_S_MAX,
     check_port,
@@ -36,6 +46,7 @@ from headrace.serving.ray_cluster import (
     stop,
     url,
 )
+from headrace.serving.ray_models import end_model, known_models, running_models, wait_running
 from headrace.serving.ray_store import RayStore
 from headrace.serving.repository import read_token
 
@@ -66,10 +77,11 @@ class Deployment:
         applications = serve.status().applications
         return {
             name: {
-                str(state): count for state, count in applications[name].deployments[DEPLOYMENT].replica_states.items()
+                str(state): count
+                for state, count in applications[name].deployments[MODEL_DEPLOYMENT].replica_states.items()
             }
             for name in self.models
-            if name in applications and DEPLOYMENT in applications[name].deployments
+            if name in applications and MODEL_DEPLOYMENT in applications[name].deployments
         }
 
     def ledgers(self) -> dict[str, list[ReplicaLedger]]:
@@ -91,8 +103,8 @@ class Deployment:
 
         What a model is served from changes in its replicas, as its ``[rollout]`` settings say: this returns when that
         has begun, and `rollouts` tells how it goes. What a replica is made of (its CPUs) changes by new replicas.
-        Models that are new are started, and those that are not named any more are drained. Where the front listens
-        does not change, and `progress` is told so.
+        Models that are new or were unloaded are started, and those that are not named any more are drained. Where the
+        front listens does not change, and `progress` is told so.
 
         Args:
             config: What to deploy now.
@@ -112,20 +124,22 @@ class Deployment:
         check_shared(where, config, None)
         if elsewhere := moved(where, config.http):
             tell(f"{'; '.join(elsewhere)}, where the front goes on listening")
-        before = _deployed_models()
+        before, known = running_models(), known_models()
         for deployed in config.models:
             _assign(deployed, deployed.model.name in before, tell)
         leaving = set(self.models) - set(names)
         # The front first: requests that come from now on are refused, not kept waiting for replicas.
-        _tell_front(sorted({*names, *before} - leaving))
+        _tell_front(sorted({*names, *known} - leaving))
         for name in leaving:
             tell(f"draining {name}")
-            serve.delete(name, _blocking=True)
+            end_model(name)
             RayStore().delete(name)
         self.models = names
-        _tell_front(sorted({*names, *_deployed_models()}))
-        serve.run_many(_targets(config, self._openers, before), wait_for_applications_running=False)
-        _wait_running(names, timeout_s, tell, {*names} - {*before})
+        _tell_front(sorted({*names, *known_models()}))
+        making = _making(config, self._openers)
+        targets = [run_target(one, making, runs=one.model.name in before) for one in config.models]
+        serve.run_many(targets, wait_for_applications_running=False)
+        wait_running(names, timeout_s, tell, {*names} - {*before})
 
     def processes(self) -> list[int]:
         """The ids of the processes that Ray started for us and that still run; [] where we joined a running Ray."""
@@ -150,7 +164,7 @@ class Deployment:
 
     def _delete(self) -> None:
         """Takes our applications away: each answers what it has, and other people's stay."""
-        _tell_front([name for name in _deployed_models() if name not in self.models])  # first, as in `update`
+        _tell_front([name for name in known_models() if name not in self.models])  # first, as in `update`
         others = _delete_models(self.models)
         if others:
             _tell_front(others)
@@ -195,26 +209,28 @@ def deploy(
     names = tuple(deployed.model.name for deployed in config.models)
     openers = engine_opener, batcher_opener
     deployment = Deployment("", names, tag, _openers=openers)
+    making = _making(config, openers)
     before: list[str] | None = None
     front_ran = False
     try:
         _check_fits(config.models)
         proxy_url = start_serve(config.http, owns_ray=tag is not None)
         tell(f"loading {', '.join(names)}")
-        before, front_ran = _deployed_models(), FRONT in serve.status().applications
+        before, known, front_ran = running_models(), known_models(), FRONT in serve.status().applications
         token = read_token(None, os.environ.get("HEADRACE_ADMIN_TOKEN"))
         # Before anything changes for the models that run.
         front = _check_front(config, token)
         for deployed in config.models:
             _assign(deployed, deployed.model.name in before, tell)
-        where = front or _run_front(sorted({*names, *before}), config, token)
+        where = front or _run_front(sorted({*names, *known}), config, making, token)
         if front_ran:
-            _tell_front(sorted({*names, *_deployed_models()}))
+            _tell_front(sorted({*names, *known_models()}))
         deployment.url = proxy_url or url(where.host, where.port)
         deployment.grpc = url(where.host, where.grpc_port).removeprefix("http://")
         tell(f"ingress: {INGRESSES[where.ingress]}")
-        serve.run_many(_targets(config, openers, before), wait_for_applications_running=False)
-        _wait_running((FRONT, *names), timeout_s, tell, names)
+        targets = [run_target(one, making, runs=one.model.name in before) for one in config.models]
+        serve.run_many(targets, wait_for_applications_running=False)
+        wait_running((FRONT, *names), timeout_s, tell, names)
     except BaseException as error:
         try:
             if before is not None and tag is None:
@@ -242,49 +258,24 @@ def _take_back(names: Sequence[str], front_ran: bool) -> None:
 def _delete_models(names: Sequence[str]) -> list[str]:
     """Drains and deletes models; returns those that are left."""
     for name in names:
-        serve.delete(name, _blocking=True)
+        end_model(name)
         RayStore().delete(name)
-    return [name for name in _deployed_models() if name not in names]
+    return [name for name in known_models() if name not in names]
 
 
-def _targets(
-    config: DeployConfig, openers: tuple[OpenEngine, OpenBatcher], running: Collection[str]
-) -> list[serve.RunTarget]:
-    return [
-        serve.RunTarget(
-            build_app(
-                deployed,
-                engine_opener=openers[0],
-                batcher_opener=openers[1],
-                caller_header=config.http.caller_header,
-                ledger=config.ledger,
-                code=replica_code(deployed, openers, config.http.caller_header, config.ledger),
-                surge_percent=_surge_percent(deployed),
-                runs=deployed.model.name in running,
-            ),
-            name=deployed.model.name,
-            # Behind our own ingress a model can be reached in no other way.
-            route_prefix=f"/v2/models/{deployed.model.name}" if config.http.ingress == "ray" else None,
-        )
-        for deployed in config.models
-    ]
-
-
-def _surge_percent(deployed: DeployedModel) -> int:
-    """New replicas start before old ones go where one of them fits: Serve would wait for ever for one that does not."""
-    free = ray.available_resources()
-    has_cpus = free.get("CPU", 0) + 1e-9 >= deployed.autoscaling.cpus_per_replica
-    return 100 if has_cpus and free.get("GPU", 0) >= gpus_of(deployed.model) else 0
+def _making(config: DeployConfig, openers: tuple[OpenEngine, OpenBatcher]) -> Making:
+    return Making(config.http.ingress, config.http.caller_header, config.ledger, *openers)
 
 
 def _assign(deployed: DeployedModel, runs: bool, tell: Callable[[str], None]) -> None:
     """Says what the replicas of a model are to serve, before any of them starts, or to those that run."""
     name, edition = deployed.model.name, Edition.of(deployed.model, deployed.source)
     if not runs:
-        RayStore().put(name, Assignment(generation=1, running=edition).encode())
+        first = Assignment(generation=1, running=edition, scaling=deployed.autoscaling)
+        RayStore().put(name, first.encode())
         return
     handle = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT)
-    status = handle.bring.remote(name, edition).result(timeout_s=30)
+    status = handle.bring.remote(name, edition, deployed.autoscaling).result(timeout_s=30)
     if "rolled_back" in status:
         gone = status["rolled_back"]
         tell(f"{name} version {gone['version']} was rolled back, and is not tried again as it is: {gone['reason']}")
@@ -308,12 +299,6 @@ def _check_fits(models: Sequence[DeployedModel]) -> None:
             f"settings.device: got {need:g} GPUs for the first replicas of {len(models)} models, one for each, "
             f"expected at most the cluster's {gpus:g}"
         )
-
-
-def _deployed_models() -> list[str]:
-    """The models of every Headrace deployment on this Serve, other people's included."""
-    applications = serve.status().applications
-    return sorted(name for name, app in applications.items() if name != FRONT and DEPLOYMENT in app.deployments)
 
 
 def _tell_front(names: Sequence[str]) -> Any:
@@ -342,7 +327,7 @@ def _check_front(config: DeployConfig, admin_token: str | None) -> FrontAddress 
     return found
 
 
-def _run_front(names: Sequence[str], config: DeployConfig, admin_token: str | None) -> FrontAddress:
+def _run_front(names: Sequence[str], config: DeployConfig, making: Making, admin_token: str | None) -> FrontAddress:
     """Runs the front application, and says where it listens."""
     http = config.http
     rest, calls = ports(http)
@@ -360,36 +345,7 @@ def _run_front(names: Sequence[str], config: DeployConfig, admin_token: str | No
     store = RayStore()
     for name in set(store.names()) - set(names):
         store.delete(name)
-    front = build_front(names, where, config.ledger, http.caller_header, admin_token)
+    front = build_front(names, where, making, admin_token)
     prefix = "/" if http.ingress == "ray" else None
     serve.run_many([serve.RunTarget(front, name=FRONT, route_prefix=prefix)], wait_for_applications_running=False)
     return where
-
-
-def _wait_running(
-    names: Sequence[str], timeout_s: float, tell: Callable[[str], None], starting: Collection[str]
-) -> None:
-    deadline = time.monotonic() + timeout_s
-    waiting = list(names)
-    while waiting:
-        applications = serve.status().applications
-        for name in list(waiting):
-            status = applications[name].status if name in applications else "NOT_STARTED"
-            if status == "RUNNING":
-                waiting.remove(name)
-                if name in starting:
-                    tell(f"{name} is ready")
-            elif status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise ExecutionError(
-                    f"model {name!r}: got Serve status {status}, expected RUNNING\n{_why(applications[name])}"
-                )
-        if waiting and time.monotonic() > deadline:
-            raise ExecutionError(
-                f"deploy: got no ready {', '.join(waiting)} after {timeout_s:g} s, expected all RUNNING"
-            )
-        time.sleep(0.1)
-
-
-def _why(application: Any) -> str:
-    messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
-    return "\n".join(message for message in messages if message)

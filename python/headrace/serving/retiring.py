@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from time import monotonic, sleep
+from typing import Any
 
 from headrace.observe.ledger import Books
 from headrace.serving.served import ServedModel
+from headrace.serving.statistics import merged, statistics
 
 POLL_S = 0.01
+# Of each model the statistics of so many versions that were closed are kept, the newest.
+VERSIONS_MAX = 32
 
 
 class Retiring:
@@ -17,6 +21,7 @@ class Retiring:
 
     Attributes:
         books: Of every version that was closed, by model.
+        statistics: The protocol's, of the newest versions that were closed, by model.
     """
 
     def __init__(self) -> None:
@@ -24,6 +29,7 @@ class Retiring:
         self._models: tuple[ServedModel, ...] = ()
         self._claimed: set[ServedModel] = set()
         self.books: dict[str, Books] = {}
+        self.statistics: dict[str, list[dict[str, Any]]] = {}
 
     def __iter__(self) -> Iterator[ServedModel]:
         """Those that are not closed yet."""
@@ -67,8 +73,10 @@ class Retiring:
             return True
 
     def _forget(self, served: ServedModel) -> None:
-        books = Books.of_stats(served.batcher.stats())
+        books, last = Books.of_stats(served.batcher.stats()), statistics(served)
         with self._lock:
             self._models = tuple(other for other in self._models if other is not served)
             self._claimed.discard(served)
             self.books = {**self.books, served.name: self.books.get(served.name, Books()) + books}
+            known = merged([*self.statistics.get(served.name, ()), last])
+            self.statistics = {**self.statistics, served.name: known[-VERSIONS_MAX:]}

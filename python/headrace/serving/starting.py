@@ -18,6 +18,8 @@ def load_assigned(
 ) -> tuple[ModelHost, Edition]:
     """Opens what is running, or the candidate where that is the only one that can be opened. Blocking.
 
+    Nothing else is ever opened: what nobody deployed was not decided on.
+
     Args:
         assignment: What the model's replicas are to serve.
         open_host: Makes a host that has loaded nothing yet.
@@ -27,15 +29,15 @@ def load_assigned(
         The host, loaded, and the edition that it serves.
 
     Raises:
-        ConfigError: What lies in the place of the running version is what was rolled back.
+        ConfigError: Something else lies in the place of the running version.
         Exception: Nothing of it can be loaded.
     """
     running, candidate = assignment.running, assignment.candidate
-    _check_contents(assignment)
     try:
+        _check_there(assignment)
         return _load(running, open_host, adapt), running
     except Exception as error:
-        if candidate is None:
+        if candidate is None or not candidate.is_there:
             raise
         log.error("model %s version %s cannot be opened any more: %s", running.model.name, running.newest, error)
     # Else whatever is deployed to repair it would wait for replicas that never start.
@@ -57,20 +59,15 @@ def _load(
     return host
 
 
-def _check_contents(assignment: Assignment) -> None:
+def _check_there(assignment: Assignment) -> None:
     """Files that were replaced in their place are not what was judged; the old ones cannot be had any more."""
     running, gone = assignment.running, assignment.rolled_back
-    if Edition.of(running.model).contents == running.contents:
+    if running.is_there:
         return
-    name = running.model.name
-    if gone is not None and gone.newest == running.newest and Edition.of(gone.model).contents == gone.contents:
-        raise ConfigError(
-            f"model {name!r} version {running.newest}: got the files that were rolled back ({assignment.reason}), "
-            "expected those that were running: put these back, or others, and deploy them"
-        )
-    log.warning(
-        "model %s version %s: got files that changed since they were deployed, expected them as they were: "
-        "give every change a version of its own to have it tried first",
-        name,
-        running.newest,
+    found = "files that changed since they were deployed"
+    if gone is not None and gone.newest == running.newest and gone.is_there:
+        found = f"the files that were rolled back ({assignment.reason})"
+    raise ConfigError(
+        f"model {running.model.name!r} version {running.newest}: got {found}, expected those that were running: "
+        "put these back, or deploy the others"
     )

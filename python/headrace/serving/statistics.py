@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from headrace.serving.host import ServedModel
+from headrace.serving.served import ServedModel
 
 
 def statistics(served: ServedModel) -> dict[str, Any]:

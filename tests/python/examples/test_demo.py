@@ -18,7 +18,7 @@ from report import Check, ModelReport, write
 from traffic import Profile, Record, Sender, http_session
 from watch import Sample, balances, now
 
-from headrace.serving.front import ReplicaLedger
+from headrace.serving.front_ledgers import ReplicaLedger
 
 BODY = encode({"x": np.arange(3, dtype=np.float32)}, "y", np.array([0, 2, 4], dtype=np.float32))
 

@@ -4,137 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
-import socket
-import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-ray = pytest.importorskip("ray", reason="the Ray extra is not installed")
+pytest.importorskip("ray", reason="the Ray extra is not installed")
 
-import aiohttp  # noqa: E402
-import tritonclient.grpc.aio  # noqa: E402
-import tritonclient.http.aio  # noqa: E402
-from ray import cloudpickle  # noqa: E402
-from ray._private import state as ray_state  # noqa: E402
+import aiohttp
+import tritonclient.grpc.aio
+import tritonclient.http.aio
+from ray._private import state as ray_state
+from ray_fakes import FAKES, SERVICE_S, model
 
-from headrace.backend import Plan, Request, Result  # noqa: E402
-from headrace.config import (  # noqa: E402
-    AutoscalingConfig,
-    DeployConfig,
-    DeployedModel,
-    HttpConfig,
-    ModelConfig,
-    ModelSettings,
-    load_deploy,
-)
-from headrace.errors import ConfigError, ExecutionError, InvalidModel  # noqa: E402
-from headrace.serve import Deployment, build_app, deploy  # noqa: E402
-from headrace.serving import ray_cluster, ray_deploy  # noqa: E402
-from headrace.serving.autoscaling import METRIC_CAPACITY  # noqa: E402
-from headrace.serving.front import FRONT  # noqa: E402
-from headrace.serving.ray_app import adapted, replica_code  # noqa: E402
-from headrace.signature import Signature, TensorSpec  # noqa: E402
+from headrace.config import AutoscalingConfig, DeployConfig, DeployedModel, HttpConfig, load_deploy
+from headrace.errors import ConfigError, ExecutionError
+from headrace.serve import Deployment, build_app, deploy
+from headrace.serving.autoscaling import METRIC_CAPACITY
+from headrace.serving.front_shared import FRONT
 
 pytestmark = pytest.mark.ray
 
 TOKEN = "a-token-for-tests-only"
-SERVICE_S = 0.025  # of the fake model: one replica answers 40 requests per second
-
-
-class FakeEngine:
-    """Doubles its input."""
-
-    signature = Signature((TensorSpec("x", "float32", ("n",)),), (TensorSpec("y", "float32", ("n",)),))
-    plan = Plan("fake", "cpu", "none", "fp32", 1)
-    parity = "not checked: a fake"
-
-    def __init__(self, broken: bool) -> None:
-        self.broken, self.warm = broken, False
-
-    def run_batch(self, requests: Sequence[Request]) -> list[Result]:
-        if self.broken and self.warm:
-            raise ExecutionError("got a request, expected none but to warm up")
-        self.warm = True
-        return [{"y": np.asarray(request["x"]) * 2} for request in requests]
-
-    def close(self) -> None:
-        pass
-
-
-class FakeBatcher:
-    """One request at a time, each taking `SERVICE_S` of waiting and no CPU, with an honest ledger."""
-
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
-        self.lock: asyncio.Lock | None = None
-        self.count: Counter[str] = Counter()
-
-    async def infer(
-        self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
-    ) -> Result:
-        self.lock = self.lock or asyncio.Lock()
-        self.count["accepted"] += 1
-        try:
-            async with self.lock:
-                await asyncio.sleep(SERVICE_S)
-                result = self.engine.run_batch([req])[0]
-                self.count["ok"] += 1
-                return result
-        except asyncio.CancelledError:
-            self.count["cancelled"] += 1
-            raise
-        except ExecutionError:
-            self.count["failed"] += 1
-            raise
-
-    def stats(self) -> dict[str, Any]:
-        waiting = self.count["accepted"] - sum(self.count[end] for end in ("ok", "failed", "cancelled"))
-        zero = dict.fromkeys(("expired", "refused", "batches", "offered_rps"), 0)
-        return {
-            **zero,
-            "accepted": self.count["accepted"],
-            "ok": self.count["ok"],
-            "failed": self.count["failed"],
-            "cancelled": self.count["cancelled"],
-            "queued": waiting,
-            "queue_delay_s": max(0, waiting - 1) * SERVICE_S,
-            "capacity_rps": 1 / SERVICE_S,
-            "batch_sizes": [0, self.count["ok"]],
-            "batch_seconds": [0.0, self.count["ok"] * SERVICE_S],
-            "queue_delay": {"count": self.count["accepted"], "total_s": 0.0},
-        }
-
-    def close(self) -> None:
-        pass
-
-
-def open_fake_engine(path: Path, settings: ModelSettings) -> FakeEngine:
-    if "broken" in str(path):
-        raise InvalidModel(f"{path}: got rubbish, expected a model")
-    return FakeEngine(broken=path.is_file() and path.read_text() == "failing")
-
-
-def open_fake_batcher(engine: FakeEngine, settings: ModelSettings) -> FakeBatcher:
-    return FakeBatcher(engine)
-
-
-# Replicas cannot import this file.
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
-FAKES: dict[str, Any] = {"engine_opener": open_fake_engine, "batcher_opener": open_fake_batcher}
-
-
-def model(name: str, **scaling: Any) -> DeployedModel:
-    config = ModelConfig(name=name, files={1: Path(f"{name}.onnx")}, settings=ModelSettings(slo_ms=2000))
-    return DeployedModel(model=config, autoscaling=AutoscalingConfig(cpus_per_replica=0.1, **scaling))
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +264,9 @@ async def test_versions_change_in_place_under_load(deployment: Deployment, tmp_p
         ("tickets", "2"): "READY",
         ("tickets", "3"): "UNAVAILABLE",
     }
+    stats = await asyncio.to_thread(_get, f"{deployment.url}/v2/models/tickets/versions/3/stats")
+    queued = stats["model_stats"][0]["inference_stats"]["queue"]["count"]
+    assert queued > 0, "statistics know what was rolled back"
     await asyncio.sleep(1)
     # Other CPUs are another kind of replica: those that start open what runs, not what was rolled back.
     await by_update(0.2)
@@ -384,10 +286,14 @@ async def test_versions_change_in_place_under_load(deployment: Deployment, tmp_p
 
 def _answers(url: str, name: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/v2/models/{name}", timeout=5) as response:
-            return bool(response.status == 200)
+        return bool(_get(f"{url}/v2/models/{name}"))
     except OSError:
         return False
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return json.load(response)
 
 
 async def _ask_until(stop: asyncio.Event, url: str, answers: Counter[str]) -> None:
@@ -413,6 +319,43 @@ async def _index(url: str) -> list[dict[str, str]]:
     ):
         found: list[dict[str, str]] = await answer.json()
         return found
+
+
+async def test_a_model_is_unloaded_and_loaded_again(deployment: Deployment) -> None:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    host = deployment.url.removeprefix("http://")
+    statuses = Counter[int]()
+
+    async def one() -> None:
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
+        async with session.post(f"{deployment.url}/v2/models/elastic/infer", json=body) as response:
+            statuses[response.status] += 1
+
+    def books() -> Counter[str]:
+        replicas = deployment.ledgers()["elastic"]
+        assert all(replica.final for replica in replicas) == ("elastic" not in deployment.replicas())
+        return sum((Counter[str](replica.stats) for replica in replicas), Counter[str]())
+
+    async with aiohttp.ClientSession() as session, tritonclient.http.aio.InferenceServerClient(host) as client:
+        await one()
+        before = await asyncio.to_thread(books)
+        sent = [asyncio.create_task(one()) for _ in range(20)]
+        await asyncio.wait(sent, return_when=asyncio.FIRST_COMPLETED)
+        await client.unload_model("elastic", headers=headers)
+        await asyncio.gather(*sent)
+        assert set(statuses) <= {200, 404}, "what was accepted is answered, what came later is refused"
+        assert "elastic" not in await asyncio.to_thread(deployment.replicas)
+        after = await asyncio.to_thread(books)
+        assert after["accepted"] == after["ok"] + after["failed"] + after["cancelled"]
+        assert after["ok"] - before["ok"] >= statuses[200] - 1 > 0
+        assert not await client.is_model_ready("elastic")
+        listed = {one["name"]: (one["state"], one["reason"]) for one in await _index(deployment.url)}
+        assert listed["elastic"] == ("UNAVAILABLE", "unloaded")
+        await client.load_model("elastic", headers=headers)
+        assert await client.is_model_ready("elastic")
+        await one()
+    assert statuses[404] < 20
+    assert await asyncio.to_thread(running, deployment) == 1
 
 
 async def test_a_replica_that_is_killed_fails_only_what_it_had_and_comes_back(deployment: Deployment) -> None:
@@ -454,60 +397,6 @@ def test_an_application_runs_without_our_deploy(deployment: Deployment) -> None:
 
 async def _stats(handle: Any) -> dict[str, float]:
     return await handle.record_autoscaling_stats.remote()
-
-
-def test_a_change_of_a_model_that_runs_leaves_its_replicas_as_many_as_they_are() -> None:
-    def initial(**how: Any) -> Any:
-        deployment = build_app(model("a", min_replicas=2, max_replicas=9), **how)._bound_deployment
-        return deployment._deployment_config.autoscaling_config.initial_replicas
-
-    assert initial() == 2
-    assert initial(runs=True) is None, "Serve would go down to it under full load"
-
-
-def on_device(device: str | None) -> DeployedModel:
-    there = model("a")
-    settings = ModelSettings(slo_ms=2000, device=device)
-    config = ModelConfig(name="a", files=there.model.files, settings=settings)
-    return DeployedModel(model=config, autoscaling=there.autoscaling)
-
-
-@pytest.mark.parametrize(
-    ("device", "gpus", "seen"),
-    [(None, 0, None), ("cpu", 0, "cpu"), ("cuda:3", 1, "cuda:0"), ("cuda-on-host", 0, "cuda-on-host")],
-)
-def test_a_replica_on_a_gpu_gets_one_and_takes_the_one_it_gets(device: str | None, gpus: int, seen: str | None) -> None:
-    deployed = on_device(device)
-    options = build_app(deployed)._bound_deployment._replica_config.ray_actor_options
-    assert (options["num_gpus"], options["num_cpus"]) == (gpus, 0.1)
-    assert adapted(deployed.model, threads=2).settings.device == seen
-    assert adapted(deployed.model, threads=2).settings.threads == 2
-    openers = (FAKES["engine_opener"], FAKES["batcher_opener"])
-    same = replica_code(deployed, openers, "x", None) == replica_code(on_device(None), openers, "x", None)
-    assert same == (gpus == 0), "a replica without a GPU cannot go on to one in place"
-
-
-def test_more_gpus_than_the_cluster_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_deploy.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    ray_deploy._check_fits([on_device("cuda"), on_device("cpu")])
-    with pytest.raises(ConfigError, match=r"got 2 GPUs .* expected at most the cluster.s 1"):
-        ray_deploy._check_fits([on_device("cuda"), on_device("cuda:1")])
-
-
-def test_one_application_is_one_model() -> None:
-    both = DeployConfig(http=HttpConfig(), models=[model("a"), model("b")])
-    with pytest.raises(ConfigError, match=r"got 2 models \(a, b\), expected one"):
-        build_app(both)
-
-
-def test_a_taken_port_is_an_error_before_anything_is_deployed() -> None:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        taken = holder.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"127.0.0.1:{taken}"):
-            ray_cluster.check_port("127.0.0.1", taken)
-        assert ray_cluster.free_port() != taken
 
 
 def test_a_model_that_does_not_load_says_why(deployment: Deployment) -> None:

@@ -13,9 +13,10 @@ pytest.importorskip("ray", reason="the Ray extra is not installed")
 
 from headrace.config import AutoscalingConfig, DeployConfig, DeployedModel, HttpConfig, ModelConfig, ModelSettings
 from headrace.errors import ConfigError, ExecutionError
-from headrace.serving import ray_deploy
-from headrace.serving.assignment import Assignments, Edition
-from headrace.serving.front import FRONT, MODEL_DEPLOYMENT, FrontAddress
+from headrace.serving import ray_deploy, ray_models
+from headrace.serving.assignment import Assignment, Assignments, Edition
+from headrace.serving.front_shared import FRONT, MODEL_DEPLOYMENT, FrontAddress
+from headrace.serving.ray_build import Making
 
 
 class Memory(dict[str, bytes]):
@@ -50,8 +51,8 @@ class FakeFront:
         self.names = names
         self.assignments.forget()
 
-    def on_bring(self, name: str, edition: Edition) -> dict[str, Any]:
-        self.assignments.bring(name, edition)
+    def on_bring(self, name: str, edition: Edition, scaling: AutoscalingConfig) -> dict[str, Any]:
+        self.assignments.bring(name, edition, scaling)
         return self.assignments.status(name)
 
 
@@ -63,6 +64,8 @@ class Cluster:
         self.applications: dict[str, Any] = {}
         self.front: FakeFront | None = None
         self.states: dict[str, str] = {}
+        # The models that were run, and whether they ran already.
+        self.ran: list[tuple[str, bool]] = []
         fake = SimpleNamespace(
             status=lambda: SimpleNamespace(applications=dict(self.applications)),
             delete=lambda name, _blocking: self.applications.pop(name, None),
@@ -78,10 +81,16 @@ class Cluster:
             "connect": lambda tell: None,
             "start_serve": lambda http, owns_ray: "",
             "RayStore": lambda: self.store,
-            "build_app": lambda deployed, **how: deployed,
+            "run_target": self.run_target,
             "build_front": lambda names, where, *rest: (names, where),
         }.items():
             patch.setattr(ray_deploy, name, value)
+        patch.setattr(ray_models, "serve", fake)
+        patch.setattr(ray_models, "RayStore", lambda: self.store)
+
+    def run_target(self, deployed: DeployedModel, making: Making, *, runs: bool) -> Any:
+        self.ran.append((deployed.model.name, runs))
+        return deployed, deployed.model.name
 
     def run_many(self, targets: list[Any], wait_for_applications_running: bool) -> None:
         for app, name in targets:
@@ -190,3 +199,32 @@ def test_a_new_front_does_not_know_models_that_serve_took_away_with_the_last_one
     assert cluster.front is not None
     assert cluster.front.names == ["back", "new"]
     assert set(cluster.store) == {"back", "new"}
+
+
+def unload(cluster: Cluster, name: str) -> None:
+    """What the front does."""
+    assert cluster.front is not None
+    cluster.front.assignments.unload(name)
+    cluster.applications.pop(name)
+
+
+def test_an_unloaded_model_stays_known_until_it_is_deployed_again_or_named_no_more(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    first = ray_deploy.deploy(config(tmp_path, "a", "b"))
+    other = ray_deploy.deploy(config(tmp_path, "c"))
+    assert cluster.front is not None
+    for name in "abc":
+        unload(cluster, name)
+    first.update(config(tmp_path, "a"))
+    assert set(cluster.applications) == {FRONT, "a"}
+    assert cluster.ran[-1] == ("a", False), "it starts as a new one does"
+    assert cluster.front.names == ["a", "c"]
+    kept = {name: Assignment.decode(content).unloaded for name, content in cluster.store.items()}
+    assert kept == {"a": False, "c": True}
+    first.shutdown()
+    assert set(cluster.applications) == {FRONT}, "the other deployment's model can be loaded again"
+    assert cluster.front.names == ["c"]
+    other.shutdown()
+    assert not cluster.applications
+    assert not cluster.store

@@ -8,6 +8,7 @@ import logging
 import secrets
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,21 +20,25 @@ from headrace.serving.ingress.wire import (
     BODY_BYTES_LIMIT,
     HELLO_BYTES_MAX,
     MESSAGE_BYTES_MAX,
+    NONCE_BYTES,
     Answer,
     Ask,
     Call,
     Cancel,
+    Challenge,
     Frames,
     Goodbye,
     Headers,
     Hello,
     Message,
     Return,
+    Welcome,
+    proof,
 )
 
 log = logging.getLogger("headrace.serving")
 
-# An unknown peer has so long to say the key.
+# An unknown peer has so long to prove that it knows the key.
 HELLO_S_MAX = 5.0
 POLL_S = 0.02
 
@@ -48,30 +53,43 @@ class DoorAddress:
         host: The address it listens on; "" for a socket of Linux's abstract namespace, which has no file to be left
             behind and cannot be reached from other machines.
         port: The TCP port, or the socket's name.
-        key: Without it nobody is let in. It comes over Ray's own, authenticated channels, and is said as it is when a
-            link begins: to other machines over plain TCP, as are the requests.
+        key: Without it nobody is let in, and nobody is taken for the replica. It comes over Ray's own, authenticated
+            channels, and never goes over a link.
     """
 
     host: str
     port: int | str
     key: bytes
 
-    async def connect(self, protocol: type[Frames] | Any) -> Any:
-        """Opens a connection and says hello; returns the protocol."""
+    async def connect(self, protocol: Callable[[bytes], Any]) -> Any:
+        """Opens a link and waits until either end knows the other; returns what `protocol` made of the key.
+
+        Raises:
+            OSError: Nobody is there, or one who does not know the key.
+        """
+        link = await self.open(lambda: protocol(self.key))
+        try:
+            await link.welcomed
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    async def open(self, protocol: Callable[[], Any]) -> Any:
+        """Opens a connection; returns the protocol."""
         loop = asyncio.get_running_loop()
         if self.host:
             _, made = await loop.create_connection(protocol, self.host, int(self.port))
-        else:
-            # Connected here, because uvloop takes no path that begins with a zero byte.
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.setblocking(False)
-                await loop.sock_connect(sock, f"\0{self.port}")
-            except BaseException:
-                sock.close()
-                raise
-            _, made = await loop.create_unix_connection(protocol, sock=sock)
-        made.send(Hello(self.key))
+            return made
+        # Connected here, because uvloop takes no path that begins with a zero byte.
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, f"\0{self.port}")
+        except BaseException:
+            sock.close()
+            raise
+        _, made = await loop.create_unix_connection(protocol, sock=sock)
         return made
 
 
@@ -181,12 +199,18 @@ class DoorLink(Frames):
         super().__init__()
         self._door = door
         self._known = False
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._ends = False
         self._exchanges: dict[int, Exchange] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        # Not more than the key can be before the peer is known.
+        # Not more than its proof can be before the peer is known.
         self.message_bytes_max, self.body_bytes_max = HELLO_BYTES_MAX, 0
         self._loop.call_later(HELLO_S_MAX, self._expect_known)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        super().connection_made(transport)
+        self.send(Challenge(self._nonce))
 
     @property
     def busy(self) -> bool:
@@ -210,14 +234,18 @@ class DoorLink(Frames):
             self._cancel(message.id)
         elif isinstance(message, Goodbye):
             self._ends = True
-        elif isinstance(message, Hello) and hmac.compare_digest(message.key, self._door.key):
+        elif isinstance(message, Hello) and not self._known and self._proves(message):
             self._known = True
             self._door.links.add(self)
+            self.send(Welcome(proof(self._door.key, Welcome, message.nonce, self._nonce)))
             if self._door.draining:  # it was connecting when the others were told
                 self.send(Goodbye())
             self.message_bytes_max, self.body_bytes_max = MESSAGE_BYTES_MAX, BODY_BYTES_LIMIT
         else:
             self._abort()
+
+    def _proves(self, hello: Hello) -> bool:
+        return hmac.compare_digest(hello.proof, proof(self._door.key, Hello, self._nonce, hello.nonce))
 
     def _expect_known(self) -> None:
         if not self._known:

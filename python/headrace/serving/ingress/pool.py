@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from headrace.errors import BackendUnavailable, DeadlineExceeded, Overloaded
 from headrace.serving.ingress.door import DoorAddress
-from headrace.serving.ingress.wire import Answer, Ask, Call, Cancel, Frames, Goodbye, Message, Return
+from headrace.serving.ingress.wire import (
+    BODY_BYTES_LIMIT,
+    HELLO_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    NONCE_BYTES,
+    Answer,
+    Ask,
+    Call,
+    Cancel,
+    Challenge,
+    Frames,
+    Goodbye,
+    Hello,
+    Message,
+    Return,
+    Welcome,
+    proof,
+)
 
 log = logging.getLogger("headrace.serving")
 
@@ -31,10 +50,22 @@ Wake: TypeAlias = Callable[[], Awaitable[tuple[str, DoorAddress]]]
 
 
 class Link(Frames):
-    """The ingress's end of one link."""
+    """The ingress's end of one link.
 
-    def __init__(self) -> None:
+    Args:
+        key: The door's.
+
+    Attributes:
+        welcomed: Done when either end has proven to the other that it knows the key; an `OSError` where one did not.
+    """
+
+    def __init__(self, key: bytes = b"") -> None:
         super().__init__()
+        self._key = key
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._challenge: bytes | None = None
+        self.welcomed: asyncio.Future[None] = self._loop.create_future()
+        self.message_bytes_max, self.body_bytes_max = HELLO_BYTES_MAX, 0
         self._waiting: dict[int, asyncio.Future[tuple[Message, bytes]]] = {}
         self._last = 0
         self.leaving = False
@@ -62,7 +93,9 @@ class Link(Frames):
 
     def received(self, message: Message, body: bytes) -> None:
         """Gives an answer to whoever waits for it."""
-        if isinstance(message, Answer | Return):
+        if not self.welcomed.done():
+            self._introduce(message)
+        elif isinstance(message, Answer | Return):
             future = self._waiting.get(message.id)
             if future is not None and not future.done():
                 future.set_result((message, body))
@@ -72,8 +105,24 @@ class Link(Frames):
         else:
             self._abort()
 
+    def _introduce(self, message: Message) -> None:
+        if isinstance(message, Challenge) and self._challenge is None:
+            self._challenge = message.nonce
+            self.send(Hello(self._nonce, proof(self._key, Hello, message.nonce, self._nonce)))
+        elif isinstance(message, Welcome) and self._challenge is not None:
+            expected = proof(self._key, Welcome, self._nonce, self._challenge)
+            if not hmac.compare_digest(message.proof, expected):
+                self._abort()
+                return
+            self.message_bytes_max, self.body_bytes_max = MESSAGE_BYTES_MAX, BODY_BYTES_LIMIT
+            self.welcomed.set_result(None)
+        else:
+            self._abort()
+
     def lost(self) -> None:
         """Ends what still waits."""
+        if not self.welcomed.done():
+            self.welcomed.set_exception(ConnectionAbortedError("got the end of a link that began, expected a welcome"))
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(

@@ -4,12 +4,14 @@ A frame is a prefix (bytes of the message, bytes of the body; two little-endian 
 the body as it is. Frames that become ready in one turn of the event loop leave in one write and mostly arrive in one
 read, so the more requests are under way, the less each one costs. Nothing in a frame is ever unpickled.
 
-The first frame of a connection is a `Hello` with the door's key; whoever does not know it is cut off.
+A link begins with a `Challenge`, a `Hello` and a `Welcome`. In these either end proves that it knows the door's key,
+which is not in them; whoever does not know it is cut off. What follows is neither signed nor encrypted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import struct
 from typing import TypeAlias, cast
 
@@ -22,16 +24,35 @@ PREFIX = struct.Struct("<II")
 MESSAGE_BYTES_MAX = 1 << 20
 # Results may be larger than requests.
 BODY_BYTES_LIMIT = 16 * BODY_BYTES_MAX
-# What an unknown peer may send: a Hello.
+# What an unknown peer may send: its part of the introduction.
 HELLO_BYTES_MAX = 128
+NONCE_BYTES = 32
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
-class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
-    """The first message of a link."""
+class Challenge(msgspec.Struct, tag="challenge", array_like=True, frozen=True):
+    """The first message of a link, from the replica: the ingress's proof is to be made with this."""
 
-    key: bytes
+    nonce: bytes
+
+
+class Hello(msgspec.Struct, tag="hello", array_like=True, frozen=True):
+    """The ingress's answer to it, and what the replica's proof is to be made with."""
+
+    nonce: bytes
+    proof: bytes
+
+
+class Welcome(msgspec.Struct, tag="welcome", array_like=True, frozen=True):
+    """The replica's answer to that: requests may come."""
+
+    proof: bytes
+
+
+def proof(key: bytes, who: type[Hello] | type[Welcome], challenge: bytes, answer: bytes) -> bytes:
+    """What only who knows the key can say: of one end, and of one link, since either end's nonce is in it."""
+    return hmac.digest(key, b"%s %s %s" % (who.__name__.encode(), challenge, answer), "sha256")
 
 
 class Ask(msgspec.Struct, tag="ask", array_like=True):
@@ -82,7 +103,7 @@ class Goodbye(msgspec.Struct, tag="goodbye", array_like=True, frozen=True):
     """From a replica: send no more requests. From the ingress: none will come after this."""
 
 
-Message: TypeAlias = Hello | Ask | Answer | Call | Return | Cancel | Goodbye
+Message: TypeAlias = Challenge | Hello | Welcome | Ask | Answer | Call | Return | Cancel | Goodbye
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Message)
 

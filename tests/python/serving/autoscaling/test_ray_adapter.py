@@ -90,7 +90,7 @@ print(policy(SimpleNamespace(
 def test_a_controller_without_headrace_can_run_the_policy() -> None:
     pytest.importorskip("ray", reason="the Ray extra is not installed")
     from headrace.config import AutoscalingConfig, DeployedModel, ModelConfig, ModelSettings
-    from headrace.serving.ray_app import _autoscaling
+    from headrace.serving.ray_build import _autoscaling
 
     model = ModelConfig(name="a", files={}, settings=ModelSettings(max_batch=8))
     config = _autoscaling(DeployedModel(model=model, autoscaling=AutoscalingConfig()), runs=False)

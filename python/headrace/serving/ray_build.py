@@ -1,0 +1,198 @@
+"""From a model and how it scales to its Ray Serve application: each scales alone, so each is one of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from msgspec.structs import replace
+from ray import cloudpickle, serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
+from ray.serve.schema import LoggingConfig
+
+from headrace import __version__
+from headrace.config import DeployConfig, DeployedModel
+from headrace.errors import ConfigError
+from headrace.serving import autoscaling
+from headrace.serving.assignment import resolved
+from headrace.serving.autoscaling import SloPolicy
+from headrace.serving.body import CALLER_HEADER
+from headrace.serving.front_shared import MODEL_DEPLOYMENT
+from headrace.serving.opening import OpenBatcher, OpenEngine, open_batcher, open_engine
+from headrace.serving.ray_app import ModelReplica, gpus_of
+
+# Replicas and callers push their metrics this often; the policy cannot react faster than that.
+METRICS_INTERVAL_S = 0.5
+# Window Serve averages its own counts over. Longer would keep an idle model "busy" for as long.
+LOOK_BACK_S = 1.0
+# Queue delay at which the policy counts the objective as broken, where the model has no slo_ms.
+QUEUE_DELAY_S_DEFAULT = 0.1
+# Serve polls a draining replica this often.
+DRAIN_POLL_S = 0.2
+# What a replica has beyond its drain before Serve kills it: for its last report and the end of the Engine.
+CLOSE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Making:
+    """What the replicas of all models beside one front have in common.
+
+    Attributes:
+        ingress: "headrace", or "ray" if Serve's proxy is to reach them.
+        caller_header: The request header that names the caller.
+        ledger: Folder of the request ledger on disk; None for none.
+        engine_opener: Makes the Engine of a replica.
+        batcher_opener: Makes the Batcher of a replica.
+    """
+
+    ingress: str = "headrace"
+    caller_header: str = CALLER_HEADER
+    ledger: Path | None = None
+    engine_opener: OpenEngine = open_engine
+    batcher_opener: OpenBatcher = open_batcher
+
+
+def run_target(deployed: DeployedModel, making: Making, *, runs: bool) -> serve.RunTarget:
+    """What `serve.run_many` takes for one model.
+
+    Args:
+        deployed: The model and how it scales.
+        making: What its replicas have in common with all others.
+        runs: Whether it runs already, and is to keep the replicas that it has.
+    """
+    name = deployed.model.name
+    application = build_app(
+        deployed,
+        engine_opener=making.engine_opener,
+        batcher_opener=making.batcher_opener,
+        caller_header=making.caller_header,
+        ledger=making.ledger,
+        code=replica_code(deployed, making),
+        surge_percent=_surge_percent(deployed),
+        runs=runs,
+    )
+    # Behind our own ingress a model can be reached in no other way.
+    prefix = f"/v2/models/{name}" if making.ingress == "ray" else None
+    return serve.RunTarget(application, name=name, route_prefix=prefix)
+
+
+def _surge_percent(deployed: DeployedModel) -> int:
+    """New replicas start before old ones go where one of them fits: Serve would wait for ever for one that does not."""
+    free = ray.available_resources()
+    has_cpus = free.get("CPU", 0) + 1e-9 >= deployed.autoscaling.cpus_per_replica
+    return 100 if has_cpus and free.get("GPU", 0) >= gpus_of(deployed.model) else 0
+
+
+def build_app(
+    config: DeployedModel | DeployConfig,
+    *,
+    engine_opener: OpenEngine = open_engine,
+    batcher_opener: OpenBatcher = open_batcher,
+    caller_header: str = CALLER_HEADER,
+    ledger: Path | None = None,
+    code: str | None = None,
+    surge_percent: int = 0,
+    runs: bool = False,
+) -> serve.Application:
+    """Builds the Ray Serve application of one model, to be run at the prefix ``/v2/models/NAME``.
+
+    Args:
+        config: The model and how it scales, or a deployment with that one model in it.
+        engine_opener: Makes the Engine of a replica; tests put their own here.
+        batcher_opener: Makes the Batcher of a replica; tests put their own here.
+        caller_header: The request header that names the caller; callers who compete share a replica fairly.
+        ledger: Folder of the request ledger on disk, on the replicas' machine or shared by all; None for none.
+        code: Replicas stay while this stays; None to start them again whenever this runs again.
+        surge_percent: Replicas that may start before old ones go, where they have to start again.
+        runs: Whether it runs already, and is to keep the replicas that it has.
+
+    Raises:
+        ConfigError: The deployment has several models. Each scales alone, so each is an application of its own.
+
+    Example:
+        >>> config = load_deploy("app.yaml")
+        >>> for one in config.models:
+        ...     serve.run(build_app(one), name=one.model.name, route_prefix=f"/v2/models/{one.model.name}")
+    """
+    if isinstance(config, DeployConfig):
+        if len(config.models) != 1:
+            names = ", ".join(one.model.name for one in config.models)
+            raise ConfigError(
+                f"build_app: got {len(config.models)} models ({names}), expected one; build each by itself"
+            )
+        config = config.models[0]
+    deployed = replace(config, model=resolved(config.model))
+    settings = deployed.model.settings
+    deployment = serve.deployment(
+        name=MODEL_DEPLOYMENT,
+        max_ongoing_requests=settings.max_queue + 2 * settings.max_batch,
+        max_queued_requests=settings.max_queue,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
+        graceful_shutdown_timeout_s=deployed.autoscaling.leave_s + CLOSE_S,
+        # How soon a dead replica is noticed, and another started.
+        health_check_period_s=2,
+        ray_actor_options={
+            "num_cpus": deployed.autoscaling.cpus_per_replica,
+            "num_gpus": gpus_of(deployed.model),
+        },
+        autoscaling_config=_autoscaling(deployed, runs),
+        logging_config=LoggingConfig(enable_access_log=False),
+        max_surge_percent=surge_percent,
+    )(serve.ingress()(ModelReplica))
+    if code is not None:
+        deployment = deployment.options(version=code, _internal=True)
+    return deployment.bind(deployed, engine_opener, batcher_opener, caller_header, ledger)
+
+
+def replica_code(deployed: DeployedModel, making: Making) -> str:
+    """Equal where replicas need not be started again: what else changes, they follow while they run."""
+    openers = making.engine_opener, making.batcher_opener
+    parts = (
+        __version__,
+        deployed.autoscaling.cpus_per_replica,
+        deployed.autoscaling.leave_s,
+        gpus_of(deployed.model),
+        *(f"{opener.__module__}.{opener.__qualname__}" for opener in openers),
+        making.caller_header,
+        making.ledger,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _autoscaling(deployed: DeployedModel, runs: bool) -> AutoscalingConfig:
+    """Serve's own delays are zero because the policy has its own hysteresis."""
+    scaling, slo_ms = deployed.autoscaling, deployed.model.settings.slo_ms
+    # Serve pickles the policy's own module by value, but not those it imports: its controller may have no Headrace.
+    cloudpickle.register_pickle_by_value(autoscaling)
+    policy = AutoscalingPolicy(
+        policy_function=SloPolicy,
+        policy_kwargs={
+            # Half of the deadline may go into waiting; the rest is for decoding, running and encoding.
+            "slo_s": QUEUE_DELAY_S_DEFAULT if slo_ms is None else slo_ms / 2000,
+            "target_utilisation": scaling.target_utilisation,
+            "down_hold_s": scaling.down_hold_s,
+            "idle_to_zero_s": scaling.idle_s,
+            "fallback_ongoing": float(deployed.model.settings.max_batch),
+        },
+    )
+    cloudpickle.unregister_pickle_by_value(autoscaling)
+    with warnings.catch_warnings():
+        # Serve calls metrics_interval_s deprecated, but 2.60 reads nothing else.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=scaling.min_replicas,
+            # One replica at first, even of a model that may go to zero: a deployment must show that it can load. Later
+            # changes would take it for the number that is wanted, whatever the load.
+            initial_replicas=None if runs else max(1, scaling.min_replicas),
+            max_replicas=scaling.max_replicas,
+            metrics_interval_s=METRICS_INTERVAL_S,
+            look_back_period_s=LOOK_BACK_S,
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            downscale_to_zero_delay_s=0,
+            policy=policy,
+        )

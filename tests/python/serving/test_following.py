@@ -1,0 +1,192 @@
+"""New versions in many replicas at once: who follows what, and who decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from following_fakes import TRIAL, Cluster
+
+from headrace.serving import follower
+from headrace.serving.assignment import Assignments
+from headrace.serving.statistics import merged
+
+
+async def test_a_new_version_replaces_the_old_one_in_every_replica(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.put(2)
+    cluster.deploy()
+    await cluster.settle()
+    assert cluster.serving == ["2"] * 3
+    assert [one.open_engines for one in cluster.replicas] == [1] * 3
+    assert cluster.assignments.status("doubler") == {"generation": 3, "running": "2"}
+    await cluster.close()
+
+
+async def test_a_canary_is_judged_on_what_all_replicas_saw_together(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.put(2, mode="canary", share=0.5, **TRIAL | {"min_requests": 30})
+    cluster.deploy()
+    # No replica alone has 30 requests of each version when it is decided.
+    answered = await cluster.settle(requests=4)
+    assert cluster.serving == ["2"] * 3
+    assert {"1", "2"} == set(answered)
+    assert answered.count("2") < 30 + 4 * 3 * 3
+    await cluster.close()
+
+
+@pytest.mark.parametrize("mode", ["canary", "shadow"])
+async def test_a_version_that_fails_is_rolled_back_everywhere_and_not_tried_again(tmp_path: Path, mode: str) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.put(2, "failing", mode=mode, share=0.5, **TRIAL)
+    cluster.deploy()
+    answered = await cluster.settle()
+    assert set(answered) == {"1"}, "callers must see nothing of the trial"
+    assert [one.open_engines for one in cluster.replicas] == [1] * 3
+    status = cluster.assignments.status("doubler")
+    assert status["running"] == "1"
+    assert status["rolled_back"]["version"] == "2"
+    assert "failures" in status["rolled_back"]["reason"]
+    told = merged(entry for one in cluster.replicas for entry in one.host.statistics())
+    assert [entry["version"] for entry in told] == ["1", "2"]
+    assert told[1]["inference_count"] > 0, "statistics must not forget what was rolled back"
+    before = cluster.assignments.get("doubler")
+    assert cluster.deploy() == before, "what was rolled back is not tried again as it is"
+    cluster.put(2, "a model", mode=mode, share=0.5, **TRIAL)
+    cluster.deploy()
+    await cluster.settle()
+    assert cluster.serving == ["2"] * 3, "once it has changed it is"
+    assert "rolled_back" not in cluster.assignments.status("doubler")
+    await cluster.close()
+
+
+async def test_a_shadow_that_diverges_is_rolled_back(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.put(2, "other", mode="shadow", share=0.5, divergent_max=0.1, **TRIAL)
+    cluster.deploy()
+    await cluster.settle()
+    assert cluster.serving == ["1"] * 3
+    assert "divergence" in cluster.assignments.status("doubler")["rolled_back"]["reason"]
+    await cluster.close()
+
+
+@pytest.mark.parametrize("mode", ["replace", "canary"])
+async def test_a_version_that_does_not_load_changes_nothing(tmp_path: Path, mode: str) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.put(2, "rubbish", mode=mode)
+    cluster.deploy()
+    answered = await cluster.settle()
+    assert set(answered) == {"1"}
+    assert "got rubbish" in cluster.assignments.status("doubler")["rolled_back"]["reason"]
+    assert not any(one.follower.broken for one in cluster.replicas)
+    await cluster.close()
+
+
+async def test_a_front_that_starts_again_knows_what_was_decided_and_learns_the_evidence(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.put(2, mode="canary", share=0.5, **TRIAL | {"min_requests": 50})
+    cluster.deploy()
+    await cluster.settle(1, lambda: all(one.host.trial("doubler") for one in cluster.replicas))
+    await cluster.turn(10)
+    seen = cluster.assignments.status("doubler")["candidate"]["candidate"]["requests"]
+    cluster.assignments = Assignments(cluster.store)
+    assert cluster.assignments.status("doubler")["candidate"]["candidate"]["requests"] == 0
+    await cluster.turn()
+    assert cluster.assignments.status("doubler")["candidate"]["candidate"]["requests"] == seen >= 15
+    await cluster.settle(10)
+    cluster.put(3, "failing", mode="canary", share=0.5, **TRIAL)
+    cluster.deploy()
+    await cluster.settle()
+    cluster.assignments = Assignments(cluster.store)
+    status = cluster.assignments.status("doubler")
+    assert (status["running"], status["rolled_back"]["version"]) == ("2", "3")
+    assert cluster.deploy().candidate is None
+    await cluster.close()
+
+
+async def test_a_deployment_during_a_trial_takes_its_place(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.put(2, mode="canary", share=0.5, **TRIAL | {"min_requests": 10**6})
+    cluster.deploy()
+    await cluster.settle(1, lambda: all(one.host.trial("doubler") for one in cluster.replicas))
+    cluster.put(3, mode="canary", share=0.5, **TRIAL)
+    cluster.deploy()
+    await cluster.settle()
+    assert cluster.serving == ["3"] * 3
+    # Back to what serves already: whatever is on trial is given up.
+    third = cluster.edition()
+    cluster.put(4, mode="canary", share=0.5, **TRIAL | {"min_requests": 10**6})
+    cluster.deploy()
+    await cluster.settle(1, lambda: all(one.host.trial("doubler") for one in cluster.replicas))
+    cluster.assignments.bring("doubler", third)
+    await cluster.settle()
+    assert cluster.serving == ["3"] * 3
+    assert [one.open_engines for one in cluster.replicas] == [1] * 3
+    await cluster.close()
+
+
+async def test_a_replica_that_cannot_follow_says_so_and_serves_on(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, replicas=2)
+    # Loads in one replica, which decides it, and not in the other.
+    cluster.replicas[1].open = lambda path, settings: 1 / 0  # type: ignore[assignment, method-assign]
+    cluster.replicas[1].host._engine_opener = cluster.replicas[1].open
+    cluster.put(2)
+    cluster.assignments.bring("doubler", cluster.edition())
+    lagging = cluster.replicas.pop()
+    await cluster.settle()
+    cluster.replicas.append(lagging)
+    await cluster.settle(1, lambda: bool(lagging.follower.broken))
+    assert "ZeroDivisionError" in lagging.follower.broken
+    assert await lagging.ask() == "1"
+    await cluster.close()
+
+
+async def test_a_version_that_hangs_while_it_is_opened_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower, "OPEN_S_MAX", 0.2)
+    cluster = Cluster(tmp_path, replicas=2)
+    gates = [one.hang() for one in cluster.replicas]
+    cluster.put(2, "hanging")
+    cluster.deploy()
+    await cluster.settle()
+    assert "got no end of opening it" in cluster.assignments.status("doubler")["rolled_back"]["reason"]
+    assert not any(one.follower.broken for one in cluster.replicas), "what serves goes on"
+    cluster.put(2, "a model")
+    cluster.deploy()
+    await cluster.settle()
+    assert cluster.serving == ["2", "2"]
+    # What it opens in the end is closed again.
+    for gate in gates:
+        gate.set()
+    await cluster.settle(until=lambda: [one.open_engines for one in cluster.replicas] == [1, 1] and cluster.quiet())
+    assert [len(one.engines) for one in cluster.replicas] == [3, 3]
+    await cluster.close()
+
+
+async def test_only_settings_or_only_contents_are_a_change_too(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    first = cluster.edition()
+    cluster.put(1, "other")
+    assert cluster.edition() != first
+    cluster.deploy()
+    await cluster.settle()
+    assert [one.engines[-1].factor for one in cluster.replicas] == [3] * 3
+    (cluster.folder / "headrace.toml").write_text("max_queue = 7")
+    cluster.deploy()
+    await cluster.settle()
+    assert [one.host.find("doubler").settings.max_queue for one in cluster.replicas] == [7] * 3
+    await cluster.close()
+
+
+async def test_books_and_arrivals_never_go_back_when_a_version_is_closed(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    await cluster.turn(5)
+    cluster.put(2)
+    cluster.deploy()
+    answered = await cluster.settle()
+    for replica in cluster.replicas:
+        books = replica.host.books()["doubler"]
+        assert books.ok == 5 + len(answered) // 3
+        assert books.balanced
+    await cluster.close()

@@ -1,0 +1,72 @@
+"""From a model to its Ray Serve application, without a Ray that runs."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="the Ray extra is not installed")
+
+from ray_fakes import model
+
+from headrace.config import DeployConfig, DeployedModel, HttpConfig, ModelConfig, ModelSettings
+from headrace.errors import ConfigError
+from headrace.serve import build_app
+from headrace.serving import ray_cluster, ray_deploy
+from headrace.serving.ray_app import adapted
+from headrace.serving.ray_build import Making, replica_code
+
+
+def test_a_change_of_a_model_that_runs_leaves_its_replicas_as_many_as_they_are() -> None:
+    def initial(**how: Any) -> Any:
+        deployment = build_app(model("a", min_replicas=2, max_replicas=9), **how)._bound_deployment
+        return deployment._deployment_config.autoscaling_config.initial_replicas
+
+    assert initial() == 2
+    assert initial(runs=True) is None, "Serve would go down to it under full load"
+
+
+def on_device(device: str | None) -> DeployedModel:
+    there = model("a")
+    settings = ModelSettings(slo_ms=2000, device=device)
+    config = ModelConfig(name="a", files=there.model.files, settings=settings)
+    return DeployedModel(model=config, autoscaling=there.autoscaling)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "seen"),
+    [(None, 0, None), ("cpu", 0, "cpu"), ("cuda:3", 1, "cuda:0"), ("cuda-on-host", 0, "cuda-on-host")],
+)
+def test_a_replica_on_a_gpu_gets_one_and_takes_the_one_it_gets(device: str | None, gpus: int, seen: str | None) -> None:
+    deployed = on_device(device)
+    options = build_app(deployed)._bound_deployment._replica_config.ray_actor_options
+    assert (options["num_gpus"], options["num_cpus"]) == (gpus, 0.1)
+    assert adapted(deployed.model, threads=2).settings.device == seen
+    assert adapted(deployed.model, threads=2).settings.threads == 2
+    same = replica_code(deployed, Making()) == replica_code(on_device(None), Making())
+    assert same == (gpus == 0), "a replica without a GPU cannot go on to one in place"
+
+
+def test_more_gpus_than_the_cluster_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_deploy.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    ray_deploy._check_fits([on_device("cuda"), on_device("cpu")])
+    with pytest.raises(ConfigError, match=r"got 2 GPUs .* expected at most the cluster.s 1"):
+        ray_deploy._check_fits([on_device("cuda"), on_device("cuda:1")])
+
+
+def test_one_application_is_one_model() -> None:
+    both = DeployConfig(http=HttpConfig(), models=[model("a"), model("b")])
+    with pytest.raises(ConfigError, match=r"got 2 models \(a, b\), expected one"):
+        build_app(both)
+
+
+def test_a_taken_port_is_an_error_before_anything_is_deployed() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{taken}"):
+            ray_cluster.check_port("127.0.0.1", taken)
+        assert ray_cluster.free_port() != taken
