@@ -21,17 +21,29 @@ from headrace.serving.autoscaling import METRIC_CAPACITY
 NAME = "minilm"
 TOKENS = 128
 TIMEOUT_S = 75.0
+SLO_MS = 500.0
 # Wanted, in seconds after the load changed.
 BOUNDS_S = {"one to two replicas": 10.0, "two to one": 30.0, "one to none": 60.0, "first answer from none": 5.0}
 
 
+# Answer's status -> how the request ended. Whatever else there is, no answer included, has failed.
+OUTCOMES = {200: "ok", 429: "refused", 504: "late"}
+
+
 class Client:
-    """Sends requests at a rate that can be changed, and counts how they end."""
+    """Sends requests at a rate that can be changed, and counts how they end.
+
+    Attributes:
+        rate: Requests per second.
+        during: What happens now: requests count for what happened when they were sent.
+        ended: How they ended, by that.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self.session, self.url = session, f"{url}/v2/models/{NAME}/infer"
         self.rate = 0.0
-        self.ended: Counter[str] = Counter()
+        self.during = "before"
+        self.ended: dict[str, Counter[str]] = {}
         self.tasks: set[asyncio.Task[None]] = set()
         self.body = {
             "inputs": [
@@ -42,9 +54,13 @@ class Client:
 
     async def one(self) -> None:
         """One request."""
-        async with self.session.post(self.url, json=self.body) as response:
-            await response.read()
-            self.ended["ok" if response.status == 200 else str(response.status)] += 1
+        ended = self.ended.setdefault(self.during, Counter())
+        try:
+            async with self.session.post(self.url, json=self.body) as response:
+                await response.read()
+                ended[OUTCOMES.get(response.status, "failed")] += 1
+        except (aiohttp.ClientError, TimeoutError):
+            ended["failed"] += 1
 
     async def forever(self) -> None:
         """Open loop: Poisson arrivals, whoever still waits."""
@@ -98,21 +114,21 @@ async def drive(deployment: Deployment, progress: Callable[[str], None]) -> dict
             ("one to two replicas", high, 2), ("two to one", low, 1), ("one to none", 0.0, 0),
         ):  # fmt: skip
             progress(f"{name}: {rate:.0f} requests/s")
-            client.rate = rate
+            client.rate, client.during = rate, name
             took[name] = await until(lambda replicas=replicas: running(deployment) == replicas)
             await asyncio.sleep(3)
         progress("a request to no replica")
-        start = time.monotonic()
+        start, client.during = time.monotonic(), "first answer from none"
         await client.one()
         took["first answer from none"] = time.monotonic() - start
         sender.cancel()
         await asyncio.gather(*client.tasks)
-    return {"took_s": took, "capacity_rps": one_rps, "rates": [low, high], "ended": dict(client.ended)}
+    return {"took_s": took, "capacity_rps": one_rps, "rates": [low, high], "ended": client.ended}
 
 
 def measure(options: Options) -> dict[str, Any]:
     """One deployment of MiniLM."""
-    settings = ModelSettings(slo_ms=500, threads=1)
+    settings = ModelSettings(slo_ms=SLO_MS, threads=1)
     model = ModelConfig(name=NAME, files={1: texts.minilm_path()}, settings=settings)
     scaling = AutoscalingConfig(min_replicas=0, max_replicas=2, cpus_per_replica=0.4)
     config = DeployConfig(http=HttpConfig(port=0), models=[DeployedModel(model=model, autoscaling=scaling)])
@@ -122,14 +138,19 @@ def measure(options: Options) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """One line per change."""
-    rows = [[name, f"{result['took_s'][name]:.1f}", f"{bound:g}"] for name, bound in BOUNDS_S.items()]
-    ended = ", ".join(f"{count} {how}" for how, count in result["ended"].items())
+    rows = []
+    for name, bound in BOUNDS_S.items():
+        ended = Counter(result["ended"].get(name, {}))
+        counts = [str(ended[how]) for how in ("refused", "late", "failed")]
+        rows.append([name, f"{result['took_s'][name]:.1f}", f"{bound:g}", str(ended.total()), *counts])
     low, high = result["rates"]
     about = (
         f"MiniLM, {TOKENS} tokens, replicas of 0.4 CPUs that sustain {result['capacity_rps']:.0f}/s each; "
-        f"{low:.0f}/s and {high:.0f}/s; all else by default. Requests: {ended}."
+        f"{low:.0f}/s and {high:.0f}/s; all else by default. Refused: 429, at once. Late: 504, after the SLO of "
+        f"{SLO_MS:g} ms. Failed: anything else that is no result."
     )
-    return f"{about}\n\n{markdown(['change', 'seconds', 'wanted, at most'], rows)}"
+    headings = ["change", "seconds", "wanted, at most", "requests", "refused", "late", "failed"]
+    return f"{about}\n\n{markdown(headings, rows)}"
 
 
 SECTIONS = [

@@ -13,7 +13,7 @@ from typing import Any
 
 from .load import Client, Tally, session
 from .model import save
-from .ray_campaigns import RAY_CAMPAIGNS, alone
+from .ray_campaigns import RAY_CAMPAIGNS, alone, ray_scale
 from .report import Report, lost_of
 from .server import Server
 from .soak import soak
@@ -138,6 +138,8 @@ async def _capacity(client: Client, seconds: float, tally: Tally) -> float:
     return (tally.outcomes["ok"] - before) / (seconds / 3)
 
 
+# The same through either ingress.
+INGRESSES = {"ray-scale": "headrace", "ray-scale-proxy": "ray"}
 CAMPAIGNS: dict[str, Callable[[Path, int, float], Coroutine[Any, Any, Report]]] = {
     "kill": kill,
     "drain": drain,
@@ -146,6 +148,7 @@ CAMPAIGNS: dict[str, Callable[[Path, int, float], Coroutine[Any, Any, Report]]] 
     "swap": swap,
     "soak": soak,
     **{name: partial(alone, campaign) for name, campaign in RAY_CAMPAIGNS.items()},
+    **{name: partial(alone, ray_scale, replicas=1, ingress=ingress) for name, ingress in INGRESSES.items()},
 }
 
 # Seconds of the full forms.

@@ -37,19 +37,23 @@ class Cluster:
         folder: Where the model, the deployment's file and the ledger go.
         replicas: How many of them.
         settings: What the model's ``headrace.toml`` says.
+        ingress: What takes requests; see `headrace.config.HttpConfig`.
 
     Attributes:
+        to_zero: Whether the model is to have no replicas after a second without a request.
         cases: Requests to the model, with their answers.
         tallies: How every request since the start ended: the ledger is of all of them.
         changes: The versions brought in beside the first.
         killed: Replicas killed since the start, and how many requests each can have had then, at most.
     """
 
-    def __init__(self, folder: Path, replicas: int, settings: str = "") -> None:
+    def __init__(self, folder: Path, replicas: int, settings: str = "", ingress: str = "headrace") -> None:
         self.folder = folder
         self.repository = folder / "models"
         self.ledger = folder / "ledger"
         self.replicas = replicas
+        self.ingress = ingress
+        self.to_zero = False
         self.cpus = 0.05
         self.tallies: list[Tally] = []
         self.changes: dict[int, Change] = {}
@@ -94,9 +98,11 @@ class Cluster:
 
     def _file(self) -> Path:
         file = self.folder / "app.yaml"
-        scaling = f"{{min_replicas: {self.replicas}, max_replicas: {self.replicas}, cpus_per_replica: {self.cpus}}}"
-        model = f"{{name: {NAME}, path: models/{NAME}, autoscaling: {scaling}}}"
-        file.write_text(f"http: {{port: 0}}\nledger: {self.ledger}\nmodels: [{model}]\n")
+        least = 0 if self.to_zero else self.replicas
+        scaling = f"min_replicas: {least}, max_replicas: {self.replicas}, cpus_per_replica: {self.cpus}, idle_s: 1"
+        model = f"{{name: {NAME}, path: models/{NAME}, autoscaling: {{{scaling}}}}}"
+        http = f"{{port: 0, ingress: {self.ingress}}}"
+        file.write_text(f"http: {http}\nledger: {self.ledger}\nmodels: [{model}]\n")
         return file
 
     def rollout(self) -> dict[str, Any]:
@@ -136,6 +142,10 @@ class Cluster:
     def _actors(self) -> Iterator[tuple[str, int]]:
         for actor in ray_state.actors(actor_state_name="ALIVE").values():
             yield actor["Name"], int(actor["Pid"])
+
+    def gone(self) -> bool:
+        """Whether no replica is left, by Serve's account and by Ray's."""
+        return not any(self.deployment.replicas().get(NAME, {}).values()) and not self.pids()
 
     def whole(self) -> bool:
         """Whether all replicas run, by Serve's account and by Ray's."""

@@ -24,6 +24,8 @@ CONNECTIONS = 8
 # Where nothing is lost, more of them find more.
 ROLL_CONNECTIONS = 32
 REPLICAS = 5
+# Where there is one at first, so many are more.
+SCALED = 3
 # Kills are this far apart, where there is a replica to kill.
 KILL_EVERY_S = 1.0
 # What is killed is back after so long, on two cores that carry the load and the start of what is killed together.
@@ -184,6 +186,42 @@ async def ray_roll(cluster: Cluster, seed: int, seconds: float) -> Report:
     return report
 
 
+async def ray_scale(cluster: Cluster, seed: int, seconds: float) -> Report:
+    """More replicas, fewer, none and back, while clients keep their connections: no caller sees any of it."""
+    chance, report, tally, turns = random.Random(seed), Report(), Tally(), 0
+    took: dict[str, list[float]] = {"more": [], "fewer": [], "none": [], "first answer from none": []}
+    cluster.tallies.append(tally)
+    async with session() as http:
+        client, end = cluster.client(http), perf_counter() + seconds
+        while turns == 0 or perf_counter() < end:
+            turns += 1
+            stop = asyncio.Event()
+            load = asyncio.create_task(client.closed_loop(CONNECTIONS, math.inf, tally, stop))
+            for what, replicas in (("more", SCALED), ("fewer", 1)):
+                cluster.replicas, begun_s = replicas, perf_counter()
+                await asyncio.to_thread(cluster.update)
+                await asyncio.to_thread(cluster.wait, cluster.whole, BACK_S_MAX["replica"])
+                took[what].append(perf_counter() - begun_s)
+                await asyncio.sleep(chance.uniform(0.5, 1.5))
+            stop.set()
+            await load
+            cluster.to_zero, begun_s = True, perf_counter()
+            await asyncio.to_thread(cluster.update)
+            await asyncio.to_thread(cluster.wait, cluster.gone, BACK_S_MAX["replica"])
+            took["none"].append(perf_counter() - begun_s)
+            begun_s = perf_counter()
+            await asyncio.gather(*(client.one(number, tally) for number in range(CONNECTIONS)))
+            took["first answer from none"].append(perf_counter() - begun_s)
+            cluster.to_zero = False
+    report.add("clients", tally)
+    report.facts |= {"requests": tally.sent, "turns": turns}
+    report.facts |= {f"{what}, slowest in s": round(max(times), 1) for what, times in took.items()}
+    report.facts["slowest answer in ms"] = round(tally.quantile_ms("ok", 1), 1)
+    report.promises["every request was answered with a result"] = tally.outcomes["ok"] == tally.sent > 0
+    conclude(cluster, report)
+    return report
+
+
 def _in_turns(chance: random.Random) -> list[Change]:
     """All changes, those that are to be taken and those that are not in turns."""
     taken, other = ([change for change in CHANGES if change.taken == kind] for kind in (True, False))
@@ -215,9 +253,11 @@ RAY_CAMPAIGNS: dict[str, Campaign] = {
 }
 
 
-async def alone(campaign: Campaign, folder: Path, seed: int, seconds: float) -> Report:
+async def alone(
+    campaign: Campaign, folder: Path, seed: int, seconds: float, replicas: int = REPLICAS, ingress: str = "headrace"
+) -> Report:
     """Runs one campaign on a cluster of its own."""
-    cluster = Cluster(folder, REPLICAS, settings("replace"))
+    cluster = Cluster(folder, replicas, settings("replace"), ingress)
     try:
         await asyncio.to_thread(cluster.start)
         report = await campaign(cluster, seed, seconds)

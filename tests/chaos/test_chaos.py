@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .campaigns import CAMPAIGNS
+from .campaigns import CAMPAIGNS, INGRESSES
 from .cluster import Cluster
 from .ray_campaigns import RAY_CAMPAIGNS
 from .soak import soak
@@ -20,7 +20,7 @@ RAY_REPLICAS = 3
 RAY_SHORT = ("ray-kill", "ray-controller", "ray-roll")
 # The promises of those that overload hold as well of less.
 SHORT_S = {"overload": 2.0, "greedy": 2.0}
-SHORT = [name for name in CAMPAIGNS if name not in (*RAY_CAMPAIGNS, "soak")]
+SHORT = [name for name in CAMPAIGNS if name not in (*RAY_CAMPAIGNS, *INGRESSES, "soak")]
 # Keeps 20 kB of every request, and of every fiftieth a file, a thread and a process.
 LEAK = """
 import subprocess, threading
