@@ -28,6 +28,13 @@ def test_a_change_of_a_model_that_runs_leaves_its_replicas_as_many_as_they_are()
     assert initial(runs=True) is None, "Serve would go down to it under full load"
 
 
+def test_a_replica_that_leaves_has_as_long_as_it_was_told() -> None:
+    patient = model("a", leave_s=60)
+    config = build_app(patient)._bound_deployment._deployment_config
+    assert config.graceful_shutdown_timeout_s > 60, "Serve must not kill it before its time is up"
+    assert replica_code(patient, Making()) != replica_code(model("a"), Making()), "those that run know the old time"
+
+
 def on_device(device: str | None) -> DeployedModel:
     there = model("a")
     settings = ModelSettings(slo_ms=2000, device=device)
