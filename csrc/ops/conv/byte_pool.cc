@@ -1,5 +1,5 @@
 // headrace.MaxPool of bytes: channels last, whole pixels at a time.
-#include "ops/conv/byte_kernels.h"
+#include "ops/conv/byte_pool_kernels.h"
 #include "ops/conv/pool.h"
 #include "ops/conv/window.h"
 
@@ -11,7 +11,7 @@ class BytePool : public Op {
   explicit BytePool(const NodeSpec& spec)
       : window_(window_of(spec)),
         flip_(spec.input_dtypes[0] == DType::kI8 ? 0x80 : 0),
-        kernels_(HEADRACE_KERNELS(spec.isa, byte_kernels)) {}
+        kernels_(HEADRACE_KERNELS(spec.isa, byte_pool_kernels)) {}
 
   void infer(InputViews inputs, std::span<Shape> outputs) const override {
     Shape x = channels_first(inputs[0].shape, true);
@@ -70,7 +70,7 @@ class BytePool : public Op {
 
   WindowSpec window_;
   uint8_t flip_;
-  const ByteKernels& kernels_;
+  const BytePoolKernels& kernels_;
 };
 
 }  // namespace

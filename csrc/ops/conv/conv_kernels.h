@@ -8,24 +8,6 @@
 
 namespace headrace {
 
-// Consecutive pixels of Y, counted over all images, whose windows become rows of a packed matrix.
-struct PixelRows {
-  const void* x;         // the group's first channel in the first image; floats or bfloat16
-  int64_t channels;      // of the group
-  int64_t pixel_stride;  // channels of X
-  const Windows* windows;
-  int64_t first;
-  int64_t count;
-};
-
-// Where rows of elements as X has them go: in blocks of `block`, each row's `block_stride` apart.
-struct RowsLayout {
-  void* first;
-  int64_t row_stride;
-  int64_t block;
-  int64_t block_stride;
-};
-
 // One row of Y's pixels under one kernel per channel.
 struct DepthwiseRow {
   const void* x;         // the image; floats or bfloat16
@@ -45,10 +27,6 @@ struct DepthwiseRow {
 inline constexpr int64_t kDepthwisePixels = 8;
 
 struct ConvKernels {
-  // Writes windows as rows of a matrix: element t * channels + c of a row is channel c as tap t
-  // sees it, 0 on padding. Rows end with a 0 where their length is odd, if X holds bfloat16.
-  void (*pack_pixels)(const PixelRows& rows, const RowsLayout& to);
-  void (*pack_bf16_pixels)(const PixelRows& rows, const RowsLayout& to);
   // One chain of multiply-adds of floats per element, over the taps in order. X holds floats or
   // bfloat16; the last, for X of bfloat16, rounds Y to it as well.
   void (*depthwise)(const DepthwiseRow& row);
@@ -58,6 +36,8 @@ struct ConvKernels {
   void (*max_of_pixels)(const float* const* pixels, int64_t count, int64_t channels, float* y);
   void (*average_of_pixels)(const float* const* pixels, int64_t count, int64_t channels,
                             float divisor, float* y);
+  // To the nearest bfloat16, ties to even.
+  void (*round_to_bf16)(const float* from, int64_t count, uint16_t* to);
   // [rows, cols] to [cols, rows].
   void (*transpose)(const float* from, int64_t rows, int64_t cols, float* to);
 };

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "ops/conv/conv.h"
+#include "ops/conv/window_rows.h"
 
 namespace headrace {
 namespace {
@@ -15,6 +16,8 @@ constexpr int64_t kTasksPerThread = 6;
 // all of them, so that a row of Y is written, and its residual read, in one go.
 constexpr int64_t kResidentBytes = 384 * 1024;
 constexpr int64_t kResidentTiles = 2;
+// Elements rounded to bfloat16 that are worth a task; some 10 us.
+constexpr int64_t kRoundedAtOnce = 1 << 16;
 
 // True if the windows are the pixels of X themselves.
 bool is_pointwise(const Windows& w) {
@@ -29,7 +32,8 @@ class DenseWay : public ConvWay {
   DenseWay(Isa isa, Precision precision)
       : precision_(precision),
         gemm_(gemm_kernels_for(isa, precision)),
-        kernels_(HEADRACE_KERNELS(isa, conv_kernels)) {}
+        kernels_(HEADRACE_KERNELS(isa, conv_kernels)),
+        windows_(HEADRACE_KERNELS(isa, window_rows_kernels)) {}
 
   int64_t packed_words(const ConvWeight& w) const override { return w.groups * group_words(w); }
   // One group's weights on their way from channel by channel to tap by tap.
@@ -54,6 +58,7 @@ class DenseWay : public ConvWay {
   void split(const OpRun& run, ConvProblem& p) const;
   int64_t step(const ConvProblem& p) const;
   bool packs_directly(const ConvProblem& p) const;
+  void round_overlapping(const OpRun& run, std::span<ConvProblem> problems) const;
   int64_t window_words(const ConvProblem& p) const;
   void pack_rows(const ConvProblem& p, const Part& part, Word* packed) const;
   void multiply(const ConvProblem& p, const Part& part, Word* packed) const;
@@ -63,6 +68,7 @@ class DenseWay : public ConvWay {
 
   const GemmKernels& gemm_;
   const ConvKernels& kernels_;
+  const WindowRowsKernels& windows_;
 };
 
 void DenseWay::pack(const ConvWeight& w, Word* packed, float* room) const {
@@ -130,6 +136,7 @@ int64_t DenseWay::step(const ConvProblem& p) const {
 }
 
 void DenseWay::run(const OpRun& run, std::span<ConvProblem> problems) const {
+  round_overlapping(run, problems);
   int64_t size = 0;
   int64_t tasks = number_tasks(problems, [&](ConvProblem& p) -> int64_t {
     if (p.rows() == 0 || p.channels_out() == 0) return 0;
@@ -166,6 +173,31 @@ void DenseWay::run_task(const ConvProblem& p, int64_t task, Word* packed) const 
   }
 }
 
+// Where windows overlap, their pixels are rounded once instead of in each of them.
+void DenseWay::round_overlapping(const OpRun& run, std::span<ConvProblem> problems) const {
+  if (precision_ != Precision::kBf16 || gemm_.k_per_word != 2) return;
+  auto elements = [&](const ConvProblem& p) -> int64_t {
+    const Windows& w = p.windows;
+    bool overlap = w.taps() > w.stride[0] * w.stride[1] * w.stride[2];
+    return p.x_bf16 || !overlap ? 0 : p.images * w.in_size() * p.channels_in();
+  };
+  int64_t size = 0;
+  for (const ConvProblem& p : problems) size += elements(p);
+  if (size == 0) return;
+  auto* rounded = run.scratch_of<uint16_t>(size);
+  for (ConvProblem& p : problems) {
+    int64_t count = elements(p);
+    if (count == 0) continue;
+    const auto* x = static_cast<const float*>(p.x);
+    run.parallel_ranges(count, kRoundedAtOnce, [&](int64_t begin, int64_t end, int) {
+      kernels_.round_to_bf16(x + begin, end - begin, rounded + begin);
+    });
+    p.x = rounded;
+    p.x_bf16 = true;
+    rounded += count;
+  }
+}
+
 // True if a row's elements lie packed as they do in X.
 bool DenseWay::packs_directly(const ConvProblem& p) const {
   if (precision_ == Precision::kF32) return true;
@@ -175,7 +207,7 @@ bool DenseWay::packs_directly(const ConvProblem& p) const {
 // Room for windows that are first written as plain rows, then packed as the precision wants them.
 int64_t DenseWay::window_words(const ConvProblem& p) const {
   if (packs_directly(p) || is_pointwise(p.windows)) return 0;
-  return std::min(p.rows(), step(p)) * (p.weight.k() + 1);
+  return std::min(p.rows(), step(p)) * p.weight.k() + kWindowRowsBeyond / int64_t{sizeof(Word)};
 }
 
 void DenseWay::pack_rows(const ConvProblem& p, const Part& part, Word* packed) const {
@@ -189,23 +221,33 @@ void DenseWay::pack_rows(const ConvProblem& p, const Part& part, Word* packed) c
     }
   };
   if (is_pointwise(p.windows)) return pack(p.x_at(part.row, channel), p.channels_in());
-  PixelRows rows{.x = p.x_at(0, channel),
-                 .channels = p.weight.group_in,
-                 .pixel_stride = p.channels_in(),
-                 .windows = &p.windows,
-                 .first = part.row,
-                 .count = part.rows};
-  auto* pack_pixels = p.x_bf16 ? kernels_.pack_bf16_pixels : kernels_.pack_pixels;
-  if (packs_directly(p)) {
-    int64_t per_word = gemm_.k_per_word;
-    return pack_pixels(rows, {.first = packed,
-                              .row_stride = kGemmRowStride * per_word,
-                              .block = kGemmBlockWords * per_word,
-                              .block_stride = part.rows * kGemmRowStride * per_word});
+  int64_t size = p.x_bf16 ? 2 : 4;
+  bool direct = packs_directly(p);
+  WindowRows rows{
+      .x = reinterpret_cast<const uint8_t*>(p.x_at(0, channel)),
+      .end = reinterpret_cast<const uint8_t*>(p.x_at(p.images * p.windows.in_size(), 0)),
+      .pixel = p.weight.group_in * size,
+      .pixel_stride = p.channels_in() * size,
+      .windows = &p.windows,
+      .first = part.row,
+      .count = part.rows,
+      .padding = 0,
+      // Pairs are whole.
+      .tail = direct && p.x_bf16 ? k % 2 * size : 0};
+  if (direct) {
+    constexpr int64_t kWord = sizeof(Word);
+    return windows_.pack(rows, {.first = reinterpret_cast<uint8_t*>(packed),
+                                .row_stride = kGemmRowStride * kWord,
+                                .block = kGemmBlockWords * kWord,
+                                .block_stride = part.rows * kGemmRowStride * kWord});
   }
   Word* plain = packed + gemm_.packed_rows_words(part.rows, k);
-  pack_pixels(rows, {.first = plain, .row_stride = k + 1, .block = k + 1, .block_stride = 0});
-  pack(plain, k + 1);
+  int64_t stride = k * size;
+  windows_.pack(rows, {.first = reinterpret_cast<uint8_t*>(plain),
+                       .row_stride = stride,
+                       .block = stride,
+                       .block_stride = stride});
+  pack(plain, k);
 }
 
 void DenseWay::multiply(const ConvProblem& p, const Part& part, Word* packed) const {

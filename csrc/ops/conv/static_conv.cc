@@ -17,7 +17,7 @@ QuantizedConv::QuantizedConv(const NodeSpec& node)
       groups_(node.int_or("group", 1)),
       quantization_(node, kResidual),
       kernels_(static_kernels_for(node.isa, node.input_dtypes.at(kWeight) == DType::kI16)),
-      byte_kernels_(HEADRACE_KERNELS(node.isa, byte_kernels)),
+      windows_(HEADRACE_KERNELS(node.isa, window_rows_kernels)),
       depthwise_kernels_(byte_depthwise_for(node.isa, node.input_dtypes[kWeight] == DType::kI16)) {
   check(node);
   weight_ = node.constants[kWeight].shape;

@@ -11,9 +11,8 @@
 #include <span>
 
 #include "ops/conv/byte_depthwise.h"
-#include "ops/conv/byte_kernels.h"
 #include "ops/conv/conv.h"
-#include "ops/conv/window.h"
+#include "ops/conv/window_rows.h"
 #include "ops/linear/static_int8.h"
 #include "ops/op.h"
 
@@ -103,7 +102,7 @@ class QuantizedConv : public Op {
   int64_t groups_;
   StaticQuantization quantization_;
   const StaticKernels& kernels_;
-  const ByteKernels& byte_kernels_;
+  const WindowRowsKernels& windows_;
   const ByteDepthwiseKernels& depthwise_kernels_;
   Shape weight_;
   bool depthwise_;

@@ -53,7 +53,7 @@ int64_t QuantizedConv::step(const StaticProblem& p) const {
 int64_t QuantizedConv::window_bytes(const StaticProblem& p) const {
   if (is_pointwise(p.windows) || kernels_.raw_flip == quantization_.x().flip) return 0;
   // What is written behind the last row has room, too.
-  return ceil_div(std::min(p.rows(), step(p)) * k(), 64) * 64 + 64;
+  return ceil_div(std::min(p.rows(), step(p)) * k(), 64) * 64 + kWindowRowsBeyond;
 }
 
 void QuantizedConv::run_dense(const OpRun& run, std::span<StaticProblem> problems) const {
@@ -151,24 +151,24 @@ void QuantizedConv::pack_rows(const StaticProblem& p, int64_t group, int64_t row
     return kernels_.pack_rows(p.x + row * channels_in() + channel, channels_in(), rows, k(),
                               quantization_.x(), packed);
   }
-  ByteWindows windows{.x = p.x + channel,
-                      .channels = weight_[1],
-                      .pixel_stride = channels_in(),
-                      .windows = &p.windows,
-                      .first = row,
-                      .count = rows,
-                      .padding = padding(),
-                      .end = p.x + p.images * p.windows.in_size() * channels_in()};
+  WindowRows windows{.x = p.x + channel,
+                     .end = p.x + p.images * p.windows.in_size() * channels_in(),
+                     .pixel = weight_[1],
+                     .pixel_stride = channels_in(),
+                     .windows = &p.windows,
+                     .first = row,
+                     .count = rows,
+                     .padding = padding(),
+                     .tail = 0};
   if (window_bytes(p) == 0) {
     constexpr int64_t kPerWord = sizeof(Word);
-    return byte_kernels_.pack_windows(windows, {.first = reinterpret_cast<uint8_t*>(packed),
-                                                .row_stride = kGemmRowStride * kPerWord,
-                                                .block = kGemmBlockWords * kPerWord,
-                                                .block_stride = rows * kGemmRowStride * kPerWord});
+    return windows_.pack(windows, {.first = reinterpret_cast<uint8_t*>(packed),
+                                   .row_stride = kGemmRowStride * kPerWord,
+                                   .block = kGemmBlockWords * kPerWord,
+                                   .block_stride = rows * kGemmRowStride * kPerWord});
   }
   auto* plain = reinterpret_cast<uint8_t*>(packed + kernels_.packed_rows_words(rows, k()));
-  byte_kernels_.pack_windows(
-      windows, {.first = plain, .row_stride = k(), .block = k(), .block_stride = k()});
+  windows_.pack(windows, {.first = plain, .row_stride = k(), .block = k(), .block_stride = k()});
   kernels_.pack_rows(plain, k(), rows, k(), quantization_.x(), packed);
 }
 
