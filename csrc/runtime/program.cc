@@ -52,7 +52,7 @@ std::vector<ValueId> ProgramBuilder::add_op(NodeSpec node, const std::vector<Val
     }
   }
   node.isa = isa_;
-  Packs packs = saved ? Packs(std::move(*saved), std::move(where)) : Packs();
+  Packs packs = saved ? Packs(std::move(*saved), std::move(where)) : Packs(&pack_memory_);
   node.packs = &packs;
   Step step{.op = node.op,
             .name = node.name,

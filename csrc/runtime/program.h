@@ -91,6 +91,7 @@ class ProgramBuilder {
 
   Isa isa_;
   bool keep_constants_;
+  PackMemory pack_memory_;
   Program program_;
   std::vector<TensorSpec> input_specs_;
   std::vector<TensorSpec> output_specs_;

@@ -41,6 +41,24 @@ HR_TEST(packs_keep_what_an_op_fills_in_aligned_memory) {
   HR_CHECK_EQ(static_cast<int>(all[2].data()[199]), 5);
 }
 
+HR_TEST(packed_blocks_of_a_large_plan_lie_together_and_outlive_its_builder) {
+  constexpr int64_t kLarge = int64_t{3} << 20;
+  std::vector<Packed> all;
+  {
+    PackMemory memory;
+    Packs packs(&memory);
+    for (int64_t bytes : {kLarge, int64_t{100}, 14 * kLarge}) {
+      packs.pack(bytes, [&](std::byte* to) { std::memset(to, 7, static_cast<size_t>(bytes)); });
+    }
+    all = packs.finish();
+  }
+  HR_CHECK_EQ(all[1].data(), all[0].data() + kLarge);
+  Packed last = all[1];
+  all.clear();
+  HR_CHECK_EQ(reinterpret_cast<uintptr_t>(last.data()) % kPackAlignment, 0u);
+  HR_CHECK_EQ(static_cast<int>(last.data()[99]), 7);
+}
+
 HR_TEST(packs_hand_saved_memory_out_in_order_and_fill_none_of_it) {
   Packed first = filled(64, 1);
   Packed second = filled(16, 2);
