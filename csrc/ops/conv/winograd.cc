@@ -222,8 +222,10 @@ void WinogradWay::multiply(const ConvProblem& p, const Part& part, const Room& r
   int64_t cols = part.col_end - part.col;
   const Word* weights = p.packed + part.col / gemm_.panel_cols * gemm_.panel_words(channels);
   for (int64_t point = 0; point < points_ * points_; ++point) {
+    int64_t next = (point + 1) % (points_ * points_);
     gemm_.multiply({.a = room.pixels + point * gemm_.packed_rows_words(part.tiles, channels),
                     .b = weights + point * point_words(p.weight),
+                    .next = weights + next * point_words(p.weight),
                     .rows = part.tiles,
                     .k = channels,
                     .cols = cols,
