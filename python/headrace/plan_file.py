@@ -76,6 +76,9 @@ class Blocks:
                 file.write(_header(text, start + self._end, blocks_hash) + text)
                 file.flush()
                 os.fsync(file.fileno())
+                # What is written piece by piece is cached in small pages. Let go, and read anew by whoever maps it, it
+                # comes in huge ones where the system has them.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
