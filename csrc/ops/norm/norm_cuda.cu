@@ -8,7 +8,7 @@
 namespace headrace::cuda {
 namespace {
 
-constexpr unsigned kRowsPerBlock = 4;
+constexpr unsigned kNormsPerBlock = 4;
 
 // Normalises one row that element(i) gives; every lane of a warp comes here.
 template <class Element>
@@ -38,7 +38,7 @@ __device__ void norm_row(Element element, float* y, int64_t n, const float* scal
 __global__ void row_norm_kernel(const float* x, float* y, int64_t rows, int64_t n,
                                 const float* scale, const float* bias, float epsilon, bool centered,
                                 float* means, float* invs) {
-  int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp;
+  int64_t row = int64_t{blockIdx.x} * kNormsPerBlock + threadIdx.x / kWarp;
   if (row >= rows) return;  // a whole warp
   const float* from = x + row * n;
   norm_row([&](int64_t i) { return from[i]; }, y + row * n, n, scale, bias, epsilon, centered,
@@ -74,7 +74,7 @@ __device__ const float* row_of(const Term& term, int64_t row, int64_t width) {
 __global__ void embedding_norm_kernel(const EmbeddingLoop* loops, int terms, int64_t n,
                                       const float* scale, const float* bias, float epsilon) {
   const EmbeddingLoop& loop = loops[blockIdx.y];
-  int64_t row = int64_t{blockIdx.x} * kRowsPerBlock + threadIdx.x / kWarp;
+  int64_t row = int64_t{blockIdx.x} * kNormsPerBlock + threadIdx.x / kWarp;
   if (row >= loop.rows) return;
   const float* first = row_of(loop.terms[0], row, n);
   const float* second = terms > 1 ? row_of(loop.terms[1], row, n) : nullptr;
@@ -97,9 +97,9 @@ class RowNormOp final : public CudaOp {
     if (y.elements() == 0) return;
     int64_t n = run.input(1).elements();
     int64_t rows = y.elements() / n;
-    launch(run.stream(), {blocks_for(rows, kRowsPerBlock), kRowsPerBlock * kWarp}, row_norm_kernel,
-           run.in<float>(0), run.out<float>(0), rows, n, run.in<float>(1), run.in<float>(2),
-           epsilon_, centered_, run.out<float>(1), run.out<float>(2));
+    launch(run.stream(), {blocks_for(rows, kNormsPerBlock), kNormsPerBlock * kWarp},
+           row_norm_kernel, run.in<float>(0), run.out<float>(0), rows, n, run.in<float>(1),
+           run.in<float>(2), epsilon_, centered_, run.out<float>(1), run.out<float>(2));
   }
 
  private:
@@ -130,7 +130,7 @@ class EmbeddingNormOp final : public CudaOp {
       longest = std::max(longest, loop.rows);
     }
     run.send(loops);
-    launch_rows(run.stream(), {blocks_for(longest, kRowsPerBlock), kRowsPerBlock * kWarp},
+    launch_rows(run.stream(), {blocks_for(longest, kNormsPerBlock), kNormsPerBlock * kWarp},
                 embedding_norm_kernel, loops, terms_, n, run.in<float>(0), run.in<float>(1),
                 epsilon_);
   }

@@ -10,7 +10,7 @@
 namespace headrace::cuda {
 namespace {
 
-constexpr unsigned kThreads = 128;
+constexpr unsigned kTreeThreads = 128;
 // Nodes of a chunk of trees: 36 KiB, so that a multiprocessor holds several blocks.
 constexpr int kChunkNodes = 1536;
 
@@ -153,11 +153,11 @@ __device__ void finish_row(const Finish& f, double* scores, int32_t targets, int
 
 // Rows of one width; `sums` has room for the scores of each row.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kTreeThreads)
     trees_kernel(Forest forest, Finish finish, const T* x, int64_t rows, int64_t features,
                  int64_t first_row, double* sums, int32_t room) {
   auto& shared = shared_memory<SharedNodes>();
-  int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  int64_t row = int64_t{blockIdx.x} * kTreeThreads + threadIdx.x;
   bool inside = row < rows;
   const T* values = x + (inside ? row : 0) * features;
   double* scores = sums + (first_row + (inside ? row : 0)) * room;
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads)
     bool fits = chunk.nodes <= kChunkNodes;
     // All threads copy, rows or not: all meet at the barriers.
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < chunk.nodes && fits;
-         i += static_cast<int32_t>(kThreads)) {
+         i += static_cast<int32_t>(kTreeThreads)) {
       shared.nodes[i] = forest.nodes[chunk.first_node + i];
     }
     __syncthreads();
@@ -333,7 +333,7 @@ class TreesOp final : public CudaOp {
       do rows += rows_of(x.shape(r));
       while (++r < run.requests() && width_of(x.shape(r)) == features);
       if (rows == 0) continue;
-      launch(run.stream(), {blocks_for(rows, kThreads), kThreads, sizeof(SharedNodes)},
+      launch(run.stream(), {blocks_for(rows, kTreeThreads), kTreeThreads, sizeof(SharedNodes)},
              trees_kernel<T>, forest, finish, from, rows, features, first_row, sums, room_);
       first_row += rows;
     }
