@@ -22,6 +22,7 @@ from benchmarks.harness.tables import markdown
 from headrace.backend import Request
 from headrace.engine import Engine
 from headrace.errors import DeadlineExceeded, Overloaded
+from headrace.measure import uncollected
 from headrace.simulate import Outcome, Sample, Service, Trace, simulate
 
 TOKENS = 48
@@ -77,7 +78,8 @@ def run_real(
     # Linux lets a thread sleep some 50 us longer than it was told to, unless it asks for less.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
-    with hr.Batcher(engine, slo_ms=None if slo_s is None else 1e3 * slo_s, max_batch=max_batch) as batcher:
+    slo_ms = None if slo_s is None else 1e3 * slo_s
+    with uncollected(), hr.Batcher(engine, slo_ms=slo_ms, max_batch=max_batch) as batcher:
         start = time.perf_counter() + 0.1
 
         def note(place: int, future: Any) -> None:

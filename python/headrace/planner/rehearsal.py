@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.errors import HeadraceError
+from headrace.measure import uncollected
 from headrace.planner.cost import Cost
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _send(
     def note(place: int, _: object) -> None:
         done_s[place] = clock()
 
-    with Batcher(engine, max_batch=max_batch, max_queue=len(due_s)) as batcher:
+    with uncollected(), Batcher(engine, max_batch=max_batch, max_queue=len(due_s)) as batcher:
         start_s = clock()
         for place, due in enumerate(due_s):
             time.sleep(max(0.0, start_s + due - clock()))

@@ -86,7 +86,7 @@ class Report:
         reference: What the outputs were compared with.
         samples: Which Requests that was done on.
         wall_s: How long it took.
-        measured_s: How long Batches ran in that time.
+        measured_s: How long Batches were timed and rehearsed in that time.
         made_at: When, in ISO 8601.
         dims: Lengths of symbolic dims of those Requests, if they were made.
     """

@@ -83,7 +83,7 @@ class Search:
         self._budget_s = budget_s
         self._start = time.perf_counter()
         self._progress = progress or (lambda words, share: None)
-        # What was measured of those that started over.
+        # In rehearsals, and of those that started over.
         self._measured_s = 0.0
 
     def run(self) -> tuple[Row, ...]:
@@ -112,7 +112,7 @@ class Search:
 
     @property
     def measured_s(self) -> float:
-        """Seconds in which Batches ran to be timed."""
+        """Seconds in which Batches ran to be timed, rehearsals included."""
         return self._measured_s + sum(entry.watch.measured_s for entry in self.entries if entry.watch is not None)
 
     @property
@@ -301,12 +301,14 @@ class Search:
         share = 1.0 if self.question.rate_rps is not None else _REHEARSED_LOAD
         self._say(f"{entry.candidate}: rehearsing")
         rate_rps = share * found.rate_rps / found.replicas
-        engine, cost = cast("Engine", entry.engine), cast(Cost, entry.cost)
+        engine, cost, start = cast("Engine", entry.engine), cast(Cost, entry.cost), time.perf_counter()
         try:
             entry.rehearsal = rehearse(engine, cost, self.answers.requests, found.max_batch, rate_rps)
         except HeadraceError as error:
             entry.fail(error)
             return
+        finally:
+            self._measured_s += time.perf_counter() - start
         entry.offer = entry.offered(self.question, final=True)
 
     def _to_revive(self) -> list[Entry]:
