@@ -1,4 +1,4 @@
-"""Configuration: model repositories, ``headrace.toml``, and the YAML that ``headrace deploy`` reads.
+"""Configuration: model repositories, ``headrace.toml``, and what a deployment is made of (see `headrace.deploy_file`).
 
 A model repository is a folder of models, laid out as Triton Inference Server lays out its own::
 
@@ -8,28 +8,18 @@ A model repository is a folder of models, laid out as Triton Inference Server la
         1/model.onnx         one folder per version, named by a positive integer
         2/plan.headrace      a saved plan (`headrace compile`) in place of the model, or beside it
 
-A deploy file names models and says how each scales::
-
-    http: {host: 127.0.0.1, port: 8000}
-    ledger: ledger                      # optional: a folder for the request ledger, exact even after kill -9
-    models:
-      - name: tickets
-        path: models/tickets            # a model folder as above, or one .onnx file
-        settings: {backend: auto, slo_ms: 50}
-        autoscaling: {min_replicas: 0, max_replicas: 4, cpus_per_replica: 1}
-
 Every error is a `ConfigError` that names the file, the key, what was got and what was expected.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from headrace.config_file import convert, decode_toml
 from headrace.errors import ConfigError
 from headrace.plan_file import PLAN_FILE
 
@@ -37,7 +27,7 @@ MODEL_FILE = "model.onnx"
 PLAN_TOML = "plan.toml"
 SETTINGS_FILE = "headrace.toml"
 # Names go into URLs, metric labels and file paths; this keeps them safe in all three.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
@@ -133,11 +123,16 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One model to serve: its name, the file of each version to load, and its settings."""
+    """One model to serve: its name, the file of each version to load, and its settings.
+
+    Attributes:
+        groups: Of a model whose replicas on Ray are of several groups, the settings of each.
+    """
 
     name: str
     files: dict[int, Path]
     settings: ModelSettings
+    groups: dict[str, ModelSettings] = {}
 
 
 class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -151,6 +146,9 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
         down_hold_s: Seconds for which fewer replicas must have been enough before any is taken away.
         idle_s: Seconds without a Request after which a model with ``min_replicas = 0`` has none.
         leave_s: Seconds that a replica that leaves has for the Requests that it has; then they get 503.
+        resources: What else Ray reserves for each replica, by the names under which its nodes have it.
+        groups: Of a model whose replicas are of several groups, how each scales, in the order in which they are filled;
+            all else is then that of the first. No key of a file: `load_deploy` brings it together.
     """
 
     min_replicas: Annotated[int, msgspec.Meta(ge=0)] = 1
@@ -160,6 +158,8 @@ class AutoscalingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     down_hold_s: PositiveFloat = 10.0
     idle_s: PositiveFloat = 45.0
     leave_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 25.0
+    resources: dict[str, PositiveFloat] = {}
+    groups: dict[str, AutoscalingConfig] = {}
 
 
 class HttpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -187,11 +187,13 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
         path: The model's folder, or one model file.
         settings: What the deployment's file says in place of the folder's own settings.
         file: That file.
-        where: The key of the settings in it.
+        where: The key of the model in it.
+        groups: What it says in place of those settings for each group of replicas.
     """
 
     path: Path
     settings: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
     file: Path
     where: str
 
@@ -203,6 +205,24 @@ class DeployedModel(msgspec.Struct, frozen=True, kw_only=True):
     autoscaling: AutoscalingConfig
     source: ModelSource | None = None
 
+    @property
+    def parts(self) -> dict[str, DeployedModel]:
+        """Each group of replicas as a model that has no others, in the order in which they are filled.
+
+        Where there are no groups it is the model itself, called "".
+        """
+        return {
+            group: msgspec.structs.replace(self, model=in_group(self.model, group), autoscaling=scaling)
+            for group, scaling in self.autoscaling.groups.items()
+        } or {"": self}
+
+
+def in_group(model: ModelConfig, group: str) -> ModelConfig:
+    """A model as one group of its replicas runs it; as it is where it has no such group."""
+    if group not in model.groups:
+        return model
+    return msgspec.structs.replace(model, settings=model.groups[group], groups={})
+
 
 class DeployConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A whole deployment."""
@@ -210,22 +230,6 @@ class DeployConfig(msgspec.Struct, frozen=True, kw_only=True):
     http: HttpConfig
     models: list[DeployedModel]
     ledger: Path | None = None
-
-
-class _DeployEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    name: str
-    path: str
-    settings: dict[str, Any] = {}
-    autoscaling: AutoscalingConfig = AutoscalingConfig()
-
-
-class _DeployFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    models: Annotated[list[_DeployEntry], msgspec.Meta(min_length=1)]
-    http: HttpConfig = HttpConfig()
-    ledger: str | None = None
-
-
-T = TypeVar("T")
 
 
 def load_repository(root: str | Path) -> list[ModelConfig]:
@@ -262,10 +266,10 @@ def load_model_folder(folder: str | Path, name: str | None = None) -> ModelConfi
     folder = Path(folder)
     name = _checked_name(name or folder.name, folder)
     settings_file = folder / SETTINGS_FILE
-    keys = _decode_toml(settings_file) if settings_file.is_file() else {}
+    keys = decode_toml(settings_file) if settings_file.is_file() else {}
     if isinstance(keys, dict) and "plan" not in keys and (folder / PLAN_TOML).is_file():
         keys["plan"] = PLAN_TOML
-    settings = _convert(_planned(keys, settings_file), ModelSettings, settings_file)
+    settings = convert(_planned(keys, settings_file), ModelSettings, settings_file)
     return ModelConfig(name=name, files=_chosen_versions(folder, settings), settings=settings)
 
 
@@ -287,37 +291,6 @@ def load_model_path(path: str | Path, name: str | None = None) -> ModelConfig:
     return ModelConfig(name=_checked_name(name or path.stem, path), files={1: path}, settings=ModelSettings())
 
 
-def load_deploy(path: str | Path) -> DeployConfig:
-    """Reads the YAML file that ``headrace deploy`` takes. Relative model paths start at its folder.
-
-    Raises:
-        ConfigError: The file, a key in it or a model it names cannot be used.
-    """
-    path = Path(path)
-    file = _convert(_decode_yaml(path), _DeployFile, path)
-    models: list[DeployedModel] = []
-    for index, entry in enumerate(file.models):
-        where = f"models[{index}]"
-        if entry.name in {known.model.name for known in models}:
-            raise ConfigError(f"{path}: key {where}.name: got {entry.name!r} twice, expected each name once")
-        scaling = entry.autoscaling
-        if scaling.min_replicas > scaling.max_replicas:
-            raise ConfigError(
-                f"{path}: key {where}.autoscaling.min_replicas: got {scaling.min_replicas}, "
-                f"expected at most max_replicas = {scaling.max_replicas}"
-            )
-        source = ModelSource(
-            path=(path.parent / entry.path).absolute(), settings=entry.settings, file=path, where=f"{where}.settings"
-        )
-        model = load_source(entry.name, source)
-        # A replica has the threads that its plan was measured with.
-        if model.settings.plan is not None and scaling.cpus_per_replica < (model.settings.threads or 1):
-            scaling = msgspec.structs.replace(scaling, cpus_per_replica=float(model.settings.threads or 1))
-        models.append(DeployedModel(model=model, autoscaling=scaling, source=source))
-    ledger = None if file.ledger is None else (path.parent / file.ledger).resolve()
-    return DeployConfig(http=file.http, models=models, ledger=ledger)
-
-
 def load_source(name: str, source: ModelSource) -> ModelConfig:
     """Reads a model of a deployment, as it lies there now.
 
@@ -329,8 +302,12 @@ def load_source(name: str, source: ModelSource) -> ModelConfig:
         ConfigError: Nothing usable is there.
     """
     model = load_model_path(source.path, name)
-    settings = _override(model.settings, source.settings, source.file, source.where)
-    return msgspec.structs.replace(model, settings=settings)
+    settings = _override(model.settings, source.settings, source.file, f"{source.where}.settings")
+    groups = {
+        group: _override(settings, changes, source.file, f"{source.where}.groups[{at}].settings")
+        for at, (group, changes) in enumerate(source.groups.items())
+    }
+    return msgspec.structs.replace(model, settings=settings, groups=groups)
 
 
 def _override(base: ModelSettings, changes: dict[str, Any], path: Path, where: str) -> ModelSettings:
@@ -340,7 +317,7 @@ def _override(base: ModelSettings, changes: dict[str, Any], path: Path, where: s
     if base.plan is not None and "plan" not in changes:
         changes = {**changes, "plan": base.plan}
     changes = _planned(changes, path, where)
-    checked = _convert(changes, ModelSettings, path, where)
+    checked = convert(changes, ModelSettings, path, where)
     return msgspec.structs.replace(base, **{key: getattr(checked, key) for key in changes})
 
 
@@ -400,52 +377,9 @@ def _is_version(name: str) -> bool:
 
 
 def _checked_name(name: str, where: Path) -> str:
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ConfigError(
             f"{where}: got model name {name!r}, "
             "expected 1 to 128 letters, digits, '_', '-' or '.', starting with a letter, a digit or '_'"
         )
     return name
-
-
-def _decode_toml(path: Path) -> Any:
-    import tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: got {error}, expected a TOML file") from error
-
-
-def _decode_yaml(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: got {error}, expected a YAML file") from error
-
-
-def _convert(value: Any, kind: type[T], path: Path, prefix: str = "") -> T:
-    """Checks plain values against a Struct; the error names the file and the key."""
-    try:
-        _refuse_nonfinite(value)
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        message, _, where = str(error).partition(" - at ")
-        key = ".".join(part for part in (prefix, where.strip("`").removeprefix("$").removeprefix(".")) if part)
-        known = ", ".join(field.name for field in msgspec.structs.fields(kind))  # type: ignore[arg-type]
-        hint = f" (known keys here: {known})" if "unknown field" in message and "." not in key else ""
-        raise ConfigError(f"{path}: key {key or '(top)'}: {message}{hint}") from error
-
-
-def _refuse_nonfinite(value: Any) -> None:
-    """TOML and YAML can spell inf and nan, which pass every comparison a Struct makes."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise msgspec.ValidationError(f"Expected a finite number, got `{value}`")
-    if isinstance(value, dict):
-        for item in value.values():
-            _refuse_nonfinite(item)
-    elif isinstance(value, list):
-        for item in value:
-            _refuse_nonfinite(item)

@@ -15,7 +15,7 @@ import aiohttp
 import psutil
 from ray._private import state as ray_state
 
-from headrace.config import load_deploy
+from headrace.deploy_file import load_deploy
 from headrace.observe.ledger import read
 from headrace.serve import Deployment, deploy
 

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from headrace.config import AutoscalingConfig, ModelSettings, load_deploy, load_model_path, load_repository
+from headrace.config import (
+    AutoscalingConfig,
+    ModelSettings,
+    load_model_path,
+    load_repository,
+    load_source,
+)
+from headrace.deploy_file import load_deploy
 from headrace.errors import ConfigError
 
 
@@ -123,9 +130,56 @@ def test_a_deploy_file_overrides_the_models_own_settings(tmp_path: Path) -> None
     assert plain.autoscaling == AutoscalingConfig()
 
 
+def test_groups_of_replicas_have_settings_and_resources_of_their_own(tmp_path: Path) -> None:
+    path = write_deploy(
+        tmp_path,
+        """
+        models:
+          - name: tickets
+            path: models/m
+            settings: {slo_ms: 50}
+            groups:
+              - {name: cpu, autoscaling: {max_replicas: 8}}
+              - name: accelerated
+                settings: {precision: bf16}
+                autoscaling: {min_replicas: 0, cpus_per_replica: 0.5, resources: {accel: 1}}
+        """,
+    )
+    (tickets,) = load_deploy(path).models
+    parts = tickets.parts
+    assert list(parts) == list(tickets.model.groups) == ["cpu", "accelerated"]
+    assert parts["cpu"].model.settings == ModelSettings(slo_ms=50.0, max_batch=8)
+    assert parts["accelerated"].model.settings == ModelSettings(slo_ms=50.0, max_batch=8, precision="bf16")
+    scaling = AutoscalingConfig(min_replicas=0, cpus_per_replica=0.5, resources={"accel": 1.0})
+    assert parts["accelerated"].autoscaling == scaling
+    assert tickets.autoscaling.max_replicas == 8
+    assert all(not part.model.groups and not part.autoscaling.groups for part in parts.values())
+    assert tickets.source is not None
+    assert load_source("tickets", tickets.source) == tickets.model
+    (path.parent / "app.yaml").write_text("models: [{name: a, path: models/m}]")
+    (plain,) = load_deploy(path).models
+    assert plain.parts == {"": plain}
+
+
+GROUPS = "models: [{name: a, path: models/m, groups: [{name: x}, {name: y}]"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (GROUPS.replace("y", "x") + "}]", r"key models\[0\]\.groups\[1\]\.name: got 'x' twice"),
+        (GROUPS.replace("y", "y z") + "}]", r"groups\[1\]\.name: got 'y z', expected letters"),
+        (GROUPS + ", autoscaling: {max_replicas: 2}}]", r"models\[0\]\.autoscaling: got it beside groups"),
+        (GROUPS + "}]\nhttp: {ingress: ray}", r"models\[0\]\.groups: got groups with http\.ingress 'ray'"),
+        (
+            "models: [{name: a, path: models/m, groups: [{name: x, autoscaling: {min_replicas: 2}}]}]",
+            r"models\[0\]\.groups\[0\]\.autoscaling\.min_replicas: got 2",
+        ),
+        (
+            "models: [{name: a, path: models/m, groups: [{name: x, settings: {slo_ms: x}}]}]",
+            r"models\[0\]\.groups\[0\]\.settings\.slo_ms: Expected",
+        ),
+        ("models: [{name: a, path: models/m, autoscaling: {groups: {x: {}}}}]", r"autoscaling\.groups: got a value"),
         ("models: []", r"app\.yaml: key models: Expected `array` of length >= 1"),
         ("model: []", r"app\.yaml: key .*unknown field `model`.*known keys here: models, http"),
         ("- 1", r"app\.yaml: key \(top\): Expected `object`, got `array`"),

@@ -87,7 +87,7 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
 def _read(file: Path, address: str | None, port: int | None) -> DeployConfig:
     import msgspec
 
-    from headrace.config import load_deploy
+    from headrace.deploy_file import load_deploy
 
     config = load_deploy(file)
     http = msgspec.structs.replace(

@@ -32,7 +32,7 @@ from headrace.serving.front_grpc import FrontGrpcApp
 from headrace.serving.front_ledgers import ReplicaLedger, ReplicaLedgers
 from headrace.serving.front_ready import Readiness
 from headrace.serving.front_repository import ApplicationsLike, DeployedRepository
-from headrace.serving.front_shared import FRONT_DEPLOYMENT, MODEL_DEPLOYMENT, FrontAddress
+from headrace.serving.front_shared import FRONT_DEPLOYMENT, FrontAddress, deployment_of
 from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
 from headrace.serving.http_protocol import sweep
@@ -111,7 +111,7 @@ class FrontState:
         self._where = where
         self._ledger = ledger
         self._ledgers = ReplicaLedgers()
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[tuple[str, str], Any] = {}
         self._service = FrontService(self, caller_header, admin_token)
         self.app = FrontApp(self.books, self._service, self.pools, self.unloaded)
         self._http: HttpServer | None = None
@@ -185,7 +185,12 @@ class FrontState:
     def restore(self, name: str) -> None:
         """Takes requests to a model."""
         self.unloaded.discard(name)
-        self.pools[name] = Pool(name, partial(self._wake, name))
+        self.pools[name] = Pool(name, partial(self._wake, name), self._groups(name))
+
+    def _groups(self, name: str) -> list[str]:
+        """The groups of a model's replicas, in the order in which they are filled; [""] where there is one."""
+        assignment = self.assignments.get(name)
+        return list(assignment.scaling.groups) or [""] if assignment is not None else [""]
 
     async def _end_unloaded(self, name: str) -> None:
         """Ends replicas that a front which died meanwhile has left."""
@@ -202,6 +207,8 @@ class FrontState:
     def bring(self, name: str, edition: Edition, scaling: AutoscalingConfig) -> dict[str, Any]:
         """See `Front.bring`."""
         self.assignments.bring(name, edition, scaling)
+        if (pool := self.pools.get(name)) is not None:
+            pool.arrange(self._groups(name))
         return self.assignments.status(name)
 
     def rollouts(self) -> dict[str, dict[str, Any]]:
@@ -213,17 +220,18 @@ class FrontState:
         self._ledgers.note(ledger)
         if door is not None and (pool := self.pools.get(ledger.model)) is not None:
             # Not waited for: the replica waits for its answer not as long as a connection may take.
-            self._begin(pool.add(ledger.replica, door))
+            self._begin(pool.add(ledger.replica, door, ledger.group, ledger.room))
         if ledger.standing is None:
             return None
         return self.assignments.report(ledger.model, ledger.replica, ledger.standing, ledger.final)
 
-    async def _wake(self, name: str) -> tuple[str, DoorAddress]:
-        """Has Serve choose a replica, starting one where there is none, and asks it where its door is."""
-        if name not in self._handles:
+    async def _wake(self, name: str, group: str) -> tuple[str, DoorAddress]:
+        """Has Serve choose a replica of a group, starting one where there is none, and asks it where its door is."""
+        key = name, deployment_of(self._groups(name), group)
+        if key not in self._handles:
             # Kept, because each one made starts a router of its own.
-            self._handles[name] = serve.get_deployment_handle(MODEL_DEPLOYMENT, app_name=name)
-        found: tuple[str, DoorAddress] = await self._handles[name].door.remote()
+            self._handles[key] = serve.get_deployment_handle(key[1], app_name=name)
+        found: tuple[str, DoorAddress] = await self._handles[key].door.remote()
         return found
 
     def statistics(self, name: str | None) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ class ReplicaLedger:
         statistics: The protocol's statistics of each version, closed ones included.
         standing: How far it has followed its model's assignment.
         final: True once it has drained: these are its last words.
+        group: Which of its model's groups of replicas it is of; "" where there is one.
+        room: Requests that it can have at a time and still answer within its objective.
     """
 
     model: str
@@ -43,6 +46,8 @@ class ReplicaLedger:
     final: bool
     statistics: tuple[dict[str, Any], ...] = ()
     standing: Standing | None = None
+    group: str = ""
+    room: float = math.inf
 
 
 class ReplicaLedgers:
@@ -90,6 +95,7 @@ class ReplicaLedgers:
         total = replace(
             ledgers[0],
             replica=EARLIER, pid=0, stats=dict(stats), load={}, final=True, statistics=statistics, standing=None,
+            group="",
         )  # fmt: skip
         later = dict(replicas)
         replicas.clear()

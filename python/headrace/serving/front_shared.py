@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from headrace.serving.body import CALLER_HEADER
 # Name of the application, and of the deployment in it.
 FRONT = "headrace-front"
 FRONT_DEPLOYMENT = "front"
-# Name of the deployment in each model's application.
+# Name of the deployment in each model's application; of the first, where its replicas are of several groups.
 MODEL_DEPLOYMENT = "model"
 
 
@@ -66,6 +67,16 @@ def moved(found: FrontAddress, http: HttpConfig) -> list[str]:
         for key, value in got.items()
         if value != getattr(found, key)
     ]
+
+
+def deployment_of(groups: Iterable[str], group: str) -> str:
+    """The name of the Serve deployment with one group of a model's replicas.
+
+    Args:
+        groups: All of them, in the order in which they are filled.
+        group: The one.
+    """
+    return MODEL_DEPLOYMENT if group == next(iter(groups), group) else f"{MODEL_DEPLOYMENT}-{group}"
 
 
 def digest(token: str) -> str:

@@ -16,6 +16,8 @@ from headrace.serving.autoscaling import (
     METRIC_QUEUE_DELAY,
 )
 
+# Queue delay at which an objective counts as broken, where the model has no slo_ms.
+QUEUE_DELAY_S_DEFAULT = 0.1
 # Time constant of the offered rate. A new replica starts its average at 0, so that while traffic moves from one
 # replica to another the sum over replicas stays the true rate: one falls exactly as the other rises.
 RATE_TAU_S = 2.0
@@ -23,6 +25,11 @@ RATE_TAU_S = 2.0
 COST_TAU_S = 10.0
 # Fewer requests than this say too little about what one costs.
 COST_REQUESTS_MIN = 5
+
+
+def queue_delay_s_max(slo_ms: float | None) -> float:
+    """How long a request may wait: half of its deadline, since the rest is for decoding, running and encoding."""
+    return QUEUE_DELAY_S_DEFAULT if slo_ms is None else slo_ms / 2000
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import ray
 from msgspec.structs import replace
 from ray import serve
 
-from headrace.config import DeployedModel, ModelConfig
+from headrace.config import DeployedModel, ModelConfig, in_group
 from headrace.errors import ExecutionError
 from headrace.serving.app import OipApp
 from headrace.serving.assignment import Assignment, Edition
+from headrace.serving.autoscaling import METRIC_CAPACITY
 from headrace.serving.body import CALLER_HEADER
 from headrace.serving.follower import Follower
 from headrace.serving.front_ledgers import ReplicaLedger
@@ -34,7 +36,7 @@ from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batch
 from headrace.serving.ingress.bridge import Bridge
 from headrace.serving.ingress.door import Door, DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
-from headrace.serving.load import LoadMeter, sample
+from headrace.serving.load import LoadMeter, queue_delay_s_max, sample
 from headrace.serving.ray_cluster import on_head
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
@@ -58,6 +60,8 @@ class ModelReplica:
         batcher_opener: Makes the Batcher; tests put their own here.
         caller_header: The request header that names the caller.
         ledger: Folder of the request ledger on disk, on this machine or shared by all; None for none.
+        group: Which of the model's groups of replicas it is of; "" where there is one.
+        others: Handles of the deployments of the other groups, which are an application only as long as one holds them.
     """
 
     def __init__(
@@ -67,11 +71,14 @@ class ModelReplica:
         batcher_opener: OpenBatcher = open_batcher,
         caller_header: str = CALLER_HEADER,
         ledger: Path | None = None,
+        group: str = "",
+        others: Sequence[Any] = (),
     ) -> None:
-        self._name = deployed.model.name
-        self._leave_s = deployed.autoscaling.leave_s
+        self._name, self._group = deployed.model.name, group
+        scaling = deployed.parts[group].autoscaling
+        self._leave_s = scaling.leave_s
         # A replica may use what Ray reserved for it, not the whole machine.
-        self._threads = max(1, int(deployed.autoscaling.cpus_per_replica))
+        self._threads = max(1, int(scaling.cpus_per_replica))
         # Whoever runs the application without `deploy` has no front, and calls to it would wait forever.
         has_front = FRONT in serve.status().applications
         self._front = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT) if has_front else None
@@ -116,7 +123,7 @@ class ModelReplica:
         return self._id, self._address
 
     def _adapt(self, model: ModelConfig) -> ModelConfig:
-        return adapted(model, self._threads)
+        return adapted(in_group(model, self._group), self._threads)
 
     async def statistics(self) -> list[dict[str, Any]] | None:
         """The statistics of this model on all replicas, by way of the front; None where there is none."""
@@ -170,7 +177,17 @@ class ModelReplica:
         stats = dict(total) | vars(self._host.books()[self._name])
         versions = tuple(self._host.statistics())
         standing = self._follower.standing()
-        return ReplicaLedger(self._name, self._id, os.getpid(), stats, self._load, final, versions, standing)
+        return ReplicaLedger(
+            self._name, self._id, os.getpid(), stats, self._load, final, versions, standing, self._group, self._room()
+        )
+
+    def _room(self) -> float:
+        """Requests that it can have at a time and answer within its objective: one that runs, and what may wait."""
+        settings = next((served.settings for served in self._host), None)
+        if settings is None:  # it has closed
+            return 1.0
+        capacity_rps = self._load.get(METRIC_CAPACITY, 0.0)
+        return 1 + capacity_rps * queue_delay_s_max(settings.slo_ms) if capacity_rps > 0 else float(settings.max_batch)
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising restarts the replica."""

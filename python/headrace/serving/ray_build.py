@@ -1,9 +1,14 @@
-"""From a model and how it scales to its Ray Serve application: each scales alone, so each is one of its own."""
+"""From a model and how it scales to its Ray Serve application: each scales alone, so each is one of its own.
+
+Where its replicas are of several groups, each is a deployment in that application, with settings, resources and a scale
+of its own. To everybody else they are one model: the front, its books and its rollouts know replicas alone.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +25,8 @@ from headrace.serving import autoscaling
 from headrace.serving.assignment import resolved
 from headrace.serving.autoscaling import SloPolicy
 from headrace.serving.body import CALLER_HEADER
-from headrace.serving.front_shared import MODEL_DEPLOYMENT
+from headrace.serving.front_shared import MODEL_DEPLOYMENT, deployment_of
+from headrace.serving.load import queue_delay_s_max
 from headrace.serving.opening import OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.ray_app import ModelReplica, gpus_of
 
@@ -28,8 +34,6 @@ from headrace.serving.ray_app import ModelReplica, gpus_of
 METRICS_INTERVAL_S = 0.5
 # Window Serve averages its own counts over. Longer would keep an idle model "busy" for as long.
 LOOK_BACK_S = 1.0
-# Queue delay at which the policy counts the objective as broken, where the model has no slo_ms.
-QUEUE_DELAY_S_DEFAULT = 0.1
 # Serve polls a draining replica this often.
 DRAIN_POLL_S = 0.2
 # What a replica has beyond its drain before Serve kills it: for its last report and the end of the Engine.
@@ -70,8 +74,8 @@ def run_target(deployed: DeployedModel, making: Making, *, runs: bool) -> serve.
         batcher_opener=making.batcher_opener,
         caller_header=making.caller_header,
         ledger=making.ledger,
-        code=replica_code(deployed, making),
-        surge_percent=_surge_percent(deployed),
+        code=lambda part: replica_code(part, making),
+        surge_percent=_surge_percent,
         runs=runs,
     )
     # Behind our own ingress a model can be reached in no other way.
@@ -82,8 +86,13 @@ def run_target(deployed: DeployedModel, making: Making, *, runs: bool) -> serve.
 def _surge_percent(deployed: DeployedModel) -> int:
     """New replicas start before old ones go where one of them fits: Serve would wait for ever for one that does not."""
     free = ray.available_resources()
-    has_cpus = free.get("CPU", 0) + 1e-9 >= deployed.autoscaling.cpus_per_replica
-    return 100 if has_cpus and free.get("GPU", 0) >= gpus_of(deployed.model) else 0
+    return 100 if all(free.get(name, 0) + 1e-9 >= amount for name, amount in reserved(deployed).items()) else 0
+
+
+def reserved(deployed: DeployedModel) -> dict[str, float]:
+    """What Ray reserves for each replica, by its names."""
+    scaling = deployed.autoscaling
+    return {"CPU": scaling.cpus_per_replica, "GPU": float(gpus_of(deployed.model)), **scaling.resources}
 
 
 def build_app(
@@ -93,8 +102,8 @@ def build_app(
     batcher_opener: OpenBatcher = open_batcher,
     caller_header: str = CALLER_HEADER,
     ledger: Path | None = None,
-    code: str | None = None,
-    surge_percent: int = 0,
+    code: Callable[[DeployedModel], str] | None = None,
+    surge_percent: Callable[[DeployedModel], int] = lambda part: 0,
     runs: bool = False,
 ) -> serve.Application:
     """Builds the Ray Serve application of one model, to be run at the prefix ``/v2/models/NAME``.
@@ -105,8 +114,8 @@ def build_app(
         batcher_opener: Makes the Batcher of a replica; tests put their own here.
         caller_header: The request header that names the caller; callers who compete share a replica fairly.
         ledger: Folder of the request ledger on disk, on the replicas' machine or shared by all; None for none.
-        code: Replicas stay while this stays; None to start them again whenever this runs again.
-        surge_percent: Replicas that may start before old ones go, where they have to start again.
+        code: Replicas stay while this stays, of each group; None to start them again whenever this runs again.
+        surge_percent: Replicas that may start before old ones go, where they have to start again, of each group.
         runs: Whether it runs already, and is to keep the replicas that it has.
 
     Raises:
@@ -125,27 +134,39 @@ def build_app(
             )
         config = config.models[0]
     deployed = replace(config, model=resolved(config.model))
-    settings = deployed.model.settings
+    parts = deployed.parts
+    given = engine_opener, batcher_opener, caller_header, ledger
+    first, *others = (
+        _deployment(part, deployment_of(parts, group), runs, surge_percent(part), None if code is None else code(part))
+        for group, part in parts.items()
+    )
+    bound = [other.bind(deployed, *given, group) for other, group in zip(others, list(parts)[1:], strict=True)]
+    return first.bind(deployed, *given, next(iter(parts)), bound)
+
+
+def _deployment(part: DeployedModel, name: str, runs: bool, surge_percent: int, code: str | None) -> serve.Deployment:
+    """The deployment of one group of replicas. What they are to serve comes to them by their arguments."""
+    settings, scaling = part.model.settings, part.autoscaling
     deployment = serve.deployment(
-        name=MODEL_DEPLOYMENT,
+        name=name,
         max_ongoing_requests=settings.max_queue + 2 * settings.max_batch,
         max_queued_requests=settings.max_queue,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
-        graceful_shutdown_timeout_s=deployed.autoscaling.leave_s + CLOSE_S,
+        graceful_shutdown_timeout_s=scaling.leave_s + CLOSE_S,
         # How soon a dead replica is noticed, and another started.
         health_check_period_s=2,
         ray_actor_options={
-            "num_cpus": deployed.autoscaling.cpus_per_replica,
-            "num_gpus": gpus_of(deployed.model),
+            "num_cpus": scaling.cpus_per_replica,
+            "num_gpus": gpus_of(part.model),
+            "resources": dict(scaling.resources),
         },
-        autoscaling_config=_autoscaling(deployed, runs),
+        autoscaling_config=_autoscaling(part, runs),
         logging_config=LoggingConfig(enable_access_log=False),
         max_surge_percent=surge_percent,
-    )(serve.ingress()(ModelReplica))
-    if code is not None:
-        deployment = deployment.options(version=code, _internal=True)
-    return deployment.bind(deployed, engine_opener, batcher_opener, caller_header, ledger)
+        # Serve's proxy, where there is one, knows the first alone.
+    )(serve.ingress()(ModelReplica) if name == MODEL_DEPLOYMENT else ModelReplica)
+    return deployment if code is None else deployment.options(version=code, _internal=True)
 
 
 def replica_code(deployed: DeployedModel, making: Making) -> str:
@@ -156,6 +177,7 @@ def replica_code(deployed: DeployedModel, making: Making) -> str:
         deployed.autoscaling.cpus_per_replica,
         deployed.autoscaling.leave_s,
         gpus_of(deployed.model),
+        sorted(deployed.autoscaling.resources.items()),
         *(f"{opener.__module__}.{opener.__qualname__}" for opener in openers),
         making.caller_header,
         making.ledger,
@@ -171,8 +193,7 @@ def _autoscaling(deployed: DeployedModel, runs: bool) -> AutoscalingConfig:
     policy = AutoscalingPolicy(
         policy_function=SloPolicy,
         policy_kwargs={
-            # Half of the deadline may go into waiting; the rest is for decoding, running and encoding.
-            "slo_s": QUEUE_DELAY_S_DEFAULT if slo_ms is None else slo_ms / 2000,
+            "slo_s": queue_delay_s_max(slo_ms),
             "target_utilisation": scaling.target_utilisation,
             "down_hold_s": scaling.down_hold_s,
             "idle_to_zero_s": scaling.idle_s,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -34,8 +35,7 @@ from headrace.serving.front_shared import (
     ports,
 )
 from headrace.serving.opening import OpenBatcher, OpenEngine, open_batcher, open_engine
-from headrace.serving.ray_app import gpus_of
-from headrace.serving.ray_build import Making, run_target
+from headrace.serving.ray_build import Making, reserved, run_target
 from headrace.serving.ray_cluster import (
     EXIT_S_MAX,
     check_port,
@@ -75,14 +75,13 @@ class Deployment:
     def replicas(self) -> dict[str, dict[str, int]]:
         """Replicas of each model by Serve's state: ``{"tickets": {"RUNNING": 1, "STARTING": 1}}``."""
         applications = serve.status().applications
-        return {
-            name: {
-                str(state): count
-                for state, count in applications[name].deployments[MODEL_DEPLOYMENT].replica_states.items()
-            }
-            for name in self.models
-            if name in applications and MODEL_DEPLOYMENT in applications[name].deployments
-        }
+        found: dict[str, Counter[str]] = {}
+        for name in self.models:
+            if name in applications and MODEL_DEPLOYMENT in applications[name].deployments:
+                found[name] = Counter()
+                for deployment in applications[name].deployments.values():
+                    found[name].update({str(state): count for state, count in deployment.replica_states.items()})
+        return {name: dict(counts) for name, counts in found.items()}
 
     def ledgers(self) -> dict[str, list[ReplicaLedger]]:
         """What every replica counted, the ones that are gone included: at most half a second old."""
@@ -194,7 +193,7 @@ def deploy(
     without its dashboard, listening on the loopback address, with a random access token.
 
     Args:
-        config: What to deploy; see `headrace.config.load_deploy`.
+        config: What to deploy; see `headrace.deploy_file.load_deploy`.
         progress: Told about each step.
         timeout_s: How long the models may take to come up.
         engine_opener: Makes the Engine of a replica; tests put their own here.
@@ -286,19 +285,20 @@ def _assign(deployed: DeployedModel, runs: bool, tell: Callable[[str], None]) ->
 def _check_fits(models: Sequence[DeployedModel]) -> None:
     """One replica of each model must fit; Serve would otherwise wait for CPUs or GPUs that never come."""
     resources = ray.cluster_resources()
-    have, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
-    need = sum(max(1, m.autoscaling.min_replicas) * m.autoscaling.cpus_per_replica for m in models)
-    if need > have + 1e-9:
-        raise ConfigError(
-            f"autoscaling.cpus_per_replica: got {need:g} CPUs for the first replicas of {len(models)} models, "
-            f"expected at most the cluster's {have:g}"
-        )
-    need = sum(max(1, m.autoscaling.min_replicas) * gpus_of(m.model) for m in models)
-    if need > gpus:
-        raise ConfigError(
-            f"settings.device: got {need:g} GPUs for the first replicas of {len(models)} models, one for each, "
-            f"expected at most the cluster's {gpus:g}"
-        )
+    parts = [part for model in models for part in model.parts.values()]
+    need: dict[str, float] = {}
+    for part in parts:
+        for name, amount in reserved(part).items():
+            need[name] = need.get(name, 0.0) + max(1, part.autoscaling.min_replicas) * amount
+    keys = {"CPU": ("autoscaling.cpus_per_replica", "CPUs"), "GPU": ("settings.device", "GPUs")}
+    for name, amount in need.items():
+        have = float(resources.get(name, 0))
+        if amount > have + 1e-9:
+            key, what = keys.get(name, ("autoscaling.resources", f"of {name!r}"))
+            raise ConfigError(
+                f"{key}: got {amount:g} {what} for the first replicas of {len(models)} models, "
+                f"expected at most the cluster's {have:g}"
+            )
 
 
 def _tell_front(names: Sequence[str]) -> Any:

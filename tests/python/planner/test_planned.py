@@ -12,7 +12,8 @@ import pytest
 from tests.python.planner.conftest import Made
 
 import headrace as hr
-from headrace.config import load_deploy, load_model_folder, load_repository
+from headrace.config import load_model_folder, load_repository
+from headrace.deploy_file import load_deploy
 from headrace.errors import BackendUnavailable, ConfigError, InvalidPlan, ParityError, StalePlan
 from headrace.serving.opening import max_batch_of, open_batcher, open_engine
 

@@ -61,13 +61,15 @@ class Deployment:
     def __init__(self) -> None:
         self.asleep: list[Replica] = []
         self.woken = 0
+        self.groups_woken: list[str] = []
         self.pool = Pool("doubler", self.wake)
         self.service = OipService(ModelHost([]), body_bytes_max=8 << 20)
         self.front = FrontApp(lambda: {"doubler": Books()}, self.service, {"doubler": self.pool})
         self.calls = FrontGrpcApp(self.service, {"doubler": self.pool})
 
-    async def wake(self) -> tuple[str, DoorAddress]:
+    async def wake(self, group: str) -> tuple[str, DoorAddress]:
         self.woken += 1
+        self.groups_woken.append(group)
         if not self.asleep:
             await asyncio.sleep(30)
         await asyncio.sleep(0.05)

@@ -108,3 +108,18 @@ FAKES: dict[str, Any] = {"engine_opener": open_fake_engine, "batcher_opener": op
 def model(name: str, **scaling: Any) -> DeployedModel:
     config = ModelConfig(name=name, files={1: Path(f"{name}.onnx")}, settings=ModelSettings(slo_ms=2000))
     return DeployedModel(model=config, autoscaling=AutoscalingConfig(cpus_per_replica=0.1, **scaling))
+
+
+# A model in the folder "mixed" with two groups of replicas: plain ones, and ones that need what not every node has.
+GROUPS = """
+models:
+  - name: mixed
+    path: mixed
+    settings: {slo_ms: 400}
+    groups:
+      - {name: plain, autoscaling: {cpus_per_replica: 0.1}}
+      - name: accelerated
+        settings: {threads: 1}
+        autoscaling: {min_replicas: 0, cpus_per_replica: 0.1, resources: {accel: 1}}
+http: {port: 0}
+"""

@@ -68,7 +68,7 @@ class Serve:
     def _ledger(self, name: str) -> ReplicaLedger:
         return ReplicaLedger(name, "0", 1, self.running[name].served.batchers[0].stats(), {}, True)
 
-    async def wake(self, name: str) -> tuple[str, DoorAddress]:
+    async def wake(self, name: str, group: str) -> tuple[str, DoorAddress]:
         replica = self.running[name]
         return str(id(replica)), await replica.open()
 

@@ -23,9 +23,10 @@ import aiohttp
 import tritonclient.grpc.aio
 import tritonclient.http.aio
 from ray._private import state as ray_state
-from ray_fakes import FAKES, SERVICE_S, model
+from ray_fakes import FAKES, GROUPS, SERVICE_S, model
 
-from headrace.config import AutoscalingConfig, DeployConfig, DeployedModel, HttpConfig, load_deploy
+from headrace.config import AutoscalingConfig, DeployConfig, DeployedModel, HttpConfig
+from headrace.deploy_file import load_deploy
 from headrace.errors import ConfigError, ExecutionError
 from headrace.serve import Deployment, build_app, deploy
 from headrace.serving.autoscaling import METRIC_CAPACITY
@@ -42,6 +43,7 @@ def deployment() -> Iterator[Deployment]:
     steps: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADRACE_ADMIN_TOKEN", TOKEN)
+        patch.setenv("RAY_OVERRIDE_RESOURCES", '{"accel": 1}')
         deployed = deploy(DeployConfig(http=HttpConfig(port=0), models=[elastic]), progress=steps.append, **FAKES)
     assert "elastic is ready" in steps
     assert deployed.processes(), "the processes of our Ray must be found by their tag"
@@ -61,13 +63,15 @@ def wait_for(what: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(0.1)
 
 
-async def offer(url: str, rate: float, until: Callable[[], bool], timeout_s: float) -> Counter[str]:
+async def offer(
+    url: str, rate: float, until: Callable[[], bool], timeout_s: float, name: str = "elastic"
+) -> Counter[str]:
     """Sends requests at `rate` until `until()` is true; every one is answered before this returns."""
     answers: Counter[str] = Counter()
 
     async def one(session: aiohttp.ClientSession, value: float) -> None:
         tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [value]}
-        async with session.post(f"{url}/v2/models/elastic/infer", json={"inputs": [tensor]}) as response:
+        async with session.post(f"{url}/v2/models/{name}/infer", json={"inputs": [tensor]}) as response:
             body = await response.json()
             right = response.status == 200 and body["outputs"][0]["data"] == [2 * value]
             answers["ok" if right else f"{response.status}: {body}"] += 1
@@ -209,6 +213,30 @@ def put(folder: Path, version: int, content: str = "a model", mode: str = "canar
     path.write_text(content)
     trial = "share = 0.5\nmin_requests = 10\nmin_s = 0\nslower_max = 100\n"
     (folder / "headrace.toml").write_text(f'[rollout]\nmode = "{mode}"\n{trial}')
+
+
+def test_groups_of_one_model_are_filled_in_their_order(deployment: Deployment, tmp_path: Path) -> None:
+    """One plain replica, which does 40 requests per second, and one that needs what a node has only one of."""
+    put(tmp_path / "mixed", 1)
+    (tmp_path / "app.yaml").write_text(GROUPS)
+    one = load_deploy(tmp_path / "app.yaml")
+    models = [model("elastic", min_replicas=0, max_replicas=2), *one.models]
+    deployment.update(DeployConfig(http=one.http, models=models))
+
+    def answered() -> dict[str, int]:
+        return {one.group: one.stats["ok"] for one in deployment.ledgers()["mixed"]}
+
+    # A report says how much each can do: that of a Batcher which has run something.
+    wait_for(lambda: set(answered()) == {"plain", "accelerated"}, 20)
+    assert deployment.replicas()["mixed"] == {"RUNNING": 2}
+    little = asyncio.run(offer(deployment.url, 20, lambda: answered()["plain"] >= 20, 10, "mixed"))
+    assert answered()["accelerated"] == 0
+    much = asyncio.run(offer(deployment.url, 80, lambda: answered()["accelerated"] >= 20, 20, "mixed"))
+    for answers in (little, much):
+        assert answers["ok"] == answers["sent"]
+        assert len(answers) == 2
+    assert answered()["plain"] > answered()["accelerated"]
+    assert sorted(index["name"] for index in asyncio.run(_index(deployment.url))) == ["elastic", "mixed"]
 
 
 async def test_versions_change_in_place_under_load(deployment: Deployment, tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("ray", reason="the Ray extra is not installed")
 
-from ray_fakes import model
+from ray_fakes import GROUPS, model
 
-from headrace.config import DeployConfig, DeployedModel, HttpConfig, ModelConfig, ModelSettings
+from headrace.config import DeployConfig, DeployedModel, HttpConfig, ModelConfig, ModelSettings, in_group
+from headrace.deploy_file import load_deploy
 from headrace.errors import ConfigError
 from headrace.serve import build_app
 from headrace.serving import ray_cluster, ray_deploy
@@ -54,6 +56,28 @@ def test_a_replica_on_a_gpu_gets_one_and_takes_the_one_it_gets(device: str | Non
     assert adapted(deployed.model, threads=2).settings.threads == 2
     same = replica_code(deployed, Making()) == replica_code(on_device(None), Making())
     assert same == (gpus == 0), "a replica without a GPU cannot go on to one in place"
+
+
+def test_each_group_of_replicas_is_a_deployment_with_its_resources_and_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mixed" / "1").mkdir(parents=True)
+    (tmp_path / "mixed" / "1" / "model.onnx").touch()
+    (tmp_path / "app.yaml").write_text(GROUPS)
+    (mixed,) = load_deploy(tmp_path / "app.yaml").models
+    first = build_app(mixed)._bound_deployment
+    (other,) = (bound._bound_deployment for bound in first.init_args[-1])
+    assert (first.name, other.name) == ("model", "model-accelerated")
+    assert first._replica_config.ray_actor_options["resources"] == {}
+    assert other._replica_config.ray_actor_options["resources"] == {"accel": 1}
+    assert (first.init_args[-2], other.init_args[-1]) == ("plain", "accelerated")
+    model_of = {group: adapted(in_group(mixed.model, group), 2).settings.threads for group in mixed.parts}
+    assert model_of == {"plain": 2, "accelerated": 1}
+    codes = {replica_code(part, Making()) for part in mixed.parts.values()}
+    assert len(codes) == 2, "a replica cannot go on to other resources in place"
+    monkeypatch.setattr(ray_deploy.ray, "cluster_resources", lambda: {"CPU": 8.0})
+    with pytest.raises(ConfigError, match=r"autoscaling.resources: got 1 of 'accel' .* expected at most .* 0"):
+        ray_deploy._check_fits([mixed])
 
 
 def test_more_gpus_than_the_cluster_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

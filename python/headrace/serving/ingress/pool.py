@@ -1,4 +1,9 @@
-"""The ingress's end: the links to the replicas of one model, and what happens while there are none."""
+"""The ingress's end: the links to the replicas of one model, and what happens while there are none.
+
+A model whose replicas are of several groups, as on CPUs and on GPUs, has them filled in order: a request goes to the
+first group in which a replica has room for it, that is to say can answer it within the objective, behind what it has
+already. So the next group gets what the ones before it cannot do, scales by that alone, and is woken where it sleeps.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,9 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import math
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from headrace.errors import BackendUnavailable, DeadlineExceeded, Overloaded
@@ -42,11 +48,13 @@ WAITING_MAX = 4096
 # Between attempts to reach a replica that Serve has named and that does not answer yet.
 RETRY_S = 0.1
 CONNECT_S_MAX = 5.0
+# Where all replicas are full for so long, and none came meanwhile, another group is woken.
+FULL_S = 2.0
 # Replicas that left and are remembered: they report until their process ends, for half a minute at most.
 LEFT_MAX = 256
 
-# Asks Serve for a replica, which starts one where there is none: its id and its door.
-Wake: TypeAlias = Callable[[], Awaitable[tuple[str, DoorAddress]]]
+# Asks Serve for a replica of a group, which starts one where there is none: its id and its door.
+Wake: TypeAlias = Callable[[str], Awaitable[tuple[str, DoorAddress]]]
 
 
 class Link(Frames):
@@ -139,12 +147,15 @@ class Replica:
     """One replica: a link for small requests, one for large ones, and how many requests it has.
 
     Attributes:
+        group: Its group's name; "" while it is not known, or where there are none.
+        room: Requests that it can have in flight and answer within the objective.
         in_flight: Requests that it has not answered.
     """
 
-    def __init__(self, name: str, links: tuple[Link, Link]) -> None:
+    def __init__(self, name: str, links: tuple[Link, Link], group: str = "", room: float = math.inf) -> None:
         self.name = name
         self.links = links
+        self.group, self.room = group, room
         self.in_flight = 0
 
     @property
@@ -178,11 +189,17 @@ class Pool:
     Args:
         model: The model's name.
         wake: Has Serve name a replica, and start one where there is none.
+        groups: The groups of replicas, in the order in which they are filled; ("",) where there are none.
     """
 
-    def __init__(self, model: str, wake: Wake) -> None:
+    def __init__(self, model: str, wake: Wake, groups: Sequence[str] = ("",)) -> None:
         self._model = model
         self._wake = wake
+        self._ranks: dict[str, int] = {}
+        self.arrange(groups)
+        # Since when no replica had room, and the task that wakes another group then.
+        self._full_since: float | None = None
+        self._calling: asyncio.Task[None] | None = None
         self._replicas: dict[str, Replica] = {}
         self._connecting: set[str] = set()
         # Replicas that said goodbye: a report of theirs may still be on its way.
@@ -192,16 +209,65 @@ class Pool:
         self._waking: asyncio.Task[None] | None = None
         self._closed = False
 
+    def arrange(self, groups: Sequence[str]) -> None:
+        """Fills the groups in this order from now on."""
+        self._ranks = {group: rank for rank, group in enumerate(groups)}
+
     def choose(self) -> Replica | None:
         """The open replica with the fewest requests in flight; of equals the one that has waited longest."""
+        if len(self._ranks) > 1:
+            return self._choose_in_order()
         best: Replica | None = None
         for replica in self._replicas.values():
             if replica.is_open and (best is None or replica.in_flight < best.in_flight):
                 best = replica
+        return self._take(best)
+
+    def _choose_in_order(self) -> Replica | None:
+        """The least filled replica of the first group in which one has room; else the least filled of all."""
+        best: Replica | None = None
+        last = len(self._ranks)
+        best_key = (math.inf, math.inf)
+        for replica in self._replicas.values():
+            if replica.is_open:
+                full = replica.in_flight >= replica.room
+                # By what they can do, and not by how many they have: the next group's may do many times as much.
+                key = (last + 1 if full else self._ranks.get(replica.group, last), replica.in_flight / replica.room)
+                if key < best_key:
+                    best, best_key = replica, key
+        if best is not None:
+            self._note_full(best_key[0] > last)
+        return self._take(best)
+
+    def _take(self, best: Replica | None) -> Replica | None:
         if best is not None and len(self._replicas) > 1:
             # To the end of the dict, so that equals take turns.
             self._replicas[best.name] = self._replicas.pop(best.name)
         return best
+
+    def _note_full(self, full: bool) -> None:
+        """Wakes the first group that has no replica where those that there are have been full for a while."""
+        if not full:
+            self._full_since = None
+            return
+        now = asyncio.get_running_loop().time()
+        if self._full_since is None:
+            self._full_since = now
+        if now - self._full_since < FULL_S or self._calling is not None:
+            return
+        awake = {replica.group for replica in self._replicas.values() if replica.is_open}
+        asleep = next((group for group in self._ranks if group not in awake), None)
+        if asleep is not None:
+            log.info("model %s: all replicas are full, waking group %s", self._model, asleep)
+            self._calling = asyncio.create_task(self._call(asleep))
+
+    async def _call(self, group: str) -> None:
+        try:
+            await self.add(*await self._wake(group), group)
+        except Exception as error:
+            log.warning("model %s: group %s cannot be woken (%s)", self._model, group, error)
+        finally:
+            self._calling = None
 
     @property
     def reachable(self) -> bool:
@@ -250,9 +316,18 @@ class Pool:
             self._waiting -= 1
         raise BackendUnavailable(f"model {self._model!r}: got a deployment that ends, expected it to stay")
 
-    async def add(self, name: str, address: DoorAddress) -> None:
-        """Connects to a replica, unless that was done already."""
+    async def add(self, name: str, address: DoorAddress, group: str = "", room: float = math.inf) -> None:
+        """Connects to a replica, unless that was done already.
+
+        Args:
+            name: The replica's.
+            address: Its door.
+            group: Its group's name.
+            room: Requests that it can have in flight and answer within the objective, as it says now.
+        """
         known = self._replicas.get(name)
+        if known is not None:
+            known.group, known.room = group, room
         if self._closed or name in self._connecting or name in self._left or known is not None:
             return
         self._connecting.add(name)
@@ -270,7 +345,8 @@ class Pool:
             return
         finally:
             self._connecting.discard(name)
-        replica = Replica(name, (links[0], links[1]))
+        replica = Replica(name, (links[0], links[1]), group, room)
+        self._full_since = None
         for link in links:
             link.on_lost = lambda: self._remove(replica)
         self._replicas[name] = replica
@@ -291,10 +367,11 @@ class Pool:
 
     async def _keep_waking(self) -> None:
         """Asks Serve for a replica as long as there is none and somebody waits for one."""
+        first = next(iter(self._ranks))
         try:
             while self._waiting and self.choose() is None:
                 try:
-                    await self.add(*await self._wake())
+                    await self.add(*await self._wake(first), first)
                 except Exception as error:
                     log.info("model %s: no replica yet (%s)", self._model, error)
                 if self.choose() is None:
@@ -306,7 +383,7 @@ class Pool:
         """Lets nobody wait any more. Requests under way are answered: the links end with their replicas."""
         self._closed = True
         self._arrived.set()
-        if (waking := self._waking) is not None:
-            waking.cancel()
+        for task in filter(None, (self._waking, self._calling)):
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await waking
+                await task

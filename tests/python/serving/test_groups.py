@@ -1,0 +1,62 @@
+"""Groups of replicas of one model: filled in their order, and woken where those before them stay full."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from ingress_fakes import Replica, deployed, event_loop_policy  # noqa: F401 (a fixture)
+
+from headrace.serving.ingress import pool as pool_module
+from headrace.serving.ingress.door import DoorAddress
+
+
+async def test_groups_are_filled_in_their_order() -> None:
+    replicas = {"large": ("gpu", 4.0), "a": ("cpu", 2.0), "b": ("cpu", 1.0)}
+    async with deployed() as deployment:
+        pool = deployment.pool
+        pool.arrange(["cpu", "gpu"])
+        doors = {name: Replica() for name in replicas}
+        for name, (group, room) in replicas.items():
+            await pool.add(name, await doors[name].open(), group, room)
+        taken = []
+        for _ in range(7):
+            replica = pool.choose()
+            assert replica is not None
+            replica.in_flight += 1
+            taken.append(replica.name)
+        assert sorted(taken[:3]) == ["a", "a", "b"]
+        assert taken[3:] == ["large"] * 4
+        # When all are full, each gets as much more as it can do.
+        for _ in range(14):
+            replica = pool.choose()
+            assert replica is not None
+            replica.in_flight += 1
+        assert {name: one.in_flight for name, one in pool._replicas.items()} == {"large": 12, "a": 6, "b": 3}
+        # What a replica can do is what it reported last.
+        await pool.add("b", DoorAddress("", 0, b""), "cpu", 100.0)
+        replica = pool.choose()
+        assert replica is not None
+        assert replica.name == "b"
+
+
+async def test_where_all_replicas_stay_full_the_next_group_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "FULL_S", 0.05)
+    async with deployed() as deployment:
+        pool, awake, asleep = deployment.pool, Replica(), Replica()
+        deployment.asleep = [asleep]
+        pool.arrange(["cpu", "gpu"])
+        await pool.add("a", await awake.open(), "cpu", 1.0)
+        replica = pool.choose()
+        assert replica is not None
+        for _ in range(10):  # busy now and then, which is nothing
+            replica.in_flight = 1 - replica.in_flight
+            assert pool.choose() is replica
+            await asyncio.sleep(0.01)
+        assert deployment.groups_woken == []
+        replica.in_flight = 1
+        while (chosen := pool.choose()) is replica:
+            await asyncio.sleep(0.005)
+        assert deployment.groups_woken == ["gpu"]
+        assert chosen is not None
+        assert chosen.group == "gpu"
