@@ -7,14 +7,16 @@
 namespace headrace::HEADRACE_ISA_NS {
 namespace {
 
-// Writes, for each tap, where it lies for each of `pixels` pixels from `col` on. Returns how many
+// Writes, for each tap, where it lies for each of kPixels pixels from `col` on. Returns how many
 // taps there are.
-int64_t find_sources(const ByteDepthwiseRow& r, int64_t col, int64_t pixels) {
+template <int kPixels>
+int64_t find_sources(const ByteDepthwiseRow& r, int64_t col) {
   const Windows& w = *r.windows;
   auto inside = [](int64_t i, int64_t n) {
     return static_cast<uint64_t>(i) < static_cast<uint64_t>(n);
   };
   const uint8_t** source = r.sources;
+  const int64_t step = w.stride[2] * r.channels;
   for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
     const int64_t d = r.depth * w.stride[0] - w.pad_begin[0] + kd * w.dilation[0];
     for (int64_t kh = 0; kh < w.kernel[1]; ++kh) {
@@ -23,7 +25,12 @@ int64_t find_sources(const ByteDepthwiseRow& r, int64_t col, int64_t pixels) {
       const uint8_t* row = r.x + (d * w.in[1] + h) * w.in[2] * r.channels;
       for (int64_t kw = 0; kw < w.kernel[2]; ++kw) {
         int64_t at = col * w.stride[2] - w.pad_begin[2] + kw * w.dilation[2];
-        for (int64_t j = 0; j < pixels; ++j, at += w.stride[2]) {
+        if (there && at >= 0 && at + (kPixels - 1) * w.stride[2] < w.in[2]) {
+          const uint8_t* from = row + at * r.channels;
+          for (int j = 0; j < kPixels; ++j, from += step) *source++ = from;
+          continue;
+        }
+        for (int j = 0; j < kPixels; ++j, at += w.stride[2]) {
           *source++ = there && inside(at, w.in[2]) ? row + at * r.channels : r.paddings;
         }
       }
@@ -51,11 +58,11 @@ HR_INLINE void each_pixels(const ByteDepthwiseRow& r) {
     const int64_t width = r.windows->out[2];
     int64_t col = 0;
     for (; col + kByteDepthwisePixels <= width; col += kByteDepthwisePixels) {
-      const int64_t taps = find_sources(r, col, kByteDepthwisePixels);
+      const int64_t taps = find_sources<kByteDepthwisePixels>(r, col);
       Pixels::template run<kEnd, kByteDepthwisePixels>(r, taps, col);
     }
     for (; col < width; ++col) {
-      Pixels::template run<kEnd, 1>(r, find_sources(r, col, 1), col);
+      Pixels::template run<kEnd, 1>(r, find_sources<1>(r, col), col);
     }
   });
 }

@@ -33,6 +33,32 @@ HR_INLINE void with_static_end(const StaticFinish& finish, F f) {
   f(StaticEndIs<StaticEnd::kResidual>{});
 }
 
+// Copies n < Vf::kLanes bytes.
+HR_INLINE void copy_few_bytes(const uint8_t* from, int64_t n, uint8_t* to) {
+  int64_t i = 0;
+  if constexpr (Vf::kLanes > 8) {
+    if (n >= 8) __builtin_memcpy(to, from, i = 8);
+  }
+  if constexpr (Vf::kLanes > 4) {
+    if (n - i >= 4) {
+      __builtin_memcpy(to + i, from + i, 4);
+      i += 4;
+    }
+  }
+  for (; i < n; ++i) to[i] = from[i];
+}
+
+// The first n < Vf::kLanes lanes' bytes, 0 in the others.
+HR_INLINE Vi load_few_bytes(const uint8_t* from, int64_t n) {
+#if defined(__AVX512F__)
+  return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n).m, from))};
+#else
+  uint8_t all[Vf::kLanes] = {};
+  copy_few_bytes(from, n, all);
+  return U8::load(all);
+#endif
+}
+
 // Vf::kLanes sums, of which `n` are columns of Y.
 template <StaticEnd kEnd>
 HR_INLINE void finish_sums(const StaticFinish& f, Vi sum, Vf factor, Vf bias,
@@ -46,14 +72,7 @@ HR_INLINE void finish_sums(const StaticFinish& f, Vi sum, Vf factor, Vf bias,
     if constexpr (kEnd == StaticEnd::kRoundedResidual) {
       x = round(min(splat(f.product_high), max(splat(f.product_low), x))) * splat(f.product_factor);
     }
-    Vi r;
-    if (n >= Vf::kLanes) {
-      r = U8::load(residual);
-    } else {
-      uint8_t rest[Vf::kLanes] = {};
-      for (int64_t i = 0; i < n; ++i) rest[i] = residual[i];
-      r = U8::load(rest);
-    }
+    Vi r = n >= Vf::kLanes ? U8::load(residual) : load_few_bytes(residual, n);
     r = (r ^ splat(static_cast<int32_t>(f.residual_zero.flip))) - splat(f.residual_zero.zero);
     x = x + to_float(r) * splat(f.residual_factor);
   }
@@ -68,7 +87,7 @@ HR_INLINE void finish_sums(const StaticFinish& f, Vi sum, Vf factor, Vf bias,
     if (n >= Vf::kLanes) return U8::store(to, q);
     uint8_t all[Vf::kLanes];
     U8::store(all, q);
-    for (int64_t i = 0; i < n; ++i) to[i] = all[i];
+    copy_few_bytes(all, n, to);
   }
 }
 
