@@ -90,9 +90,11 @@ def decide(config: PolicyConfig, state: PolicyState, obs: Observation) -> tuple[
     state = _note_activity(state, obs, load)
     trusted, state = _is_trusted(config, state, obs, load)
 
-    planned_rps = _planned_rps(config, state, load)
+    planned_rps = _planned_rps(config, state, load, config.margin)
     needed = _needed(config, state, obs, load, planned_rps)
-    strict_rps = planned_rps * (1 + config.down_margin / math.sqrt(max(1, needed))) + state.forecast.shortfall_rps
+    # One error of the forecasts more than going up asks for.
+    careful_rps = _planned_rps(config, state, load, config.margin + 1)
+    strict_rps = careful_rps * (1 + config.down_margin / math.sqrt(max(1, needed)))
     strict = _needed(config, state, obs, load, strict_rps)
     floor, state = _floor(config, state, obs, load, needed)
     wanted = max(1, needed, floor)
@@ -182,15 +184,15 @@ def _is_trusted(config: PolicyConfig, state: PolicyState, obs: Observation, load
     return load.covered or (waited and (load.measured or obs.ongoing > 0)), state
 
 
-def _planned_rps(config: PolicyConfig, state: PolicyState, load: _Load) -> float:
-    """The rate to be ready for: now, or when a replica asked for now is there, with the margin for being wrong."""
+def _planned_rps(config: PolicyConfig, state: PolicyState, load: _Load, errors: float) -> float:
+    """The rate to be ready for: now, or when a replica asked for now is there, with so many errors for being wrong."""
     if not load.measured:
         return load.offered_rps
     horizon_s = _cold_start_s(config, state) + config.interval_s
     # A trend is a guess from a few samples: it is not followed to more than twice what is there.
     expected = min(2 * load.offered_rps, state.forecast.at(horizon_s))
     # After a fall the errors made at the higher rate are still remembered, and must not outweigh what is left.
-    margin = min(config.margin * state.forecast.shortfall_rps, load.offered_rps)
+    margin = min(errors * state.forecast.shortfall_rps, load.offered_rps)
     return max(load.offered_rps, expected) + margin
 
 
@@ -284,6 +286,6 @@ def _why_up(config: PolicyConfig, state: PolicyState, obs: Observation, load: _L
         return Reason.LOAD
     return (
         Reason.FORECAST
-        if _needed(config, state, obs, calm, _planned_rps(config, state, load)) > obs.target
+        if _needed(config, state, obs, calm, _planned_rps(config, state, load, config.margin)) > obs.target
         else (Reason.BACKLOG)
     )

@@ -110,6 +110,19 @@ def test_scaling_down_waits_for_the_hold_and_then_goes_all_the_way() -> None:
     assert world.run(10, 2)[-1] == 1
 
 
+def test_a_steep_rise_that_nobody_foresaw_does_not_hold_replicas_once_it_is_over() -> None:
+    config = PolicyConfig(min_replicas=1, max_replicas=2, slo_s=0.25, down_hold_s=10)
+    state, target, now = PolicyState(), 1, 100.0
+    # Seconds, the rate, the replicas that run, and the capacity of one, which is less under load. What would wait for
+    # too long is refused, so that no backlog tells of it.
+    for seconds, rate, running, capacity in ((12, 4.6, 1, 46), (6.5, 51, 1, 25), (3, 51, 2, 25), (30, 4.6, 2, 25)):
+        for _ in range(round(seconds / TICK_S)):
+            now += TICK_S
+            report = ReplicaReport(rate / running, capacity, 0.01, 0)
+            target, state = decide(config, state, Observation(now, running, target, (report,) * running, 0, 0))
+    assert target == 1, "the forecasts' errors at the peak must not outweigh what is left"
+
+
 def test_a_dip_shorter_than_the_hold_is_ignored() -> None:
     world = World(PolicyConfig(min_replicas=1, max_replicas=20, down_hold_s=8), capacity_rps=50)
     world.run(300, 20)
