@@ -77,7 +77,8 @@ class SloPolicy:
     def _log(self, ctx: AutoscalingContext, observed: Observation, decision: Decision) -> None:
         # Looked up each time: a logger inside a policy that is pickled by value would have to be pickled with it.
         name = getattr(ctx, "app_name", None) or getattr(ctx, "deployment_name", "")
-        logging.getLogger("ray.serve").info("headrace autoscaling: %s: %d -> %s", name, observed.target, decision)
+        # A warning, because a controller that we start leaves out what is less.
+        logging.getLogger("ray.serve").warning("headrace autoscaling: %s: %d -> %s", name, observed.target, decision)
 
     def _observe(self, ctx: AutoscalingContext) -> Observation:
         now_s = float(ctx.current_time or 0.0)
