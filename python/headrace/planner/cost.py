@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from headrace.engine import Engine
 
 # A Batch is timed so often at least, whatever it takes.
-_RUNS_MIN = 3
+RUNS_MIN = 3
 # What single Batches of a size took is kept as so many numbers at most.
 _RATIOS_MAX = 256
 
@@ -120,18 +120,21 @@ class Stopwatch:
         self._runs.setdefault(count, []).append((float(self._sizes[drawn].sum()), seconds))
         return seconds
 
-    def spend(self, counts: Sequence[int], seconds: float, stop: Callable[[], bool] = lambda: False) -> None:
-        """Times Batches of all these sizes in random order for so long, each at least a few times.
+    def spend(
+        self, counts: Sequence[int], seconds: float, stop: Callable[[], bool] = lambda: False, least: int = RUNS_MIN
+    ) -> None:
+        """Times Batches of all these sizes in random order for so long.
 
         Args:
             counts: Requests per Batch.
             seconds: How long, all together. Sizes get equal shares of the time, so that large ones run less often.
             stop: Asked between Batches; True ends it early.
+            least: So many Batches of each size, whatever they take.
         """
         left = {count: seconds / len(counts) for count in counts}
         runs = dict.fromkeys(counts, 0)
         while True:
-            due = [count for count in counts if left[count] > 0 or runs[count] < _RUNS_MIN]
+            due = [count for count in counts if left[count] > 0 or runs[count] < least]
             if not due:
                 return
             for count in self._rng.permutation(due):

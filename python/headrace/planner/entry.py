@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from headrace.errors import HeadraceError
-from headrace.planner.cost import Cost, Stopwatch
+from headrace.planner.cost import RUNS_MIN, Cost, Stopwatch
 from headrace.planner.offers import BATCHES, Offer, offer_of
 from headrace.planner.predict import highest_rate, simulate
 from headrace.planner.rehearsal import Rehearsal
@@ -76,12 +76,12 @@ class Entry:
         cost = cast(Cost, self.cost).scaled(times)
         return offer_of(question, self.candidate, cost, self.limits, final=final)
 
-    def spend(self, counts: Sequence[int], seconds: float, stop: Callable[[], bool]) -> None:
+    def spend(self, counts: Sequence[int], seconds: float, stop: Callable[[], bool], least: int = RUNS_MIN) -> None:
         """Times Batches of these sizes; where one fails, for want of memory say, smaller ones from then on."""
         sizes = [count for count in counts if count <= self.largest]
         while True:
             try:
-                cast(Stopwatch, self.watch).spend(sizes, seconds, stop)
+                cast(Stopwatch, self.watch).spend(sizes, seconds, stop, least)
             except HeadraceError as error:
                 if len(sizes) == 1:
                     self.fail(error)

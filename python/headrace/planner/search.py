@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from headrace.errors import HeadraceError, ParityError
 from headrace.planner.answers import Answers
-from headrace.planner.cost import Cost, Stopwatch
+from headrace.planner.cost import RUNS_MIN, Cost, Stopwatch
 from headrace.planner.entry import Entry
 from headrace.planner.offers import BATCHES, Offer, mark_frontier, offer_of, too_slow, worse
 from headrace.planner.rehearsal import rehearse, slowdown
@@ -40,7 +40,7 @@ _SCREEN_S = 0.1
 # How far a cost may be off after the first look, as a share of it.
 _SCREEN_OFF = 0.3
 # (seconds per candidate, how far its cost may be off afterwards, how many go on)
-_ROUNDS = ((0.4, 0.15, 4), (1.0, 0.08, 2), (1.6, 0.04, 2))
+_ROUNDS = ((0.4, 0.15, 4), (0.6, 0.1, 2), (1.2, 0.05, 2))
 # In turns, so that a machine that changes its speed changes it for all.
 _TURNS = 3
 # Times too slow at the second run of a request, with which nothing more is tried.
@@ -238,7 +238,7 @@ class Search:
                 if self._spent:
                     break
                 self._say(f"{entry.candidate}: measuring Batches, turn {turn + 1} of {_TURNS}")
-                entry.spend(entry.counts, spend_s / _TURNS, lambda: self._spent)
+                entry.spend(entry.counts, spend_s / _TURNS, lambda: self._spent, RUNS_MIN // _TURNS)
         for entry in self._racing:
             entry.offer = entry.offered(self.question)
         self._drop(off, most)
