@@ -1,7 +1,6 @@
 #include "batcher/batcher.h"
 
 #include <algorithm>
-#include <exception>
 
 #include "core/pause.h"
 
@@ -20,11 +19,9 @@ constexpr auto kPatience = std::chrono::seconds(10);
 // on after the last Job left, so that no Job pays for waking it.
 constexpr auto kSweep = std::chrono::milliseconds(10);
 constexpr int kIdleSweeps = 100;
-
-Clock::duration to_duration(double seconds) {
-  std::chrono::duration<double> bounded(std::min(seconds, 1e9));  // 30 years; the clock overflows
-  return std::chrono::duration_cast<Clock::duration>(bounded);
-}
+// A Batch this short is run where it came in: handing it over takes the caller's thread as long,
+// two wake-ups and the call of an event loop, and then somebody waits for both.
+constexpr double kHere_s = 20e-6;
 
 int positive(int value, const char* name) {
   if (value < 1) {
@@ -62,7 +59,17 @@ void Batcher::fit(std::span<const CostModel::Sample> samples) {
 }
 
 void Batcher::submit(Job& job) {
+  enter(job, false);
+}
+
+bool Batcher::submit_or_run(Job& job) {
+  return enter(job, true);
+}
+
+// True if the Job was run here, or was found to be too late to.
+bool Batcher::enter(Job& job, bool may_run) {
   auto now = Clock::now();
+  bool here;
   bool wake;
   bool wake_sweeper;
   {
@@ -88,12 +95,22 @@ void Batcher::submit(Job& job) {
     queue_.push(&job);
     ++ledger_.accepted;
     ++ledger_.waiting;
+    here = may_run && is_short(work, now);
+    if (here) pack();
     update_ready();
     wake = parked_ && !busy_;
-    wake_sweeper = sweeper_parked_ && job.deadline != kNoDeadline;
+    wake_sweeper = !here && sweeper_parked_ && job.deadline != kNoDeadline;
   }
+  if (here) run_taken();
   if (wake) work_came_.notify_one();
   if (wake_sweeper) sweep_.notify_one();
+  return here;
+}
+
+// Whether a Job of so much work that has just been queued is alone and soon done.
+bool Batcher::is_short(double work, Clock::time_point now) const {
+  return !busy_ && queue_.size() == 1 && cost_.known() && cost_.seconds(work) <= kHere_s &&
+         now >= here_from_;
 }
 
 bool Batcher::cancel(Job& job) {
@@ -184,20 +201,6 @@ bool Batcher::help(Job& job) {
   }
   run_taken();
   return true;
-}
-
-// Runs what pack() took, and gives the Engine back.
-void Batcher::run_taken() {
-  tell_expired(late_, Clock::now());
-  if (!batch_.empty()) run_batch();
-  bool wake;
-  {
-    std::lock_guard lock(mutex_);
-    busy_ = false;
-    update_ready();
-    wake = parked_ && (!queue_.empty() || closing_);
-  }
-  if (wake) work_came_.notify_one();
 }
 
 void Batcher::update_ready() {
@@ -298,81 +301,6 @@ void Batcher::dispatch(Clock::time_point now) {
   refused_idle_ = 0;
   ++batches_;
   ++batch_sizes_[batch_.size()];
-}
-
-void Batcher::run_batch() {
-  int64_t work = 0;
-  for (Job* job : batch_) work += job->work;
-  auto start = Clock::now();
-  bool whole = try_run(batch_);
-  if (!whole) split(batch_);
-  auto now = Clock::now();
-  {
-    std::lock_guard lock(mutex_);
-    double seconds = seconds_between(start, now);
-    compute_.add(seconds);
-    batch_seconds_[batch_.size()] += seconds;
-    running_work_ = 0;
-    for (const Job* job : batch_) running_work_of_[job->caller % JobQueue::kCallers] = 0;
-    busy_time_.add(now, seconds);
-    if (whole && batch_.front()->status == JobStatus::kOk) {
-      cost_.observe(static_cast<double>(work), seconds);
-    }
-  }
-  sink_.completed(batch_);
-}
-
-// True if all Jobs have ended: well, or, where there is only one, with its error.
-bool Batcher::try_run(std::span<Job*> jobs) {
-  Job& first = *jobs.front();
-  try {
-    runner_.run(jobs);
-    end(jobs, JobStatus::kOk);
-    return true;
-  } catch (const Error& error) {
-    if (jobs.size() > 1) return false;
-    first.error = error.kind();
-    first.message = error.what();
-  } catch (const std::exception& error) {
-    if (jobs.size() > 1) return false;
-    first.error = ErrorKind::kExecution;
-    first.message = error.what();
-  } catch (...) {
-    if (jobs.size() > 1) return false;
-    first.error = ErrorKind::kExecution;
-    first.message = "got an exception of an unknown type from the Engine";
-  }
-  end(jobs, JobStatus::kFailed);
-  return true;
-}
-
-// Runs the halves of a Batch that failed, and of those what fails again, down to the culprits.
-// Whose deadline passes meanwhile is not run any more.
-void Batcher::split(std::span<Job*> jobs) {
-  for (std::span<Job*> half : {jobs.first(jobs.size() / 2), jobs.subspan(jobs.size() / 2)}) {
-    auto now = Clock::now();
-    auto in_time = std::partition(half.begin(), half.end(),
-                                  [&](const Job* job) { return job->deadline > now; });
-    std::span<Job*> late(in_time, half.end());
-    for (Job* job : late) {
-      job->error = ErrorKind::kDeadlineExceeded;
-      job->message =
-          "not computed: the deadline passed while a failed Batch was run again in parts";
-    }
-    end(late, JobStatus::kExpired);
-    std::span<Job*> left(half.begin(), in_time);
-    if (!left.empty() && !try_run(left)) split(left);
-  }
-}
-
-void Batcher::end(std::span<Job* const> jobs, JobStatus status) {
-  auto count = static_cast<int64_t>(jobs.size());
-  std::lock_guard lock(mutex_);
-  for (Job* job : jobs) job->status = status;
-  ledger_.running -= count;
-  (status == JobStatus::kOk       ? ledger_.ok
-   : status == JobStatus::kFailed ? ledger_.failed
-                                  : ledger_.expired) += count;
 }
 
 BatcherStats Batcher::stats() const {

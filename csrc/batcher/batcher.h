@@ -46,8 +46,8 @@ struct BatcherStats {
 
 // Work-conserving: an idle Engine takes whatever waits, at once; while it is busy, Jobs gather by
 // themselves. One scheduler thread forms and runs the Batches, one at a time; a thread that waits
-// for its Job may lend a hand. A second thread sweeps out Jobs whose deadline passes while a Batch
-// takes long. All methods are thread-safe.
+// for its Job may lend a hand, and one whose Job is short may run it itself. A second thread sweeps
+// out Jobs whose deadline passes while a Batch takes long. All methods are thread-safe.
 //
 // Callers share fairly: while more than one wants the Engine, none is admitted beyond its share of
 // the backlog, so that whoever asks for little gets all of it however much another asks for.
@@ -68,6 +68,11 @@ class Batcher {
   // Error(kDeadlineExceeded) if that has passed already, Error(kBackendUnavailable) once closed.
   void submit(Job& job);
 
+  // As submit(), for a thread with other things to do, such as an event loop's: where the Engine is
+  // idle, nothing else waits and the Job is estimated to be done sooner than it could be handed
+  // over, runs it on this thread. True if it has ended; the sink was told.
+  bool submit_or_run(Job& job);
+
   // For a thread that is about to wait for its Job: if the Engine is idle and the Job is the next
   // to run, runs its Batch on this thread, as the scheduler would have done, and returns true.
   // Saves two thread switches.
@@ -85,10 +90,11 @@ class Batcher {
   BatcherStats stats() const;
 
  private:
-  // The thread that has the Engine: the scheduler, or one inside help().
+  // The thread that has the Engine: the scheduler, or one inside help() or submit_or_run().
   void schedule();
   bool take_batch();
   void spin_for_work() const;
+  bool enter(Job& job, bool may_run);
   void run_taken();
   void run_batch();
   bool try_run(std::span<Job*> jobs);
@@ -102,6 +108,8 @@ class Batcher {
   void dispatch(Clock::time_point now);
   bool too_late(const Job& job, Clock::time_point now) const;
   void update_ready();
+  bool is_short(double work, Clock::time_point now) const;
+  void note_surprise(double seconds, Clock::time_point now);
   void admit(Job& job, Clock::time_point now, bool contended);
   void check_share(const Job& job, const JobQueue::Ahead& ahead, double backlog_s,
                    Clock::time_point now) const;
@@ -131,7 +139,8 @@ class Batcher {
   bool closing_ = false;
   Clock::time_point batch_start_{};  // of the running Batch, else of the last one
   double batch_estimate_s_ = 0;
-  int64_t running_work_ = 0;  // of the running Batch, and by caller
+  Clock::time_point here_from_{};  // before it, no Job is run where it came in
+  int64_t running_work_ = 0;       // of the running Batch, and by caller
   std::array<int64_t, JobQueue::kCallers> running_work_of_{};
   int refused_idle_ = 0;  // Jobs in a row that an idle Engine was estimated to be too slow for
   Contention contention_;

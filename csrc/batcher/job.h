@@ -22,6 +22,12 @@ inline double seconds_between(Clock::time_point from, Clock::time_point to) {
 
 enum class JobStatus : uint8_t { kNew, kQueued, kRunning, kOk, kFailed, kExpired, kCancelled };
 
+// Bounded to 30 years: the clock overflows.
+inline Clock::duration to_duration(double seconds) {
+  std::chrono::duration<double> bounded(seconds < 1e9 ? seconds : 1e9);
+  return std::chrono::duration_cast<Clock::duration>(bounded);
+}
+
 // One Request on its way through the Batcher. Derive from it to carry inputs and outputs. The
 // submitter owns it and keeps it alive and in place from submit() until the sink has been told of
 // it; in between, only the Batcher and (while it is kRunning) the runner touch it.
@@ -42,7 +48,8 @@ struct Job {
   std::string message;                      // empty otherwise
 };
 
-// Runs a Batch. One call at a time, from the scheduler thread or from one inside help().
+// Runs a Batch. One call at a time, from the scheduler thread or from one inside help() or
+// submit_or_run().
 class BatchRunner {
  public:
   virtual ~BatchRunner() = default;

@@ -125,7 +125,9 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
   Batcher& batcher() { return batcher_; }
   BatchRunner& runner() { return *runner_; }
 
-  void submit(Ticket& ticket, std::optional<double> deadline_ms, int priority, uint64_t caller) {
+  // `here`: where it is short, runs it on this thread, with the GIL released.
+  void submit(Ticket& ticket, std::optional<double> deadline_ms, int priority, uint64_t caller,
+              bool here) {
     ticket.priority = priority;
     ticket.caller = caller;
     if (deadline_ms && std::isnan(*deadline_ms)) {
@@ -137,7 +139,12 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
     }
     ticket.hold(weak_from_this());
     try {
-      batcher_.submit(ticket);
+      if (here) {
+        py::gil_scoped_release release;
+        batcher_.submit_or_run(ticket);
+      } else {
+        batcher_.submit(ticket);
+      }
     } catch (...) {
       ticket.release();
       throw;
@@ -159,42 +166,28 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
 
 namespace {
 
-std::shared_ptr<Ticket> submit(Scheduler& scheduler, std::shared_ptr<Ticket> ticket,
-                               std::optional<double> deadline_ms, int priority, uint64_t caller,
-                               std::shared_ptr<Mailbox> mailbox, py::object target) {
-  PythonSide::sweep();
-  if (mailbox) {
-    ticket->python().target = std::move(target);
-    ticket->attach(std::move(mailbox));
-  }
-  scheduler.submit(*ticket, deadline_ms, priority, caller);
-  return ticket;
-}
-
 std::shared_ptr<Ticket> submit_native(Scheduler& scheduler, const py::dict& request,
                                       std::optional<double> deadline_ms, int priority,
-                                      uint64_t caller,
-                                      std::optional<std::shared_ptr<Mailbox>> mailbox,
-                                      py::object target) {
+                                      uint64_t caller, bool here) {
+  PythonSide::sweep();
   const Signature& signature = static_cast<NativeRunner&>(scheduler.runner()).signature();
   auto ticket = std::make_shared<Ticket>(
       &signature, std::make_unique<PythonSide>(HeldRequest(signature, request)));
   ticket->work = signature.work(ticket->inputs());
-  return submit(scheduler, std::move(ticket), deadline_ms, priority, caller,
-                mailbox.value_or(nullptr), std::move(target));
+  scheduler.submit(*ticket, deadline_ms, priority, caller, here);
+  return ticket;
 }
 
 std::shared_ptr<Ticket> submit_checked(Scheduler& scheduler, py::dict arrays, int64_t work,
                                        std::optional<double> deadline_ms, int priority,
-                                       uint64_t caller,
-                                       std::optional<std::shared_ptr<Mailbox>> mailbox,
-                                       py::object target) {
+                                       uint64_t caller) {
+  PythonSide::sweep();
   auto side = std::make_unique<PythonSide>();
   side->arrays = std::move(arrays);
   auto ticket = std::make_shared<Ticket>(nullptr, std::move(side));
   ticket->work = work;
-  return submit(scheduler, std::move(ticket), deadline_ms, priority, caller,
-                mailbox.value_or(nullptr), std::move(target));
+  scheduler.submit(*ticket, deadline_ms, priority, caller, false);
+  return ticket;
 }
 
 // False if the Ticket runs or has ended.
@@ -331,7 +324,7 @@ void bind_ticket(py::module_& module) {
       .def(
           "take_target",
           [](Ticket& ticket) { return std::exchange(ticket.python().target, py::object()); },
-          "The object given at attach or submit, once.");
+          "The object given at attach, once.");
 }
 
 }  // namespace
@@ -376,11 +369,12 @@ void bind_batcher(py::module_& module) {
           "Runs Batches with run_batch(list of dicts) -> list of dicts. slo_s = 0 and "
           "ledger_fd = -1 for none.")
       .def("submit", &submit_native, py::arg("request"), py::arg("deadline_ms"),
-           py::arg("priority"), py::arg("caller"), py::arg("mailbox"), py::arg("target"),
-           "Checks a Request against the plan's signature and queues it.")
+           py::arg("priority"), py::arg("caller"), py::arg("here"),
+           "Checks a Request against the plan's signature and queues it, or, where it may be run "
+           "here and is sooner run than handed over, runs it on this thread.")
       .def("submit_checked", &submit_checked, py::arg("arrays"), py::arg("work"),
-           py::arg("deadline_ms"), py::arg("priority"), py::arg("caller"), py::arg("mailbox"),
-           py::arg("target"), "Queues a Request that was checked and measured.")
+           py::arg("deadline_ms"), py::arg("priority"), py::arg("caller"),
+           "Queues a Request that was checked and measured.")
       .def("fit", &fit, py::arg("samples"), "Teaches the cost model (work, seconds) pairs.")
       .def(
           "close",

@@ -51,6 +51,42 @@ def test_infer_answers_every_request_with_its_own_result(native: Engine) -> None
         asyncio.run(main(batcher))  # a second event loop
 
 
+def test_a_short_request_is_answered_without_a_wait(native: Engine) -> None:
+    async def main(batcher: hr.Batcher) -> int:
+        waits = 0
+        for _ in range(64):
+            batcher._scheduler.fit([(1, 1e-6), (100, 2e-6)])  # whatever it has learnt of a slow machine since
+            asking = batcher.infer(gather(3.0))
+            try:
+                while True:
+                    assert asking.send(None) is None, "got a Request that was handed over"
+                    waits += 1
+            except StopIteration as end:
+                np.testing.assert_array_equal(end.value["y"], [6.0])
+        return waits
+
+    with hr.Batcher(native) as batcher:
+        # None of them waits for anything, but some let the loop's other tasks run.
+        assert 0 < asyncio.run(main(batcher)) <= 4
+        assert batcher.stats()["ok"] == batcher.stats()["batch_sizes"][1] == 64
+        check_balance(batcher.stats())
+
+
+def test_a_long_request_does_not_run_on_the_event_loop(native: Engine) -> None:
+    async def main(batcher: hr.Batcher) -> None:
+        asking = batcher.infer(gather(3.0))
+        waits_for = asking.send(None)
+        assert isinstance(waits_for, asyncio.Future)
+        await asyncio.wait({waits_for})
+        with pytest.raises(StopIteration) as end:
+            asking.send(None)
+        np.testing.assert_array_equal(end.value.value["y"], [6.0])
+
+    with hr.Batcher(native) as batcher:
+        batcher._scheduler.fit([(1, 1.0), (100, 1.0)])
+        asyncio.run(main(batcher))
+
+
 def test_threads_and_loops_share_one_batcher(native: Engine) -> None:
     def thread(batcher: hr.Batcher, base: int) -> int:
         return sum(float(batcher.submit(gather(base + i)).result()["y"][0]) == 2.0 * (base + i) for i in range(200))
