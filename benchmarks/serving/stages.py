@@ -14,7 +14,7 @@ from headrace.serving import listener
 from headrace.serving.app import OipApp
 from headrace.serving.encode import encode
 from headrace.serving.host import ModelHost
-from headrace.serving.http_protocol import BoundedHttpProtocol
+from headrace.serving.http_protocol import HttpProtocol
 from headrace.serving.service import OipService
 
 CALLS = 3000
@@ -73,7 +73,7 @@ async def _requests(app: OipApp, raw: bytes) -> tuple[float, float]:
     server = listener.http_server(app)
     server.config.load()
     loop, transport = asyncio.get_running_loop(), Transport()
-    protocol = BoundedHttpProtocol(server.config, server.server_state, {}, loop)
+    protocol = HttpProtocol(server.config, server.server_state, {}, loop)
     protocol.connection_made(transport)  # type: ignore[arg-type]
     thread_s = process_s = 0.0
     for number in range(CALLS + 200):

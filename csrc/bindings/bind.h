@@ -7,6 +7,7 @@ namespace headrace {
 
 void bind_errors(pybind11::module_& module);
 void bind_hardware(pybind11::module_& module);
+void bind_wire(pybind11::module_& module);
 void bind_signature(pybind11::module_& module);
 void bind_program(pybind11::module_& module);
 void bind_mapped_file(pybind11::module_& module);

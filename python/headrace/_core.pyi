@@ -7,6 +7,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
+import typing_extensions
 
 __all__: list[str] = [
     "Mailbox",
@@ -28,9 +29,11 @@ __all__: list[str] = [
     "fit_cost",
     "fork_join_seconds",
     "hash_bytes",
+    "is_finite",
     "latency_bounds",
     "registered_ops",
     "selected_isa",
+    "twofold_key",
 ]
 
 class Signature:
@@ -264,7 +267,7 @@ class Ticket:
         """
     def take_target(self) -> typing.Any:
         """
-        The object given at attach or submit, once.
+        The object given at attach, once.
         """
     @property
     def done(self) -> bool: ...
@@ -323,11 +326,10 @@ class Scheduler:
         deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None,
         priority: typing.SupportsInt | typing.SupportsIndex,
         caller: typing.SupportsInt | typing.SupportsIndex,
-        mailbox: Mailbox | None,
-        target: typing.Any,
+        here: bool,
     ) -> Ticket:
         """
-        Checks a Request against the plan's signature and queues it.
+        Checks a Request against the plan's signature and queues it, or, where it may be run here and is sooner run than handed over, runs it on this thread.
         """
     def submit_checked(
         self,
@@ -336,8 +338,6 @@ class Scheduler:
         deadline_ms: typing.SupportsFloat | typing.SupportsIndex | None,
         priority: typing.SupportsInt | typing.SupportsIndex,
         caller: typing.SupportsInt | typing.SupportsIndex,
-        mailbox: Mailbox | None,
-        target: typing.Any,
     ) -> Ticket:
         """
         Queues a Request that was checked and measured.
@@ -464,6 +464,11 @@ def hash_bytes(bytes: bytes) -> int:
     64 bits that any damage changes; no protection against intent.
     """
 
+def is_finite(array: numpy.ndarray) -> bool:
+    """
+    Whether an array of floats of 2, 4 or 8 bytes has neither NaN nor Inf.
+    """
+
 def latency_bounds() -> numpy.typing.NDArray[numpy.float64]:
     """
     Bounds of the buckets in seconds: bucket i holds [bounds[i], bounds[i + 1]).
@@ -477,4 +482,9 @@ def registered_ops() -> list[str]:
 def selected_isa() -> str:
     """
     The ISA for new Plans: HEADRACE_ISA if set, else the fastest. Raises BackendUnavailable.
+    """
+
+def twofold_key(json: typing_extensions.Buffer) -> bytes | None:
+    """
+    A key that some object of a valid JSON text, in bytes, has twice; None if there is none.
     """

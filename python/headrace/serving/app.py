@@ -7,7 +7,7 @@ of 30 floats takes well under 100 us of Python, of which JSON and numpy are half
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from inspect import isawaitable
 from time import perf_counter
@@ -17,6 +17,7 @@ import msgspec
 
 from headrace.backend import Result
 from headrace.errors import Cancelled, NotFound
+from headrace.serving import eager
 from headrace.serving.body import (
     BODY_BYTES_MAX,
     CALLER_HEADER,
@@ -29,12 +30,12 @@ from headrace.serving.body import (
     read_body,
 )
 from headrace.serving.decode import InferCall
-from headrace.serving.encode import encode
+from headrace.serving.encode import encode, encode_in_steps, has_many_strings
 from headrace.serving.errors import error_text, http_status, retry_after
 from headrace.serving.host import ModelHost, Route, ServedModel
-from headrace.serving.json_data import PART_BYTES
 from headrace.serving.repository import decode_repository_request, refuse_overrides
 from headrace.serving.service import OipService
+from headrace.serving.turns import PART_BYTES, in_turns
 from headrace.serving.watch import DisconnectWatch
 
 Scope = dict[str, Any]
@@ -118,14 +119,18 @@ class OipApp:
             if held <= PART_BYTES:
                 call = served.decoder.decode(body, headers.json_length)
             else:
-                call = await _in_turns(served.decoder.steps(body, headers.json_length))
+                call = await in_turns(served.decoder.steps(body, headers.json_length))
             del body
             if waited_s := scope.get("headrace.waited_s"):  # for this replica, see `headrace.serving.ingress`
                 call.count_wait(waited_s)
             served.stages["decode"].observe(perf_counter() - received)
             served, result = await self._run(route, call, headers, receive)
             computed = perf_counter()
-            payload, json_length = encode(served.name, served.version, call.id, call.outputs, result)
+            if has_many_strings(call.outputs, result):
+                steps = encode_in_steps(served.name, served.version, call.id, call.outputs, result)
+                payload, json_length = await in_turns(steps)
+            else:
+                payload, json_length = encode(served.name, served.version, call.id, call.outputs, result)
             served.stages["encode"].observe(perf_counter() - computed)
         except Exception as error:
             failure = error
@@ -175,7 +180,10 @@ class OipApp:
                 await self._send(send, 405, body, JSON, (b"allow", ", ".join(allowed).encode()))
                 return
             answered = answer()
-            status, body, content_type = await answered if isawaitable(answered) else answered
+            if isawaitable(answered):
+                await eager.in_task()
+                answered = await answered
+            status, body, content_type = answered
         except Exception as error:
             await self.send_error(error, send)
             return
@@ -297,16 +305,6 @@ class OipApp:
         length = (b"content-length", str(len(body)).encode())
         await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
         await send({"type": "http.response.body", "body": body})
-
-
-async def _in_turns(steps: Generator[None, None, InferCall]) -> InferCall:
-    """Decodes a large body and lets the event loop answer others between the steps."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        await asyncio.sleep(0)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

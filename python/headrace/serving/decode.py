@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
+from headrace._core import twofold_key
 from headrace.errors import DeadlineExceeded, DtypeMismatch, MalformedRequest, MissingInput, ShapeMismatch, UnknownInput
 from headrace.serving.json_data import JsonData, is_large, json_error, shown
 from headrace.serving.oip import NO_DATA, InferBody, InputTensor, RequestedOutput
+from headrace.serving.turns import PART_BYTES, PART_STRINGS, run_to_end
 from headrace.signature import DTYPE_FROM_OIP, Signature, TensorSpec
 
 _BODY = msgspec.json.Decoder(InferBody)
@@ -84,9 +86,18 @@ class Decoder:
         """The same in steps of a millisecond or so: yields where others may run, and returns the call."""
         message, tail = _split(body, header_length)
         ready: dict[str, np.ndarray] = {}
+        offset = 0
         for tensor in message.inputs:
             if is_large(tensor.data):
                 ready[tensor.name] = yield from self.declared(tensor, ready).from_json_in_steps(tensor)
+                continue
+            size = tensor.parameters.binary_data_size if tensor.parameters is not None else None
+            if size is not None and PART_BYTES < size <= len(tail) - offset:
+                data = tail[offset : offset + size]
+                ready[tensor.name] = yield from self.declared(tensor, ready).from_binary_in_steps(
+                    tensor.shape, data, "binary_data_size"
+                )
+            offset += max(0, size or 0)
         return self._call(message, tail, ready)
 
     def _call(self, message: InferBody, tail: memoryview, ready: dict[str, np.ndarray]) -> InferCall:
@@ -120,7 +131,10 @@ class Decoder:
                 )
             if tensor.data != NO_DATA:
                 raise MalformedRequest(f"input {name!r}: got both data and binary_data_size, expected one of them")
-            inputs[name] = decoder.from_binary(tensor.shape, tail[offset : offset + size], "binary_data_size")
+            if name in ready:
+                inputs[name] = ready[name]
+            else:
+                inputs[name] = decoder.from_binary(tensor.shape, tail[offset : offset + size], "binary_data_size")
             offset += size
         self.check_complete(inputs)
         if offset != len(tail):
@@ -227,8 +241,8 @@ class InputDecoder:
         """The same of large data: yields where others may run, and returns the array."""
         return self._json.steps(tensor.data, tensor.shape, _count(tensor.shape))
 
-    def from_values(self, shape: list[int], values: Sequence[Any]) -> np.ndarray:
-        """The array of an input whose values gRPC carries one by one, with the types of its datatype."""
+    def from_values(self, shape: list[int], values: Sequence[Any]) -> Generator[None, None, np.ndarray]:
+        """The array of an input whose values gRPC carries one by one, with the types of its datatype, in steps."""
         count = _count(shape)
         if len(values) != count:
             raise ShapeMismatch(
@@ -236,7 +250,8 @@ class InputDecoder:
                 f"expected {shown(count)} for shape {shown(shape)}"
             )
         if self._spec.dtype == "string":
-            return self._texts(values).reshape(shape)
+            texts = yield from self._texts(values)
+            return texts.reshape(shape)
         array = np.array(values, dtype=_WIRE_DTYPES.get(self._datatype, self._dtype))
         if array.dtype != self._dtype:
             bounds = np.iinfo(self._dtype)
@@ -247,11 +262,13 @@ class InputDecoder:
             array = array.astype(self._dtype)
         return array.reshape(shape)
 
-    def _texts(self, values: Sequence[bytes]) -> np.ndarray:
+    def _texts(self, values: Sequence[bytes]) -> Generator[None, None, np.ndarray]:
         array = np.empty(len(values), dtype=object)
         index = 0
         try:
             for index, value in enumerate(values):
+                if index % PART_STRINGS == PART_STRINGS - 1:
+                    yield
                 array[index] = value.decode()
         except UnicodeDecodeError as error:
             self._refuse(f"got element {index} that is not UTF-8 ({error.reason}), expected UTF-8 text")
@@ -265,10 +282,9 @@ class InputDecoder:
             data: The bytes.
             what: What the length of `data` is called on the wire, for messages.
         """
-        count = _count(shape)
         if self._spec.dtype == "string":
-            return self._strings(data, count, what).reshape(shape)
-        expected = count * self._dtype.itemsize
+            return run_to_end(self.from_binary_in_steps(shape, data, what))
+        expected = _count(shape) * self._dtype.itemsize
         if len(data) != expected:
             self._refuse(
                 f"got {what} {len(data)}, expected {shown(expected)} for {self._datatype} of shape {shown(shape)}"
@@ -280,28 +296,45 @@ class InputDecoder:
         # A copy, because the bytes sit at any offset of the body and Backends want aligned memory.
         return np.frombuffer(data, dtype=self._dtype).reshape(shape).copy()
 
-    def _strings(self, data: memoryview, count: int, what: str) -> np.ndarray:
+    def from_binary_in_steps(self, shape: list[int], data: memoryview, what: str) -> Generator[None, None, np.ndarray]:
+        """The same; yields between many strings, where others may run, and returns the array."""
+        if self._spec.dtype != "string":
+            return self.from_binary(shape, data, what)
+        strings = yield from self._strings(data, _count(shape), what)
+        return strings.reshape(shape)
+
+    def _strings(self, data: memoryview, count: int, what: str) -> Generator[None, None, np.ndarray]:
         """BYTES in binary form: each element is 4 bytes of little-endian length, then the bytes."""
         if len(data) < 4 * count:
             self._refuse(f"got {len(data)} bytes of BYTES data, expected at least {shown(4 * count)}")
-        strings: list[str] = []
+        array = np.empty(count, dtype=object)
         offset = 0
+        for first in range(0, count, PART_STRINGS):
+            if first:
+                yield
+            part, offset = self._part(data, offset, first, min(PART_STRINGS, count - first), count, what)
+            array[first : first + len(part)] = part
+        if offset != len(data):
+            self._refuse(f"got {len(data) - offset} bytes after the last string, expected none")
+        return array
+
+    def _part(
+        self, data: memoryview, offset: int, first: int, number: int, count: int, what: str
+    ) -> tuple[list[str], int]:
+        """So many of the `count` strings, from the one numbered `first` at `offset` on; and where they end."""
+        strings: list[str] = []
         try:
-            for _ in range(count):
+            for _ in range(number):
                 (length,) = struct.unpack_from("<I", data, offset)
                 offset += 4 + length
                 if offset > len(data):
                     self._refuse(f"got a string of {length} bytes beyond the end of the data, expected it to fit")
                 strings.append(str(data[offset - length : offset], "utf-8"))
         except UnicodeDecodeError as error:
-            self._refuse(f"got element {len(strings)} that is not UTF-8 ({error.reason}), expected UTF-8 text")
+            self._refuse(f"got element {first + len(strings)} that is not UTF-8 ({error.reason}), expected UTF-8 text")
         except struct.error:
-            self._refuse(f"got {len(strings)} strings in {what} {len(data)}, expected {count}")
-        if offset != len(data):
-            self._refuse(f"got {len(data) - offset} bytes after the last string, expected none")
-        array = np.empty(count, dtype=object)
-        array[:] = strings
-        return array
+            self._refuse(f"got {first + len(strings)} strings in {what} {len(data)}, expected {count}")
+        return strings, offset
 
     def _refuse(self, message: str) -> NoReturn:
         raise MalformedRequest(f"input {self._spec.name!r}: {message}")
@@ -325,9 +358,17 @@ def _split(body: bytes, header_length: int | None) -> tuple[InferBody, memoryvie
 
 def _decode_body(head: bytes | memoryview) -> InferBody:
     try:
-        return _BODY.decode(head)
+        message = _BODY.decode(head)
     except (ValueError, RecursionError) as error:
         raise MalformedRequest(f"body: {json_error(error)}") from error
+    check_keys(head)
+    return message
+
+
+def check_keys(json: bytes | memoryview) -> None:
+    """Raises `MalformedRequest` where an object of a JSON text, found valid, has a key twice: which one is meant?"""
+    if (key := twofold_key(json)) is not None:
+        raise MalformedRequest(f"body: got key {shown(key.decode())} twice in one object, expected it once")
 
 
 def check_parameters(priority: int, timeout_us: int, sequence_id: int | str | None) -> None:

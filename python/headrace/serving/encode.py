@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Generator
 
 import msgspec
 import numpy as np
 
 from headrace.serving.oip import InferAnswer, OutputTensor
+from headrace.serving.turns import PART_STRINGS, run_to_end
 from headrace.signature import TensorSpec
 
 _ENCODER = msgspec.json.Encoder()
 
 
+Outputs = tuple[tuple[TensorSpec, bool], ...]
+
+
 def encode(
-    name: str,
-    version: str,
-    request_id: str | None,
-    outputs: tuple[tuple[TensorSpec, bool], ...],
-    result: dict[str, np.ndarray],
+    name: str, version: str, request_id: str | None, outputs: Outputs, result: dict[str, np.ndarray]
 ) -> tuple[bytes, int | None]:
-    """Encodes one Result.
+    """What `encode_in_steps` returns, at once."""
+    return run_to_end(encode_in_steps(name, version, request_id, outputs, result))
+
+
+def has_many_strings(outputs: Outputs, result: dict[str, np.ndarray]) -> bool:
+    """Whether to encode a Result in steps."""
+    return any(spec.dtype == "string" and result[spec.name].size > PART_STRINGS for spec, _ in outputs)
+
+
+def encode_in_steps(
+    name: str, version: str, request_id: str | None, outputs: Outputs, result: dict[str, np.ndarray]
+) -> Generator[None, None, tuple[bytes, int | None]]:
+    """Encodes one Result; yields where others may run, if it has many strings in binary form, and returns it.
 
     JSON has no NaN and no Inf: both go out as ``null``, which keeps the answer valid JSON. Ask for binary output to
     get them as they are.
@@ -41,7 +54,7 @@ def encode(
         array = result[spec.name]
         tensor = OutputTensor(name=spec.name, datatype=spec.oip_datatype, shape=list(array.shape))
         if is_binary:
-            blob = binary(spec, array)
+            blob = yield from binary(spec, array)
             tensor.parameters = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
@@ -55,15 +68,19 @@ def encode(
     return b"".join([head, *blobs]), len(head)
 
 
-def binary(spec: TensorSpec, array: np.ndarray) -> bytes:
-    """An output in binary form: row-major little-endian values, or length-prefixed strings."""
-    return _strings(array) if spec.dtype == "string" else array.tobytes()
+def binary(spec: TensorSpec, array: np.ndarray) -> Generator[None, None, bytes]:
+    """An output in binary form, in steps: row-major little-endian values, or length-prefixed strings."""
+    if spec.dtype == "string":
+        return (yield from _strings(array))
+    return array.tobytes()
 
 
-def _strings(array: np.ndarray) -> bytes:
+def _strings(array: np.ndarray) -> Generator[None, None, bytes]:
     """BYTES in binary form: each element is 4 bytes of little-endian length, then its UTF-8 bytes."""
     parts: list[bytes] = []
-    for text in array.ravel().tolist():
+    for index, text in enumerate(array.ravel().tolist()):
+        if index % PART_STRINGS == PART_STRINGS - 1:
+            yield
         data = text.encode()
         parts.append(struct.pack("<I", len(data)))
         parts.append(data)

@@ -9,6 +9,7 @@ import msgspec
 
 from headrace.errors import BackendUnavailable, Cancelled, HeadraceError, NotFound
 from headrace.observe.ledger import Books
+from headrace.serving import eager
 from headrace.serving.app import JSON, OipApp, Scope
 from headrace.serving.body import Receive, Send, body_headers, read_body
 from headrace.serving.ingress.pool import Pool
@@ -84,6 +85,7 @@ class FrontApp(OipApp):
             if replica is None:
                 loop = asyncio.get_running_loop()
                 began = loop.time()
+                await eager.in_task()
                 replica, left_s = await pool.wait(None if deadline_ms is None else deadline_ms / 1000)
                 ask.waited_s = loop.time() - began
                 if left_s is not None:

@@ -20,6 +20,7 @@ from headrace.serving.errors import error_text, grpc_status, retry_after, retry_
 from headrace.serving.messages import RPCS, SERVICE, ModelInferRequest, parse
 from headrace.serving.repository import refuse_overrides
 from headrace.serving.service import OipService
+from headrace.serving.turns import PART_BYTES, in_turns
 
 # Status details travel in a header, and clients refuse headers of more than 8 KiB; an ASCII character may take 3 bytes.
 DETAILS_CHARS_MAX = 2000
@@ -168,13 +169,16 @@ class GrpcApp(grpc.GenericRpcHandler):  # type: ignore[misc]
             served = found = route.served
             found.users += 1
             try:
-                call = grpc_codec.decode(served.decoder, request)
+                if len(payload) <= PART_BYTES:
+                    call = grpc_codec.decode(served.decoder, request)
+                else:
+                    call = await in_turns(grpc_codec.decode_in_steps(served.decoder, request))
                 call.count_wait(info.waited_s)
                 served.stages["decode"].observe(perf_counter() - started)
                 deadline_ms = None if info.remaining_s is None else 1000 * info.remaining_s
                 served, result = await route.infer(call, deadline_ms, info.caller)
                 computed = perf_counter()
-                answer = grpc_codec.encode(served.name, served.version, call, result)
+                answer = await in_turns(grpc_codec.encode_in_steps(served.name, served.version, call, result))
                 served.stages["encode"].observe(perf_counter() - computed)
             except BaseException as error:  # a call that is cancelled counts too
                 served.ended(perf_counter() - started, error)

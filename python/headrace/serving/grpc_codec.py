@@ -6,6 +6,7 @@ field per kind of number). The `InferCall` in between is the same as REST's, and
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from headrace.serving.encode import binary
 from headrace.serving.json_data import shown
 from headrace.serving.messages import ModelInferResponse
 from headrace.serving.oip import RANK_MAX, InputTensor, RequestedOutput, TensorParameters
+from headrace.serving.turns import PART_STRINGS, run_to_end
 from headrace.signature import TensorSpec
 
 # The field of InferTensorContents that carries each datatype. 16-bit floats have none and travel raw.
@@ -36,7 +38,12 @@ CONTENTS_FIELD = {
 
 
 def decode(decoder: Decoder, request: Any) -> InferCall:
-    """Decodes a ModelInferRequest.
+    """What `decode_in_steps` returns, at once."""
+    return run_to_end(decode_in_steps(decoder, request))
+
+
+def decode_in_steps(decoder: Decoder, request: Any) -> Generator[None, None, InferCall]:
+    """Decodes a ModelInferRequest; yields where others may run, if it has many strings, and returns the call.
 
     The outputs are marked binary where the answer is to be raw: as the inputs came, unless the parameter
     ``binary_data_output`` says otherwise.
@@ -72,9 +79,10 @@ def decode(decoder: Decoder, request: Any) -> InferCall:
                     f"input {tensor.name!r}: got contents and raw_input_contents, expected one of them"
                 )
             data = memoryview(raw[index])
-            inputs[tensor.name] = check.from_binary(declared.shape, data, f"raw_input_contents[{index}] of length")
+            what = f"raw_input_contents[{index}] of length"
+            inputs[tensor.name] = yield from check.from_binary_in_steps(declared.shape, data, what)
         else:
-            inputs[tensor.name] = check.from_values(declared.shape, _typed(tensor))
+            inputs[tensor.name] = yield from check.from_values(declared.shape, _typed(tensor))
     decoder.check_complete(inputs)
     priority, timeout_us, want_raw = _request_parameters(request.parameters) if request.parameters else (0, 0, None)
     outputs = decoder.wanted(
@@ -84,7 +92,16 @@ def decode(decoder: Decoder, request: Any) -> InferCall:
 
 
 def encode(name: str, version: str, call: InferCall, result: dict[str, np.ndarray]) -> bytes:
+    """What `encode_in_steps` returns, at once."""
+    return run_to_end(encode_in_steps(name, version, call, result))
+
+
+def encode_in_steps(
+    name: str, version: str, call: InferCall, result: dict[str, np.ndarray]
+) -> Generator[None, None, bytes]:
     """Encodes one Result as a ModelInferResponse: all outputs raw, or all typed.
+
+    Yields where others may run, if it has many strings, and returns the message.
 
     Args:
         name: The model's name.
@@ -98,18 +115,23 @@ def encode(name: str, version: str, call: InferCall, result: dict[str, np.ndarra
         array = result[spec.name]
         output = response.outputs.add(name=spec.name, datatype=spec.oip_datatype, shape=array.shape)
         if typed:
-            _put_values(output.contents, spec, array)
+            yield from _put_values(output.contents, spec, array)
         else:
-            response.raw_output_contents.append(binary(spec, array))
+            response.raw_output_contents.append((yield from binary(spec, array)))
     encoded: bytes = response.SerializeToString()
     return encoded
 
 
-def _put_values(contents: Any, spec: TensorSpec, array: np.ndarray) -> None:
+def _put_values(contents: Any, spec: TensorSpec, array: np.ndarray) -> Generator[None, None, None]:
     values = array.ravel().tolist()
-    if spec.dtype == "string":
-        values = [text.encode() for text in values]
-    getattr(contents, CONTENTS_FIELD[spec.oip_datatype]).extend(values)
+    field = getattr(contents, CONTENTS_FIELD[spec.oip_datatype])
+    if spec.dtype != "string":
+        field.extend(values)
+        return
+    for first in range(0, len(values), PART_STRINGS):
+        if first:
+            yield
+        field.extend(text.encode() for text in values[first : first + PART_STRINGS])
 
 
 def _typed(tensor: Any) -> Any:

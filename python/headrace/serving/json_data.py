@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
 
+from headrace._core import is_finite
 from headrace.errors import MalformedRequest, ShapeMismatch
 from headrace.serving.oip import RANK_MAX
+from headrace.serving.turns import PART_BYTES, PART_STRINGS, run_to_end
 from headrace.signature import TensorSpec
 
-T = TypeVar("T")
-
 FLOATS = {"float16", "float32", "float64", "bfloat16"}
-# Data up to this long is decoded at once; longer data in parts that are about so long, of half a millisecond each.
-PART_BYTES = 64 * 1024
 
 
 class JsonData:
@@ -42,10 +40,12 @@ class JsonData:
             nested = list[nested]
         self._nullable = msgspec.json.Decoder(list[loose])
         self._nested = msgspec.json.Decoder(nested)
-        # Where data may be cut: between values, or between what the first axis counts. A string may hold either.
+        # Where data may be cut: between values, or between what the first axis counts; strings, which may hold either,
+        # after so many of them.
         self._comma = re.compile(rb",")
         self._row_end = re.compile(rb"\]" + rb"\s*\]" * (rank - 2) + rb"\s*(,)")
-        self._in_parts = spec.dtype != "string"
+        self._is_string = spec.dtype == "string"
+        self._strings = re.compile(rb'(?:\s*+"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*+,){%d}+' % PART_STRINGS)
 
     def decode(self, raw: msgspec.Raw, shape: list[int], count: int) -> np.ndarray:
         """Decodes `raw`.
@@ -59,7 +59,7 @@ class JsonData:
             MalformedRequest: A value is not of the input's kind, or does not fit its datatype.
             ShapeMismatch: The values are not as many, or not nested, as `shape` says.
         """
-        if is_large(raw) and self._in_parts:
+        if is_large(raw) and not self._is_string:
             return run_to_end(self.steps(raw, shape, count))
         try:
             values = self._flat.decode(raw)
@@ -71,10 +71,10 @@ class JsonData:
 
     def steps(self, raw: msgspec.Raw, shape: list[int], count: int) -> Generator[None, None, np.ndarray]:
         """The same in parts: yields where others may run, and returns the array."""
-        if not self._in_parts:
-            return self.decode(raw, shape, count)
         view = memoryview(raw)
         nested = self._looks_nested(view)
+        if nested and self._is_string:
+            return self.decode(raw, shape, count)
         arrays: list[np.ndarray] = []
         first = 0
         for part in self._parts(view, nested):
@@ -89,12 +89,18 @@ class JsonData:
         return len(self._spec.dims) > 1 and bytes(view[:64]).lstrip(b" \t\r\n")[1:].lstrip(b" \t\r\n")[:1] == b"["
 
     def _parts(self, view: memoryview, nested: bool) -> Iterator[memoryview]:
-        """Cuts the array `view` into arrays' insides, each at least `PART_BYTES` long but the last."""
+        """Cuts the array `view` into arrays' insides, each but the last `PART_BYTES` long or of `PART_STRINGS`."""
         end = len(view)
         if view[0] != ord("[") or view[-1] != ord("]"):
             self._refuse("got data that is no array, expected one")
         end -= 1
         start = 1
+        if self._is_string:
+            while (found := self._strings.match(view, start, end)) is not None:
+                yield view[start : found.end() - 1]
+                start = found.end()
+            yield view[start:end]
+            return
         separator = self._row_end if nested else self._comma
         while (found := separator.search(view, start + PART_BYTES, end)) is not None:
             yield view[start : found.end() - 1]
@@ -126,7 +132,7 @@ class JsonData:
         except (OverflowError, ValueError, TypeError) as error:
             self._refuse_fit(error)
         # A null became NaN, as it should. JSON has no Inf, so an Inf here is a number that did not fit.
-        if self._is_float and np.isinf(array).any():
+        if self._is_float and not is_finite(array) and np.isinf(array).any():
             self._refuse(f"got a number in data beyond the range of {self._spec.oip_datatype}, expected it to fit")
         return array
 
@@ -160,15 +166,6 @@ class JsonData:
 def is_large(raw: msgspec.Raw) -> bool:
     """Whether to decode `raw` in steps."""
     return len(memoryview(raw)) > PART_BYTES
-
-
-def run_to_end(steps: Generator[None, None, T]) -> T:
-    """What `steps` returns, with no turn for anybody else."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
 
 
 def json_error(error: Exception) -> str:

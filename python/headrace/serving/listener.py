@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from headrace.errors import ConfigError
-from headrace.serving.http_protocol import BoundedHttpProtocol
+from headrace.serving.http_protocol import HttpProtocol
 
 # A client that never finishes sending its body must not keep the process alive.
 DRAIN_S_MAX = 60
@@ -34,7 +34,7 @@ def http_server(app: Any, drain_s_max: float = DRAIN_S_MAX) -> HttpServer:
     """
     config = uvicorn.Config(
         app,
-        http=BoundedHttpProtocol,
+        http=HttpProtocol,
         lifespan="off",
         access_log=False,
         # Its own configuration of logging closes every handler there is; Serve's would be among them, without which its

@@ -13,6 +13,7 @@ import msgspec
 from headrace.config import ModelConfig, load_model_folder
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, MalformedRequest, NotFound, NotOffered
 from headrace.serving.changing import end_trial, retire, take_over, tried_first
+from headrace.serving.decode import check_keys
 from headrace.serving.host import ModelHost, ModelState, ServedModel
 from headrace.serving.rollout import Trial
 
@@ -43,10 +44,14 @@ def decode_repository_request(body: bytes) -> RepositoryRequest:
     Raises:
         MalformedRequest: It is no such body.
     """
+    if not body.strip():
+        return RepositoryRequest()
     try:
-        return _REQUEST.decode(body) if body.strip() else RepositoryRequest()
+        request = _REQUEST.decode(body)
     except (ValueError, RecursionError) as error:
         raise MalformedRequest(f"body: {str(error)[:500]}, expected a repository request") from error
+    check_keys(body)
+    return request
 
 
 def refuse_overrides(parameters: Iterable[str]) -> None:

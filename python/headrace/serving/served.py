@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from headrace._core import is_finite
 from headrace.backend import Result
 from headrace.config import ModelConfig
 from headrace.errors import ExecutionError
 from headrace.observe.histogram import Histogram
+from headrace.serving import eager
 from headrace.serving.decode import Decoder, InferCall
 from headrace.serving.errors import outcome
 from headrace.serving.opening import BatcherLike, EngineLike, max_batch_of
@@ -103,7 +105,7 @@ class ServedModel:
         priority = scheduler_priority(call.priority)
         result = await self.batcher.infer(call.inputs, deadline_ms=deadline_ms, priority=priority, caller=caller)
         for name in self._guarded:
-            if not np.isfinite(result[name]).all():
+            if not is_finite(result[name]):
                 self._found_nonfinite(name, result[name])
                 break
         return result
@@ -175,6 +177,7 @@ class Route:
         """Runs one request as `ServedModel.infer` does, and says which version answered it."""
         if self.trial is None:
             return self.served, await self.served.infer(call, deadline_ms, caller)
+        await eager.in_task()
         return await self.trial.infer(call, deadline_ms, caller)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Any
 
+from headrace.serving import eager
 from headrace.serving.body import Receive
 
 # Most requests are answered sooner than this; only for those that wait longer is it worth watching the connection.
@@ -12,14 +14,12 @@ WATCH_AFTER_S = 0.002
 
 
 class Watched:
-    """One request being answered by the current task; see `DisconnectWatch.enter`."""
+    """One request being answered by the calling coroutine; see `DisconnectWatch.enter`."""
 
-    __slots__ = ("_receive", "_task", "_watcher", "gone", "left", "since")
+    __slots__ = ("_course", "_receive", "_watcher", "gone", "left", "since")
 
     def __init__(self, receive: Receive, since: float) -> None:
-        task = asyncio.current_task()
-        assert task is not None, "this is a bug: a request is answered outside of any task"
-        self._task = task
+        self._course = eager.current()
         self._receive = receive
         self._watcher: asyncio.Task[None] | None = None
         self.since = since
@@ -37,6 +37,12 @@ class Watched:
         if message["type"] == "http.disconnect" and not self.left:
             self.gone = True
             self._task.cancel()
+
+    @property
+    def _task(self) -> asyncio.Task[Any]:
+        task = self._course.task
+        assert task is not None, "this is a bug: a request waits outside of any task"
+        return task
 
     def leave(self) -> None:
         """Ends the watch: the request has its answer, or its task was cancelled."""
@@ -61,7 +67,7 @@ class DisconnectWatch:
         self._sweeping: asyncio.AbstractEventLoop | None = None
 
     def enter(self, receive: Receive) -> Watched:
-        """Watches the request that the current task answers. The caller must `leave` it on every path.
+        """Watches the request that the calling coroutine answers. The caller must `leave` it on every path.
 
         Args:
             receive: The request's ASGI receive, with the body already read from it.

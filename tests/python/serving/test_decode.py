@@ -68,11 +68,17 @@ def test_every_dtype_decodes_the_same_from_json_and_from_binary(dtype: str) -> N
         assert got.flags.writeable
 
 
-def test_a_key_that_stands_twice_counts_as_it_stands_last() -> None:
-    twice = b'{"inputs": [], ' + rows(1, 2, 3)[1:-1] + b', "id": "a", "id": "b"}'
-    call = decoder.decode(twice)
-    assert call.id == "b"
-    assert call.inputs["x"].tolist() == [[1, 2, 3]]
+@pytest.mark.parametrize(
+    ("twice", "key"),
+    [
+        (b'{"inputs": [], ' + rows(1, 2, 3)[1:], "inputs"),
+        (rows(1, 2, 3).replace(b'"shape"', b'"shape": [1, 3], "sh\\u0061pe"'), "shape"),
+        (rows(1, 2, 3, parameters={"unknown": [{"a": 1}]}).replace(b'"a": 1', b'"a": 1, "a": 1'), "a"),
+    ],
+)
+def test_a_key_that_stands_twice_in_one_object_is_refused(twice: bytes, key: str) -> None:
+    with pytest.raises(errors.MalformedRequest, match=f"body: got key '{key}' twice in one object, expected it once"):
+        decoder.decode(twice)
 
 
 def test_large_integers_keep_every_bit() -> None:

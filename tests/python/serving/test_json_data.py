@@ -16,6 +16,7 @@ from headrace.errors import RequestError
 from headrace.serving import json_data
 from headrace.serving.decode import Decoder
 from headrace.serving.json_data import JsonData, is_large
+from headrace.serving.turns import PART_STRINGS
 from headrace.signature import OIP_FROM_DTYPE, Signature, TensorSpec
 
 AT_ONCE = 1 << 30
@@ -53,6 +54,18 @@ SPACED: list[Callable[[Any], str]] = [
     lambda value: json.dumps(value, separators=(",", ":")),
     lambda value: json.dumps(value, indent=1),
 ]
+
+
+@pytest.mark.parametrize("write", SPACED)
+@pytest.mark.parametrize("text", ["plain", '"],["', "\\\\", '\\",', "\n\u00e9\U0001f600", ""])
+def test_strings_are_cut_between_them_whatever_they_hold(write: Callable[[Any], str], text: str) -> None:
+    values = [f"{text}{number % 7}" if text else "" for number in range(3 * PART_STRINGS + 5)]
+    array, turns = decode(write(values), [len(values)], "string", 64)
+    assert array.tolist() == values
+    assert turns == 4
+    nested, turns = decode(write([[value] for value in values]), [len(values), 1], "string", 64)
+    assert nested.ravel().tolist() == values
+    assert turns == 0
 
 
 @pytest.mark.parametrize("dtype", sorted(set(OIP_FROM_DTYPE) - {"string"}))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from headrace.errors import ExecutionError
+from headrace.serving import eager
 from headrace.serving.app import OipApp, Scope
 from headrace.serving.body import Message as AsgiMessage
 from headrace.serving.grpc_app import CallInfo, GrpcApp, Refusal
@@ -252,7 +253,10 @@ class DoorLink(Frames):
             self._abort()
 
     def _start(self, number: int, work: Any) -> None:
-        task = self._tasks[number] = self._loop.create_task(work)
+        task = eager.begin(self._loop, work)
+        if task is None:
+            return
+        self._tasks[number] = task
         # Not at the end of the work: what is cancelled before its first step has no end.
         task.add_done_callback(lambda _: self._tasks.pop(number, None))
 
