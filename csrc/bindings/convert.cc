@@ -63,6 +63,13 @@ DType integer_dtype(char kind, int64_t bytes) {
   }
 }
 
+// Strings converted between two chances for other threads: some 100 us.
+constexpr size_t kTurn = 1024;
+
+void let_others_run() {
+  py::gil_scoped_release release;
+}
+
 StringRef utf8_of(py::handle text, const TensorName& where) {
   if (PyBytes_Check(text.ptr())) {
     return {PyBytes_AS_STRING(text.ptr()), PyBytes_GET_SIZE(text.ptr())};
@@ -137,7 +144,10 @@ HeldTensor::HeldTensor(py::handle object, const TensorName& where) {
     // Object arrays keep the str objects, whose UTF-8 form Python caches inside them.
     py::list flat = array.attr("astype")("O").attr("ravel")().attr("tolist")();
     strings_.reserve(flat.size());
-    for (py::handle text : flat) strings_.push_back(utf8_of(text, where));
+    for (py::handle text : flat) {
+      strings_.push_back(utf8_of(text, where));
+      if (strings_.size() % kTurn == 0) let_others_run();
+    }
     view_.data = strings_.data();
     owner_ = flat;
     return;
@@ -202,7 +212,9 @@ py::array to_numpy(const ConstTensorView& tensor) {
     return array;
   }
   auto** slots = static_cast<PyObject**>(array.mutable_data());
+  size_t made = 0;
   for (const StringRef& text : tensor.span<StringRef>()) {
+    if (++made % kTurn == 0) let_others_run();
     PyObject* object = PyUnicode_DecodeUTF8(text.data, text.size, "replace");
     if (object == nullptr) throw py::error_already_set();
     Py_XSETREF(*slots, object);

@@ -15,6 +15,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import functools
 import threading
 import time
 import weakref
@@ -25,6 +26,7 @@ import numpy as np
 from headrace import _core
 from headrace.backend import Request, Result
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError
+from headrace.ticket_future import Notifier, TicketFuture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -39,6 +41,8 @@ _WARMUP_BATCHES = (1, 8)
 # ... but none larger once a single run took this long.
 _WARMUP_RUN_S_MAX = 0.02
 
+# More strings than this, in or out, take longer than two threads' hand-over.
+_STRINGS_MAX = 2000
 # A task whose Requests are all answered without waiting would never let its event loop run another: after so many, it
 # does.
 _TURN = 32
@@ -83,11 +87,14 @@ class Batcher:
             self._enqueue = self._check_and_submit
         self._engine = engine
         self._answered_here = 0
+        self._has_strings = any(
+            spec.dtype == "string" for spec in (*engine.signature.inputs, *engine.signature.outputs)
+        )
         self._scheduler.fit(_warmup_runs(engine, max_batch))
         # None once closed.
         self._loops: dict[asyncio.AbstractEventLoop, _core.Mailbox] | None = {}
         self._loops_lock = threading.Lock()
-        self._notifier = _Notifier()
+        self._notifier = Notifier()
         _live.add(self)
 
     def submit(
@@ -114,7 +121,7 @@ class Batcher:
             BackendUnavailable: The Batcher is closed.
         """
         request = req if type(req) is dict else dict(req)
-        return _TicketFuture(self._enqueue(request, deadline_ms, priority, _hash(caller), False), self._notifier)
+        return TicketFuture(self._enqueue(request, deadline_ms, priority, _hash(caller), False), self._notifier)
 
     async def infer(
         self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
@@ -141,6 +148,8 @@ class Batcher:
         if mailbox is None:
             mailbox = self._open_mailbox(loop)
         request = req if type(req) is dict else dict(req)
+        if self._has_strings and any(getattr(array, "size", 0) > _STRINGS_MAX for array in request.values()):
+            return await self._infer_beside(loop, request, deadline_ms, priority, caller)
         ticket = self._enqueue(request, deadline_ms, priority, _hash(caller), True)
         if ticket.done:
             self._answered_here += 1
@@ -156,6 +165,24 @@ class Batcher:
                     raise
         result: Result = ticket.result()
         return result
+
+    async def _infer_beside(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        request: Request,
+        deadline_ms: float | None,
+        priority: int,
+        caller: Hashable,
+    ) -> Result:
+        """As `infer`, with strings converted on other threads, since each costs what a thousand numbers do."""
+        call = functools.partial(self.submit, request, deadline_ms=deadline_ms, priority=priority, caller=caller)
+        submitting = loop.run_in_executor(None, call)
+        try:
+            submitted = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_withdraw)
+            raise
+        return await asyncio.wrap_future(submitted)
 
     def stats(self) -> dict[str, Any]:
         """The ledger and what was measured.
@@ -233,6 +260,12 @@ def _hash(caller: Hashable) -> int:
     return 0 if caller is None else hash(caller) & 0xFFFF_FFFF_FFFF_FFFF
 
 
+def _withdraw(submitting: asyncio.Future[concurrent.futures.Future[Result]]) -> None:
+    """Takes a Request out of the queue whose caller went away while it was submitted."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()
+
+
 def _deliver(mailbox: _core.Mailbox) -> None:
     """Gives everything in an event loop's mailbox to the futures that wait for it. Runs on that loop."""
     for ticket in mailbox.fetch():
@@ -248,107 +281,6 @@ def _deliver(mailbox: _core.Mailbox) -> None:
 def _close_mailbox(loop: asyncio.AbstractEventLoop, mailbox: _core.Mailbox) -> None:
     _deliver(mailbox)
     loop.remove_reader(mailbox.fd)
-
-
-class _TicketFuture(concurrent.futures.Future[Result]):
-    """A future that waits in C++.
-
-    The base class's state (a Condition and lists) costs more to make than the rest of `submit`, and setting it needs
-    the interpreter. So it comes into being only when something asks for it: callbacks, `concurrent.futures.wait`,
-    `asyncio.wrap_future`. Until then the ticket alone knows how things stand.
-    """
-
-    def __init__(self, ticket: _core.Ticket, notifier: _Notifier) -> None:
-        self._ticket = ticket
-        self._notifier = notifier
-
-    def result(self, timeout: float | None = None) -> Result:
-        result: Result = self._ticket.result(timeout)
-        return result
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        try:
-            self._ticket.result(timeout)
-        except concurrent.futures.CancelledError:
-            raise
-        except BaseException as error:
-            if not self._ticket.done:  # a timeout, or Ctrl-C, of this call
-                raise
-            return error
-        return None
-
-    def done(self) -> bool:
-        return self._ticket.done
-
-    def running(self) -> bool:
-        return self._ticket.status == "running"
-
-    def cancelled(self) -> bool:
-        return self._ticket.status == "cancelled"
-
-    def cancel(self) -> bool:
-        return self._ticket.cancel() or self.cancelled()
-
-    def __getattr__(self, name: str) -> Any:
-        # Reached only for attributes that are not there: the base class's, before the first use of them.
-        if name not in ("_condition", "_state", "_result", "_exception", "_waiters", "_done_callbacks"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        with _materialise:
-            if "_done_callbacks" not in self.__dict__:
-                super().__init__()
-                if not self._notifier.watch(self._ticket, self):
-                    self.settle()
-        return self.__dict__[name]
-
-    def settle(self) -> None:
-        """Tells the base class how the ticket ended."""
-        try:
-            result = self._ticket.result()
-        except concurrent.futures.CancelledError:
-            super().cancel()
-            self.set_running_or_notify_cancel()
-        except BaseException as error:
-            self.set_exception(error)
-        else:
-            self.set_result(result)
-
-
-_materialise = threading.RLock()
-
-
-class _Notifier:
-    """A thread that settles futures whose callbacks or waiters must be told; started when the first one asks."""
-
-    def __init__(self) -> None:
-        self._mailbox = _core.Mailbox()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-
-    def watch(self, ticket: _core.Ticket, future: _TicketFuture) -> bool:
-        """Has the future settled when the ticket ends; False if it has ended already."""
-        if not ticket.attach(self._mailbox, future):
-            ticket.take_target()
-            return False
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=_settle_all, args=(self._mailbox,), name="headrace-notifier", daemon=True
-                )
-                self._thread.start()
-        return True
-
-    def close(self) -> None:
-        self._mailbox.close()
-        with self._lock:
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-
-
-def _settle_all(mailbox: _core.Mailbox) -> None:
-    while mailbox.wait():
-        for ticket in mailbox.fetch():
-            ticket.take_target().settle()
 
 
 def _warmup_runs(engine: Engine, max_batch: int) -> list[tuple[float, float]]:

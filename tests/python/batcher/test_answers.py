@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -72,21 +73,6 @@ def test_a_short_request_is_answered_without_a_wait(native: Engine) -> None:
         check_balance(batcher.stats())
 
 
-def test_a_long_request_does_not_run_on_the_event_loop(native: Engine) -> None:
-    async def main(batcher: hr.Batcher) -> None:
-        asking = batcher.infer(gather(3.0))
-        waits_for = asking.send(None)
-        assert isinstance(waits_for, asyncio.Future)
-        await asyncio.wait({waits_for})
-        with pytest.raises(StopIteration) as end:
-            asking.send(None)
-        np.testing.assert_array_equal(end.value.value["y"], [6.0])
-
-    with hr.Batcher(native) as batcher:
-        batcher._scheduler.fit([(1, 1.0), (100, 1.0)])
-        asyncio.run(main(batcher))
-
-
 def test_threads_and_loops_share_one_batcher(native: Engine) -> None:
     def thread(batcher: hr.Batcher, base: int) -> int:
         return sum(float(batcher.submit(gather(base + i)).result()["y"][0]) == 2.0 * (base + i) for i in range(200))
@@ -123,6 +109,44 @@ def test_string_results_are_copied_out_of_the_batch() -> None:
         gc.collect()
         for i, future in enumerate(futures):
             assert future.result()["y"].tolist() == [f"a{i}", "", "é" * i]
+
+
+def test_many_strings_hold_up_no_event_loop() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "strings",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.STRING, ["n"])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.STRING, ["n"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    threads: set[str] = set()
+
+    async def main(batcher: hr.Batcher) -> None:
+        many = {"x": np.array([f"é{number}" for number in range(5000)], dtype=object)}
+        submit = batcher.submit
+
+        def submit_and_tell(*args: Any, **options: Any) -> Any:
+            threads.add(threading.current_thread().name)
+            return submit(*args, **options)
+
+        batcher.submit = submit_and_tell  # type: ignore[method-assign]
+        assert (await batcher.infer(many))["y"].tolist() == many["x"].tolist()
+        assert (await batcher.infer({"x": many["x"][:3]}))["y"].tolist() == many["x"][:3].tolist()
+        with pytest.raises(DeadlineExceeded):
+            await batcher.infer(many, deadline_ms=-1)
+        asking = asyncio.create_task(batcher.infer(many))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    with hr.Batcher(hr.load(model).compile(threads=1)) as batcher:
+        asyncio.run(main(batcher))
+        assert threads
+        assert threading.main_thread().name not in threads
+        batcher.close()
+        check_balance(batcher.stats())
+        assert batcher.stats()["queued"] == 0
 
 
 def test_requests_gather_while_the_engine_is_busy(gated: Gated) -> None:
