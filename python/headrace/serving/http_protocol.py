@@ -184,6 +184,8 @@ class HttpProtocol(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             pass  # to a protocol that is not spoken here: the request is one like any other
         except httptools.HttpParserError:
+            if self._open and self._open[0].whole:
+                self._begin()  # what came before it is none of its fault
             self.refuse(400, "connection: got bytes that are not an HTTP/1.1 request, expected one")
             return
         if self.in_head and self.received > HEAD_BYTES_MAX:

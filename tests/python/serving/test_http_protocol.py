@@ -179,6 +179,14 @@ async def test_pipelined_requests_wait_for_the_first(server: Server) -> None:
 
 
 @over_sockets
+async def test_garbage_behind_a_request_is_answered_after_it(server: Server) -> None:
+    client = await server.connect()
+    client.writer.write(post("/good", b"x") + b"\0garbage\r\n\r\n")
+    assert (await client.answer())[1] == b"POST /good  x"
+    assert (await client.ended()).startswith(b"HTTP/1.1 400 ")
+
+
+@over_sockets
 async def test_who_keeps_the_connection(server: Server) -> None:
     for sent in (
         post("/", b"", "Connection: close"),
