@@ -33,7 +33,7 @@ from benchmarks.engine import (
 from benchmarks.harness import machine, tables
 from benchmarks.harness.cases import Effort
 from benchmarks.harness.section import Options, Section
-from benchmarks.serving import embedded, ingress, on_ray
+from benchmarks.serving import embedded, grpc, ingress, on_ray
 from headrace import hardware
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
@@ -54,6 +54,7 @@ ROOMS = (
     validation,
     reaction,
     embedded,
+    grpc,
     ingress,
     on_ray,
 )

@@ -99,6 +99,26 @@ def middle(blocks: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
+async def closed_loop(posts: Sequence[Post], clients: int, seconds: float, seed: int) -> float:
+    """Answers per second to clients that each ask again, for any of `posts`, when they were answered."""
+    chance = np.random.default_rng(seed)
+    order = iter(chance.integers(len(posts), size=1_000_000))
+    answered = 0
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        start = time.perf_counter()
+
+        async def client() -> None:
+            nonlocal answered
+            while time.perf_counter() < start + seconds:
+                post = posts[next(order)]
+                async with session.post(post.url, data=post.body, headers=post.headers) as response:
+                    await response.read()
+                    answered += response.status == 200
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return answered / (time.perf_counter() - start)
+
+
 async def open_loop(posts: Sequence[Post], rate: float, seconds: float, seed: int) -> dict[str, float]:
     """Poisson arrivals; a latency counts from when the request was to be sent, whether or not the client was late."""
     chance = np.random.default_rng(seed)

@@ -122,7 +122,9 @@ def running(
         process.wait()
 
 
-def headrace(folder: Path, form: Callable[[str], Post] = credit.oip_json, name: str = "Headrace") -> Any:
+def headrace(
+    folder: Path, form: Callable[[str], Post] = credit.oip_json, name: str = "Headrace", grpc_port: int | None = None
+) -> Any:
     """``headrace serve``, with one thread for the model."""
     repository = folder / name.replace(" ", "-").replace(",", "")
     (repository / credit.NAME / "1").mkdir(parents=True)
@@ -132,9 +134,8 @@ def headrace(folder: Path, form: Callable[[str], Post] = credit.oip_json, name: 
     )
     port = free_port()
     command = [sys.executable, "-c", "from headrace.cli.main import main; main()", "serve", str(repository)]
-    return running(
-        name, [*command, "--port", str(port), "--no-grpc"], form(f"http://127.0.0.1:{port}"), folder / f"{name}.log"
-    )
+    command += ["--port", str(port), *(["--no-grpc"] if grpc_port is None else ["--grpc-port", str(grpc_port)])]
+    return running(name, command, form(f"http://127.0.0.1:{port}"), folder / f"{name}.log")
 
 
 def triton(folder: Path) -> Any:
@@ -184,8 +185,24 @@ def python_peer(name: str, path: str) -> Callable[[Path], Any]:
     return run
 
 
+def bentoml(folder: Path) -> Any:
+    """BentoML, whose service is a class that its own command serves."""
+    port = free_port()
+    command = [
+        str(PYTHON), "-m", "bentoml", "serve", "peer_bentoml:Credit", "--working-dir", str(HERE),
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    environment = {
+        "MODEL": str(credit.file()), "BATCH_MAX": str(BATCH_MAX), "PYTHONPATH": "", "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(folder / "bentoml"),
+    }  # fmt: skip
+    post = credit.rows_json(f"http://127.0.0.1:{port}/predict")
+    return running("BentoML", command, post, folder / "bentoml.log", environment)
+
+
 PEERS: dict[str, Callable[[Path], Any]] = {
     "Triton": triton,
     "Mosec": python_peer("Mosec", "/inference"),
     "LitServe": python_peer("LitServe", "/predict"),
+    "BentoML": bentoml,
 }
