@@ -126,4 +126,4 @@ def table(result: dict[str, Any]) -> str:
     return f"{markdown(headings, rows)}\n\n- gRPC / REST, requests/s: {ratios}"
 
 
-SECTIONS = [Section("serving-grpc", "gRPC beside REST, asked by the stock clients", measure, table)]
+SECTIONS = [Section("serving-grpc", "gRPC beside REST, asked by the stock clients", measure, table, page="serving.md")]
