@@ -75,11 +75,6 @@ def oip_binary(url: str, name: str = NAME) -> Post:
     return Post(f"{url}/v2/models/{name}/infer", head + data, headers)
 
 
-def rows_json(url: str) -> Post:
-    """The same as a batch of one row."""
-    return Post(url, json.dumps({"x": ROW.tolist()}).encode())
-
-
 def plain_json(url: str) -> Post:
     """The request as servers without a protocol of their own would have it."""
     return Post(url, json.dumps({"x": ROW.ravel().tolist()}).encode())

@@ -185,24 +185,8 @@ def python_peer(name: str, path: str) -> Callable[[Path], Any]:
     return run
 
 
-def bentoml(folder: Path) -> Any:
-    """BentoML, whose service is a class that its own command serves."""
-    port = free_port()
-    command = [
-        str(PYTHON), "-m", "bentoml", "serve", "peer_bentoml:Credit", "--working-dir", str(HERE),
-        "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-    environment = {
-        "MODEL": str(credit.file()), "BATCH_MAX": str(BATCH_MAX), "PYTHONPATH": "", "BENTOML_DO_NOT_TRACK": "True",
-        "BENTOML_HOME": str(folder / "bentoml"),
-    }  # fmt: skip
-    post = credit.rows_json(f"http://127.0.0.1:{port}/predict")
-    return running("BentoML", command, post, folder / "bentoml.log", environment)
-
-
 PEERS: dict[str, Callable[[Path], Any]] = {
     "Triton": triton,
     "Mosec": python_peer("Mosec", "/inference"),
     "LitServe": python_peer("LitServe", "/predict"),
-    "BentoML": bentoml,
 }
