@@ -97,14 +97,15 @@ HR_TEST(batcher_runs_nothing_here_for_a_while_after_a_surprise) {
   bench.sink.wait_for(2);
 }
 
-// Threads that bring short Jobs, and others that leave theirs to the scheduler: each runs once.
+// Threads that bring short Jobs, and others that leave theirs to the scheduler: each runs once. How
+// many run here is up to the machine: under a sanitizer, or beside others, a run that takes long
+// ends it for a while.
 HR_TEST(batcher_runs_each_job_once_wherever_it_came_in) {
   Bench bench({.max_queue = 100000});
   fit_linear(bench.batcher, 1e-6, 1e-6);
   constexpr int kThreads = 4;
   constexpr int kJobs = 1000;
   std::vector<std::deque<Job>> jobs(kThreads);
-  std::atomic<int> here = 0;
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
@@ -115,7 +116,6 @@ HR_TEST(batcher_runs_each_job_once_wherever_it_came_in) {
         if (t % 2 == 0) {
           bench.batcher.submit(job);
         } else if (bench.batcher.submit_or_run(job)) {
-          ++here;
           HR_CHECK(job.status == JobStatus::kOk);
         }
       }
@@ -123,7 +123,6 @@ HR_TEST(batcher_runs_each_job_once_wherever_it_came_in) {
   }
   for (std::thread& thread : threads) thread.join();
   bench.batcher.close(true);
-  HR_CHECK(here > 0);
   HR_CHECK_EQ(bench.sink.done().size(), static_cast<size_t>(kThreads * kJobs));
   size_t run = 0;
   for (const auto& batch : bench.runner.runs()) run += batch.size();
