@@ -153,6 +153,8 @@ class HttpProtocol(asyncio.Protocol):
         self._arriving: HttpExchange | None = None
         self._open: deque[HttpExchange] = deque()
         self._begun = False
+        # What ends the connection once the requests that came whole before it are answered.
+        self._refusal: tuple[int, str] | None = None
         self._ends = False
         self._idle_since: float | None = None
         self._reading = True
@@ -184,8 +186,6 @@ class HttpProtocol(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             pass  # to a protocol that is not spoken here: the request is one like any other
         except httptools.HttpParserError:
-            if self._open and self._open[0].whole:
-                self._begin()  # what came before it is none of its fault
             self.refuse(400, "connection: got bytes that are not an HTTP/1.1 request, expected one")
             return
         if self.in_head and self.received > HEAD_BYTES_MAX:
@@ -308,10 +308,13 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.write(body)
         if ends or said:
             self.transport.close()
+        elif self._refusal is not None and not (self._open and self._open[0].whole):
+            self.refuse(*self._refusal)
         elif self._open:
             self.loop.call_soon(self._begin)  # in another turn of the loop, so that other connections have theirs
         else:
             self._idle_since = monotonic()
+        self.update_reading()
 
     def write(self, data: bytes) -> None:
         """Writes what is no answer."""
@@ -320,7 +323,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def update_reading(self) -> None:
         """Reads on where at most one request is to be answered and the application has read what came of it."""
-        want = not self._open or (len(self._open) == 1 and self._open[0].unread <= UNREAD_BYTES_MAX)
+        few = not self._open or (len(self._open) == 1 and self._open[0].unread <= UNREAD_BYTES_MAX)
+        want = few and self._refusal is None
         if want != self._reading and not self.transport.is_closing():
             self._reading = want
             if want:
@@ -367,14 +371,20 @@ class HttpProtocol(asyncio.Protocol):
             )
 
     def refuse(self, status: int, message: str) -> None:
-        """Answers with an error, in the form of the protocol's, and closes the connection."""
+        """Answers with an error, in the form of the protocol's, and closes the connection.
+
+        Requests that came whole before it are answered first.
+        """
         if self.transport.is_closing():
             return
         self.since = None
-        # Answers come in the order of the requests: one that is due to an earlier request cannot be passed, and a
-        # request that was answered before its end gets no second one.
-        due = self._open[0] if self._open else None
-        if due is (None if self.in_head else self._arriving):
+        if self._open and self._open[0].whole:
+            self._refusal = status, message
+            self.update_reading()
+            self._begin()
+            return
+        # A request that was answered before its end gets no second answer.
+        if (self._open[0] if self._open else None) is (None if self.in_head else self._arriving):
             body = msgspec.json.encode({"error": message})
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINES[status] + head + body)

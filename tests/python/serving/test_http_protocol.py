@@ -178,12 +178,64 @@ async def test_pipelined_requests_wait_for_the_first(server: Server) -> None:
     assert [(await client.answer())[1] for _ in range(2)] == [b"POST /first  ", b"POST /second  "]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_reading_goes_on_where_the_application_asked_for_no_body(waits: bool) -> None:
+    @over_sockets
+    async def run(server: Server) -> None:
+        client = await server.connect()
+        for paths in (["/early"] * 3, ["/early", "/early"], ["/early"]):
+            if waits:
+                server.app.may.clear()
+            client.writer.write(b"".join(b"GET %s HTTP/1.1\r\n\r\n" % path.encode() for path in paths))
+            await asyncio.sleep(0.01)
+            server.app.may.set()
+            for path in paths:
+                assert (await client.answer())[1] == f"GET {path}  ".encode()
+
+    run()
+
+
 @over_sockets
-async def test_garbage_behind_a_request_is_answered_after_it(server: Server) -> None:
+async def test_a_body_that_nobody_reads_leaves_the_next_request_whole(server: Server) -> None:
+    server.app.may.clear()
     client = await server.connect()
-    client.writer.write(post("/good", b"x") + b"\0garbage\r\n\r\n")
-    assert (await client.answer())[1] == b"POST /good  x"
-    assert (await client.ended()).startswith(b"HTTP/1.1 400 ")
+    client.writer.write(post("/early", bytes(10 * http_protocol.UNREAD_BYTES_MAX)) + post("/next", b"n"))
+    await asyncio.sleep(0.02)
+    server.app.may.set()
+    assert (await client.answer())[1] == b"POST /early  "
+    assert (await client.answer())[1] == b"POST /next  n"
+
+
+REFUSED = {
+    "no HTTP": (b"\0garbage\r\n\r\n", b"400"),
+    "an endless head": (b"GET / HTTP/1.1\r\nx: ".ljust(http_protocol.HEAD_BYTES_MAX + 1, b"x"), b"431"),
+    "a body that is none": (b"POST /bad HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n", b"400"),
+}
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(("refused", "status"), REFUSED.values(), ids=REFUSED)
+def test_requests_are_answered_before_what_is_refused_behind_them(refused: bytes, status: bytes, waits: bool) -> None:
+    @over_sockets
+    async def run(server: Server) -> None:
+        if waits:
+            server.app.may.clear()
+        client = await server.connect()
+        # Nothing is read behind two of them; and what comes together with a request's end does not count as a head.
+        paths = ["/good"] if status == b"431" else ["/good", "/also"]
+        client.writer.write(b"".join(map(post, paths)))
+        if status == b"431":
+            await asyncio.sleep(0.01)
+        client.writer.write(refused)
+        await asyncio.sleep(0.02)
+        assert server.app.asked[0] == "/good"
+        server.app.may.set()
+        for path in paths:
+            assert (await client.answer())[1] == f"POST {path}  ".encode()
+        assert (await client.ended()).startswith(b"HTTP/1.1 " + status)
+        assert server.app.asked == paths
+
+    run()
 
 
 @over_sockets
