@@ -98,7 +98,9 @@ class _Rest(Coroutine[Any, Any, None]):
 
     def throw(self, *error: Any) -> Any:
         """What it yields after an exception."""
-        self._waits_for.clear()
+        if self._waits_for and asyncio.isfuture(waited := self._waits_for.pop()):
+            # As a task would: nobody waits for it any more, and what it stands for may be worth no more work.
+            waited.cancel()
         return self._coroutine.throw(*error)
 
     def close(self) -> None:

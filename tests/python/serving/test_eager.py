@@ -64,10 +64,11 @@ def test_in_task_makes_room_for_what_needs_a_task() -> None:
 def test_a_cancelled_one_hears_of_it_where_it_waits(later: bool) -> None:
     async def main() -> None:
         heard: list[str] = []
+        waits_for: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def work() -> None:
             try:
-                await asyncio.get_running_loop().create_future()
+                await waits_for
             except asyncio.CancelledError:
                 heard.append("cancelled")
                 raise
@@ -80,6 +81,7 @@ def test_a_cancelled_one_hears_of_it_where_it_waits(later: bool) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert heard == ["cancelled"]
+        assert waits_for.cancelled()
 
     asyncio.run(main())
 
