@@ -50,18 +50,25 @@ uint32_t unit_at(std::string_view digits) {
   return unit;
 }
 
-// A key as it would be spelled without escapes. Surrogates stay apart: of characters beyond 16 bits
-// only those count as equal that are spelled alike.
+// The character of a surrogate pair.
+uint32_t joined(uint32_t high, uint32_t low) {
+  return 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
+}
+
+// A key as it would be spelled without escapes. Half a surrogate pair becomes what UTF-8 would make
+// of it if it might.
 std::string without_escapes(std::string_view key) {
   std::string plain;
-  auto put = [&](uint32_t unit) {
-    if (unit < 0x80) {
-      plain += static_cast<char>(unit);
-    } else if (unit < 0x800) {
-      plain += {static_cast<char>(0xC0 | unit >> 6), static_cast<char>(0x80 | (unit & 0x3F))};
+  auto put = [&](uint32_t code) {
+    auto six_bits = [&](int from) { return static_cast<char>(0x80 | (code >> from & 0x3F)); };
+    if (code < 0x80) {
+      plain += static_cast<char>(code);
+    } else if (code < 0x800) {
+      plain += {static_cast<char>(0xC0 | code >> 6), six_bits(0)};
+    } else if (code < 0x10000) {
+      plain += {static_cast<char>(0xE0 | code >> 12), six_bits(6), six_bits(0)};
     } else {
-      plain += {static_cast<char>(0xE0 | unit >> 12), static_cast<char>(0x80 | (unit >> 6 & 0x3F)),
-                static_cast<char>(0x80 | (unit & 0x3F))};
+      plain += {static_cast<char>(0xF0 | code >> 18), six_bits(12), six_bits(6), six_bits(0)};
     }
   };
   for (size_t i = 0; i < key.size(); ++i) {
@@ -72,8 +79,16 @@ std::string without_escapes(std::string_view key) {
     char kind = key[++i];
     constexpr std::string_view kShort = "bfnrt", kMeant = "\b\f\n\r\t";
     if (kind == 'u' && i + 4 < key.size()) {
-      put(unit_at(key.substr(i + 1, 4)));
+      uint32_t unit = unit_at(key.substr(i + 1, 4));
       i += 4;
+      bool may_join =
+          (unit & 0xFC00) == 0xD800 && i + 6 < key.size() && key.substr(i + 1, 2) == "\\u";
+      uint32_t next = may_join ? unit_at(key.substr(i + 3, 4)) : 0;
+      if ((next & 0xFC00) == 0xDC00) {
+        unit = joined(unit, next);
+        i += 6;
+      }
+      put(unit);
     } else if (size_t place = kShort.find(kind); place != kShort.npos) {
       plain += kMeant[place];
     } else {

@@ -15,6 +15,8 @@ HR_TEST(json_keys_finds_those_that_are_there_twice) {
            R"({"inputs":1,"\u0069nputs":2})",
            R"({"\n":1,"\u000A":2})",
            R"({"é":1,"\u00e9":2})",
+           R"({"😀":1,"\ud83d\uDE00":2})",
+           R"({"\ud83d":1,"\ud83d":2})",
            R"({"":1,"":2})",
            R"({"a":"\\","a":2})",
        }) {
@@ -33,7 +35,7 @@ HR_TEST(json_keys_leaves_single_ones_alone) {
            R"({"a":"\\\"","b":"\",\"a\":1"})",
            R"({"a":1,"A":2,"a ":3,"a\\":4,"a\"":5})",
            R"({"a":"}","b":"{","c":":"})",
-           R"({"\ud83d\ude00":1,"\ud83d\ude01":2})",
+           R"({"\ud83d\ude00":1,"\ud83d\ude01":2,"\ud83d":3,"\ud83d\ud83d":4,"\ude00":5})",
        }) {
     HR_CHECK(!twofold_key(json).has_value());
   }

@@ -368,7 +368,8 @@ def _decode_body(head: bytes | memoryview) -> InferBody:
 def check_keys(json: bytes | memoryview) -> None:
     """Raises `MalformedRequest` where an object of a JSON text, found valid, has a key twice: which one is meant?"""
     if (key := twofold_key(json)) is not None:
-        raise MalformedRequest(f"body: got key {shown(key.decode())} twice in one object, expected it once")
+        text = key.decode(errors="replace")  # half a surrogate pair is no UTF-8
+        raise MalformedRequest(f"body: got key {shown(text)} twice in one object, expected it once")
 
 
 def check_parameters(priority: int, timeout_us: int, sequence_id: int | str | None) -> None:

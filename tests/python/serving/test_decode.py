@@ -74,6 +74,8 @@ def test_every_dtype_decodes_the_same_from_json_and_from_binary(dtype: str) -> N
         (b'{"inputs": [], ' + rows(1, 2, 3)[1:], "inputs"),
         (rows(1, 2, 3).replace(b'"shape"', b'"shape": [1, 3], "sh\\u0061pe"'), "shape"),
         (rows(1, 2, 3, parameters={"unknown": [{"a": 1}]}).replace(b'"a": 1', b'"a": 1, "a": 1'), "a"),
+        (b'{"inputs": [], "parameters": {"\\ud83d\\ude00": 1, "\\ud83d\\ude00": 2}}', "😀"),
+        (b'{"inputs": [], "parameters": {"\\ud83d\\ude00": 1, "\xf0\x9f\x98\x80": 2}}', "😀"),
     ],
 )
 def test_a_key_that_stands_twice_in_one_object_is_refused(twice: bytes, key: str) -> None:
