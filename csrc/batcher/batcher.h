@@ -109,7 +109,7 @@ class Batcher {
   bool too_late(const Job& job, Clock::time_point now) const;
   void update_ready();
   bool is_short(double work, Clock::time_point now) const;
-  void note_surprise(double seconds, Clock::time_point now);
+  void note_surprise(double seconds, bool learnt, Clock::time_point now);
   void admit(Job& job, Clock::time_point now, bool contended);
   void check_share(const Job& job, const JobQueue::Ahead& ahead, double backlog_s,
                    Clock::time_point now) const;

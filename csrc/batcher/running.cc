@@ -7,8 +7,9 @@
 namespace headrace {
 namespace {
 
-// Longer than a thread is descheduled for, as a rule.
-constexpr double kSurprise_s = 10e-3;
+// A thread that was descheduled for so long looks the same. Then some are handed over for nothing,
+// which costs less than to hold up, again and again, all that waits for an event loop.
+constexpr double kSurprise_s = 1e-3;
 constexpr double kSurpriseEstimates = 10;
 constexpr double kPauses = 100;
 
@@ -43,18 +44,19 @@ void Batcher::run_batch() {
     running_work_ = 0;
     for (const Job* job : batch_) running_work_of_[job->caller % JobQueue::kCallers] = 0;
     busy_time_.add(now, seconds);
-    if (whole && batch_.front()->status == JobStatus::kOk) {
-      cost_.observe(static_cast<double>(work), seconds);
-    }
-    note_surprise(seconds, now);
+    bool learnt = whole && batch_.front()->status == JobStatus::kOk;
+    if (learnt) cost_.observe(static_cast<double>(work), seconds);
+    note_surprise(seconds, learnt, now);
   }
   sink_.completed(batch_);
 }
 
 // After a Batch that took far longer than it was estimated to, none is run on a thread that has
-// other things to do until the time that it took is but a hundredth.
-void Batcher::note_surprise(double seconds, Clock::time_point now) {
-  if (seconds < kSurprise_s || seconds < kSurpriseEstimates * batch_estimate_s_) return;
+// other things to do until the time that it took is but a hundredth. Of one that failed, `learnt`
+// is false, nothing else says that it takes long.
+void Batcher::note_surprise(double seconds, bool learnt, Clock::time_point now) {
+  if (seconds < kSurpriseEstimates * batch_estimate_s_) return;
+  if (learnt && seconds < kSurprise_s) return;
   here_from_ = now + to_duration(kPauses * seconds);
 }
 
