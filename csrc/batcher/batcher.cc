@@ -66,6 +66,14 @@ bool Batcher::submit_or_run(Job& job) {
   return enter(job, true);
 }
 
+void Batcher::count_refused() {
+  auto now = Clock::now();
+  std::lock_guard lock(mutex_);
+  offered_.add(now, 1);
+  offered_work_.add(now, work_per_job_);
+  ++ledger_.refused;
+}
+
 // True if the Job was run here, or was found to be too late to.
 bool Batcher::enter(Job& job, bool may_run) {
   auto now = Clock::now();

@@ -73,6 +73,9 @@ class Batcher {
   // over, runs it on this thread. True if it has ended; the sink was told.
   bool submit_or_run(Job& job);
 
+  // Enters one in the books that its submitter refused, before it was a Job.
+  void count_refused();
+
   // For a thread that is about to wait for its Job: if the Engine is idle and the Job is the next
   // to run, runs its Batch on this thread, as the scheduler would have done, and returns true.
   // Saves two thread switches.

@@ -375,6 +375,9 @@ void bind_batcher(py::module_& module) {
       .def("submit_checked", &submit_checked, py::arg("arrays"), py::arg("work"),
            py::arg("deadline_ms"), py::arg("priority"), py::arg("caller"),
            "Queues a Request that was checked and measured.")
+      .def(
+          "count_refused", [](Scheduler& scheduler) { scheduler.batcher().count_refused(); },
+          "Enters a Request in the books that was refused before it was submitted.")
       .def("fit", &fit, py::arg("samples"), "Teaches the cost model (work, seconds) pairs.")
       .def(
           "close",

@@ -307,6 +307,10 @@ class Scheduler:
         """
         Runs (drain) or cancels what waits; returns when all has ended.
         """
+    def count_refused(self) -> None:
+        """
+        Enters a Request in the books that was refused before it was submitted.
+        """
     def fit(
         self,
         samples: collections.abc.Sequence[

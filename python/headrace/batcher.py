@@ -15,7 +15,6 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import functools
 import threading
 import time
 import weakref
@@ -26,6 +25,7 @@ import numpy as np
 from headrace import _core
 from headrace.backend import Request, Result
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError
+from headrace.sideline import Sideline
 from headrace.ticket_future import Notifier, TicketFuture
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _WARMUP_BATCHES = (1, 8)
 # ... but none larger once a single run took this long.
 _WARMUP_RUN_S_MAX = 0.02
 
-# More strings than this, in or out, take longer than two threads' hand-over.
+# More strings than this take longer to convert than to be handed to another thread, which is two threads' wake-ups.
 _STRINGS_MAX = 2000
 # A task whose Requests are all answered without waiting would never let its event loop run another: after so many, it
 # does.
@@ -87,9 +87,8 @@ class Batcher:
             self._enqueue = self._check_and_submit
         self._engine = engine
         self._answered_here = 0
-        self._has_strings = any(
-            spec.dtype == "string" for spec in (*engine.signature.inputs, *engine.signature.outputs)
-        )
+        self._string_inputs = [spec.name for spec in engine.signature.inputs if spec.dtype == "string"]
+        self._sideline = Sideline(self._scheduler, slo_ms, max_queue)
         self._scheduler.fit(_warmup_runs(engine, max_batch))
         # None once closed.
         self._loops: dict[asyncio.AbstractEventLoop, _core.Mailbox] | None = {}
@@ -131,6 +130,7 @@ class Batcher:
         Cancelling the awaiting task takes the Request out of the queue. The event loop is woken once for all
         Requests that end together. Where the Engine is idle and the Request sooner run than handed to the scheduler's
         thread (20 us, by the cost model; native backend), it runs on the event loop's own thread.
+        Many strings (more than 2000) are converted on another thread, for which at most `max_queue` Requests wait.
 
         Args:
             req: As for `submit`.
@@ -148,8 +148,8 @@ class Batcher:
         if mailbox is None:
             mailbox = self._open_mailbox(loop)
         request = req if type(req) is dict else dict(req)
-        if self._has_strings and any(getattr(array, "size", 0) > _STRINGS_MAX for array in request.values()):
-            return await self._infer_beside(loop, request, deadline_ms, priority, caller)
+        if self._string_inputs and self._has_many_strings(request):
+            return await self._infer_beside(request, deadline_ms, priority, caller)
         ticket = self._enqueue(request, deadline_ms, priority, _hash(caller), True)
         if ticket.done:
             self._answered_here += 1
@@ -166,23 +166,18 @@ class Batcher:
         result: Result = ticket.result()
         return result
 
+    def _has_many_strings(self, request: Request) -> bool:
+        return any(getattr(request.get(name), "size", 0) > _STRINGS_MAX for name in self._string_inputs)
+
     async def _infer_beside(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        request: Request,
-        deadline_ms: float | None,
-        priority: int,
-        caller: Hashable,
+        self, request: Request, deadline_ms: float | None, priority: int, caller: Hashable
     ) -> Result:
         """As `infer`, with strings converted on other threads, since each costs what a thousand numbers do."""
-        call = functools.partial(self.submit, request, deadline_ms=deadline_ms, priority=priority, caller=caller)
-        submitting = loop.run_in_executor(None, call)
-        try:
-            submitted = await asyncio.shield(submitting)
-        except asyncio.CancelledError:
-            submitting.add_done_callback(_withdraw)
-            raise
-        return await asyncio.wrap_future(submitted)
+
+        def submit(left_ms: float | None) -> concurrent.futures.Future[Result]:
+            return self.submit(request, deadline_ms=left_ms, priority=priority, caller=caller)
+
+        return await asyncio.wrap_future(await self._sideline.submit(submit, deadline_ms))
 
     def stats(self) -> dict[str, Any]:
         """The ledger and what was measured.
@@ -208,6 +203,7 @@ class Batcher:
             drain: True to run what waits; False to cancel it (its callers get `Cancelled`).
         """
         self._scheduler.close(drain)
+        self._sideline.close()
         self._notifier.close()
         with self._loops_lock:
             loops, self._loops = self._loops, None
@@ -258,12 +254,6 @@ def _check_options(slo_ms: float | None, max_queue: int, max_batch: int) -> None
 def _hash(caller: Hashable) -> int:
     """What the scheduler knows a caller by: 64 bits, 0 for none."""
     return 0 if caller is None else hash(caller) & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def _withdraw(submitting: asyncio.Future[concurrent.futures.Future[Result]]) -> None:
-    """Takes a Request out of the queue whose caller went away while it was submitted."""
-    if not submitting.cancelled() and submitting.exception() is None:
-        submitting.result().cancel()
 
 
 def _deliver(mailbox: _core.Mailbox) -> None:

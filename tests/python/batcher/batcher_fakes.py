@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
 import headrace as hr
 from headrace.backend import Executable, Plan, Request, Result
@@ -60,6 +61,18 @@ class Gated:
 
     def release(self) -> None:
         self.executable.gate.set()
+
+
+def identities(**dtypes: int) -> Engine:
+    """The inputs, of these ONNX dtypes and one dim each, as outputs: x as x_out."""
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in dtypes],
+        "identities",
+        [helper.make_tensor_value_info(name, dtype, [f"n_{name}"]) for name, dtype in dtypes.items()],
+        [helper.make_tensor_value_info(f"{name}_out", dtype, [f"n_{name}"]) for name, dtype in dtypes.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return hr.load(model).compile(backend="native", threads=1)
 
 
 def vector(first: float, length: int = 1) -> Request:
