@@ -1,35 +1,35 @@
 """What all replicas of a model are to serve. The front decides when a new version takes over, on the evidence of all.
 
 It keeps one `Assignment` per model: what answers, and what is to take over. Each replica reports twice a second how far
-it has followed it and what it saw (`Standing`), and is told the assignment when there is a newer one; a new replica
-reads it when it starts. Assignments are kept in a store that outlives the front; the evidence is in the replicas.
+it has followed it and what it saw (`headrace.serving.standings`), and is told the assignment when there is a newer one;
+a new replica reads it when it starts. Assignments are kept in a store that outlives the front; the evidence is in the
+replicas.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from headrace.config import AutoscalingConfig, ModelConfig, ModelSource, load_source
 from headrace.errors import NotOffered
 from headrace.plan_file import PLAN_FILE
-from headrace.serving.evidence import Decision, Digest, judge, pooled
+from headrace.serving.evidence import Decision
+from headrace.serving.standings import Standing, Standings
 
 log = logging.getLogger("headrace.serving")
 
-# A replica that neither reports for so long nor has said goodbye is dead.
-SILENT_S_MAX = 10.0
 # If the front hears from no replica at all for longer than this, it is not they who are silent.
 PAUSE_S_MAX = 5.0
-# A candidate is to blame for the deaths of so many that had it, if they are half of all that had it.
-DEATHS_MAX = 3
+# A front that starts again decides nothing on a model of several groups before it has heard them all: replicas report
+# twice a second, and one whose report is lost once in two seconds.
+LISTEN_S = 3.0
 
 
 class Edition(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +120,15 @@ def _files(version: int, path: Path) -> list[Path]:
     return sorted(file for file in found if not file.name.startswith(f"{PLAN_FILE}."))
 
 
+def _with_groups_of(edition: Edition, running: Edition) -> Edition:
+    """What runs, with the groups of replicas that are new in an edition: they begin with it, in their own settings."""
+    own = running.model.groups
+    if edition.model.groups.keys() <= own.keys():
+        return running
+    groups = {**edition.model.groups, **own}
+    return msgspec.structs.replace(running, model=msgspec.structs.replace(running.model, groups=groups))
+
+
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """What the replicas of one model are to serve.
 
@@ -151,27 +160,6 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.decode(content, type=cls, dec_hook=lambda kind, value: kind(value))
 
 
-@dataclass(frozen=True)
-class Standing:
-    """How far one replica has followed an assignment.
-
-    Attributes:
-        generation: Of the assignment it knows.
-        state: Of the candidate there: "none", "loading", "ready" to take over without a trial, on "trial", or "failed".
-        reason: Why it failed.
-        elapsed_s: Seconds since its trial began.
-        running: What the running version did during the trial.
-        candidate: What the candidate did.
-    """
-
-    generation: int
-    state: Literal["none", "loading", "ready", "trial", "failed"] = "none"
-    reason: str = ""
-    elapsed_s: float = 0.0
-    running: Digest = field(default_factory=Digest)
-    candidate: Digest = field(default_factory=Digest)
-
-
 class Store(Protocol):
     """Keeps assignments beyond the life of a process."""
 
@@ -194,10 +182,8 @@ class Assignments:
         self._store = store
         self._clock = clock
         self._known: dict[str, Assignment] = {}
-        # Model -> replica -> how far it has followed the present generation.
-        self._standings: dict[str, dict[str, Standing]] = {}
-        # Model -> replica that has not said goodbye -> when it last reported, by `_now_s`.
-        self._heard: dict[str, dict[str, float]] = {}
+        # Of each model: how far its replicas have followed the present generation. Their times are `_now_s`.
+        self._standings: dict[str, Standings] = {}
         # When the last report of all came, and the seconds until then without what is beyond `PAUSE_S_MAX` in pauses.
         self._reported: float | None = None
         self._now_s = 0.0
@@ -233,7 +219,8 @@ class Assignments:
             return now
         candidate = None if edition == now.running else edition
         log.info("model %s: got version %s to bring in", name, edition.newest)
-        return self._next(name, now, candidate=candidate, rolled_back=None, reason="")
+        running = _with_groups_of(edition, now.running)
+        return self._next(name, now, running=running, candidate=candidate, rolled_back=None, reason="")
 
     def unload(self, name: str) -> Assignment:
         """Notes that a model is out of service; what was on trial is given up."""
@@ -252,7 +239,9 @@ class Assignments:
         """Notes that a model is in service again."""
         return self._next(name, self._known_as(name), unloaded=False)
 
-    def report(self, name: str, replica: str, standing: Standing, final: bool = False) -> Assignment | None:
+    def report(
+        self, name: str, replica: str, standing: Standing, final: bool = False, group: str = ""
+    ) -> Assignment | None:
         """Notes how far a replica has come, and decides.
 
         Args:
@@ -260,6 +249,7 @@ class Assignments:
             replica: The replica.
             standing: How far it has come.
             final: Whether these are its last words.
+            group: Which of the model's groups of replicas it is of; "" where there is one.
 
         Returns:
             The assignment, where the replica does not know it yet.
@@ -268,12 +258,11 @@ class Assignments:
         now = self.get(name)
         if now is None or standing.generation > now.generation:
             return None
-        if standing.generation == now.generation:
-            self._standings.setdefault(name, {})[replica] = standing
-            self._heard.setdefault(name, {})[replica] = self._now_s
-            if final:
-                del self._heard[name][replica]
-            now = self._decide(name, now)
+        follows = standing.generation == now.generation
+        standings = self._standings.setdefault(name, Standings())
+        standings.note(replica, group, standing if follows else None, self._now_s, final)
+        if follows:
+            now = self._decide(name, now, standings)
         return None if standing.generation == now.generation else now
 
     def status(self, name: str) -> dict[str, Any]:
@@ -285,9 +274,9 @@ class Assignments:
         if now.unloaded:
             found["unloaded"] = True
         if now.candidate is not None:
-            running, candidate = self._pool(name)
-            standings = list(self._standings.get(name, {}).values())
-            states = [one.state for one in standings]
+            standings = self._standings.get(name, Standings())
+            running, candidate = standings.pooled()
+            states = [one.state for one in standings.known]
             settings = now.candidate.model.settings.rollout
             found["candidate"] = {
                 "version": now.candidate.newest,
@@ -296,29 +285,18 @@ class Assignments:
                 "replicas": len(states),
                 "running": running.summary(),
                 "candidate": candidate.summary(),
-                "decision": self._judge(name, now.candidate).reason if "trial" in states else "",
+                "decision": self._judge(now, standings).reason if "trial" in states else "",
             }
         if now.rolled_back is not None:
             found["rolled_back"] = {"version": now.rolled_back.newest, "reason": now.reason}
         return found
 
-    def _decide(self, name: str, now: Assignment) -> Assignment:
+    def _decide(self, name: str, now: Assignment, standings: Standings) -> Assignment:
         """Ends the candidate's time where there is enough to say about it."""
         if now.candidate is None:
+            standings.prune(self._now_s)
             return now
-        standings = self._standings[name].values()
-        failure = next((one.reason for one in standings if one.state == "failed"), None)
-        deaths = self._deaths(name)
-        if failure is not None:
-            decision = Decision("rollback", failure)
-        elif deaths >= DEATHS_MAX and 2 * deaths >= len(standings):
-            decision = Decision(
-                "rollback", f"got {deaths} of {len(standings)} replicas dead that had it, expected none"
-            )
-        elif self._ready(standings):
-            decision = Decision("promote", "loaded, warmed and checked")
-        else:
-            decision = self._judge(name, now.candidate)
+        decision = self._judge(now, standings)
         if decision.action == "wait":
             return now
         log.warning("model %s version %s: %s: %s", name, now.candidate.newest, decision.action, decision.reason)
@@ -326,20 +304,11 @@ class Assignments:
             return self._next(name, now, running=now.candidate, candidate=None)
         return self._next(name, now, candidate=None, rolled_back=now.candidate, reason=decision.reason[:2000])
 
-    @staticmethod
-    def _ready(standings: Collection[Standing]) -> bool:
-        """Whether one can take over, and none has it on trial.
-
-        A replica that started during a trial of files that were replaced in their place has nothing to try them beside.
-        """
-        states = {one.state for one in standings}
-        return "ready" in states and "trial" not in states
-
-    def _judge(self, name: str, candidate: Edition) -> Decision:
-        running, seen = self._pool(name)
-        standings: Iterable[Standing] = self._standings.get(name, {}).values()
-        elapsed_s = max((one.elapsed_s for one in standings), default=0.0)
-        return judge(candidate.model.settings.rollout, running, seen, elapsed_s)
+    def _judge(self, now: Assignment, standings: Standings) -> Decision:
+        assert now.candidate is not None, "this is a bug: there is nothing to judge"
+        if len(now.scaling.groups) > 1 and self._now_s < LISTEN_S:
+            return Decision("wait", "hearing what the replicas have seen")
+        return standings.decide(now.candidate.model, self._now_s)
 
     def _tick(self) -> None:
         """Replicas do not die all at once; a front that was stopped, or could not be reached, hears none of them."""
@@ -347,14 +316,6 @@ class Assignments:
         if self._reported is not None:
             self._now_s += min(now - self._reported, PAUSE_S_MAX)
         self._reported = now
-
-    def _deaths(self, name: str) -> int:
-        silent_since = self._now_s - SILENT_S_MAX
-        return sum(heard < silent_since for heard in self._heard.get(name, {}).values())
-
-    def _pool(self, name: str) -> tuple[Digest, Digest]:
-        standings = list(self._standings.get(name, {}).values())
-        return pooled(one.running for one in standings), pooled(one.candidate for one in standings)
 
     def _known_as(self, name: str) -> Assignment:
         now = self.get(name)
@@ -366,8 +327,8 @@ class Assignments:
 
     def _change(self, name: str, after: Assignment) -> Assignment:
         self._keep(name, after)
-        self._standings.pop(name, None)
-        self._heard.pop(name, None)
+        if (standings := self._standings.get(name)) is not None:
+            standings.begin()
         return after
 
     def _keep(self, name: str, after: Assignment) -> Assignment:

@@ -28,6 +28,13 @@ def tried_first(host: ModelHost, config: ModelConfig, opened: Mapping[int, Serve
     )
 
 
+def changes(host: ModelHost, name: str, opened: Mapping[int, ServedModel]) -> bool:
+    """Whether what was opened is anything but what serves already."""
+    return {str(version): one for version, one in opened.items()} != {
+        version: host.find(name, version) for version in host.versions(name)
+    }
+
+
 async def end_trial(host: ModelHost, name: str, opened: Mapping[int, ServedModel]) -> list[ServedModel]:
     """Gives up what was opened to become a model's next version, on trial or not yet; returns it for `retire`."""
     trial = host.trial(name)

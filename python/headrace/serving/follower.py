@@ -9,10 +9,11 @@ from functools import partial
 
 from headrace.config import ModelConfig
 from headrace.errors import ExecutionError
-from headrace.serving.assignment import Assignment, Edition, Standing
-from headrace.serving.changing import end_trial, retire, take_over, tried_first
+from headrace.serving.assignment import Assignment, Edition
+from headrace.serving.changing import changes, end_trial, retire, take_over, tried_first
 from headrace.serving.host import ModelHost
 from headrace.serving.served import ServedModel
+from headrace.serving.standings import Standing
 
 log = logging.getLogger("headrace.serving")
 
@@ -79,7 +80,8 @@ class Follower:
             return Standing(generation, "failed", self._failure)
         trial = self._host.trial(self._name)
         if trial is None:
-            return Standing(generation, "ready")
+            same = self._opened is not None and not changes(self._host, self._name, self._opened[1])
+            return Standing(generation, "unchanged" if same else "ready")
         seen = trial.evidence
         return Standing(generation, "trial", "", trial.elapsed_s, seen["running"].digest(), seen["candidate"].digest())
 

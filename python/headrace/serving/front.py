@@ -223,7 +223,7 @@ class FrontState:
             self._begin(pool.add(ledger.replica, door, ledger.group, ledger.room))
         if ledger.standing is None:
             return None
-        return self.assignments.report(ledger.model, ledger.replica, ledger.standing, ledger.final)
+        return self.assignments.report(ledger.model, ledger.replica, ledger.standing, ledger.final, ledger.group)
 
     async def _wake(self, name: str, group: str) -> tuple[str, DoorAddress]:
         """Has Serve choose a replica of a group, starting one where there is none, and asks it where its door is."""

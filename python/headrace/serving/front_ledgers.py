@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
-from headrace.serving.assignment import Standing
 from headrace.serving.retiring import VERSIONS_MAX
+from headrace.serving.standings import Standing
 from headrace.serving.statistics import merged
 
 # Of each model so many replicas that are gone are told apart; earlier ones are one sum.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,13 +74,19 @@ def run_target(deployed: DeployedModel, making: Making, *, runs: bool) -> serve.
         batcher_opener=making.batcher_opener,
         caller_header=making.caller_header,
         ledger=making.ledger,
-        code=lambda part: replica_code(part, making),
+        code=lambda group, part: replica_code(part, making, group),
         surge_percent=_surge_percent,
-        runs=runs,
+        running=_running(name) if runs else (),
     )
     # Behind our own ingress a model can be reached in no other way.
     prefix = f"/v2/models/{name}" if making.ingress == "ray" else None
     return serve.RunTarget(application, name=name, route_prefix=prefix)
+
+
+def _running(name: str) -> set[str]:
+    """The deployments of an application: a group may be new to a model that runs."""
+    application = serve.status().applications.get(name)
+    return set() if application is None else set(application.deployments)
 
 
 def _surge_percent(deployed: DeployedModel) -> int:
@@ -102,9 +108,9 @@ def build_app(
     batcher_opener: OpenBatcher = open_batcher,
     caller_header: str = CALLER_HEADER,
     ledger: Path | None = None,
-    code: Callable[[DeployedModel], str] | None = None,
+    code: Callable[[str, DeployedModel], str] | None = None,
     surge_percent: Callable[[DeployedModel], int] = lambda part: 0,
-    runs: bool = False,
+    running: Collection[str] = (),
 ) -> serve.Application:
     """Builds the Ray Serve application of one model, to be run at the prefix ``/v2/models/NAME``.
 
@@ -114,9 +120,10 @@ def build_app(
         batcher_opener: Makes the Batcher of a replica; tests put their own here.
         caller_header: The request header that names the caller; callers who compete share a replica fairly.
         ledger: Folder of the request ledger on disk, on the replicas' machine or shared by all; None for none.
-        code: Replicas stay while this stays, of each group; None to start them again whenever this runs again.
+        code: Replicas stay while this stays, of each group by its name; None to start them again whenever this runs
+            again.
         surge_percent: Replicas that may start before old ones go, where they have to start again, of each group.
-        runs: Whether it runs already, and is to keep the replicas that it has.
+        running: Its Serve deployments that run already, and are to keep the replicas that they have.
 
     Raises:
         ConfigError: The deployment has several models. Each scales alone, so each is an application of its own.
@@ -136,10 +143,13 @@ def build_app(
     deployed = replace(config, model=resolved(config.model))
     parts = deployed.parts
     given = engine_opener, batcher_opener, caller_header, ledger
-    first, *others = (
-        _deployment(part, deployment_of(parts, group), runs, surge_percent(part), None if code is None else code(part))
-        for group, part in parts.items()
-    )
+
+    def make(group: str, part: DeployedModel) -> serve.Deployment:
+        name = deployment_of(parts, group)
+        version = None if code is None else code(group, part)
+        return _deployment(part, name, name in running, surge_percent(part), version)
+
+    first, *others = (make(group, part) for group, part in parts.items())
     bound = [other.bind(deployed, *given, group) for other, group in zip(others, list(parts)[1:], strict=True)]
     return first.bind(deployed, *given, next(iter(parts)), bound)
 
@@ -169,11 +179,18 @@ def _deployment(part: DeployedModel, name: str, runs: bool, surge_percent: int, 
     return deployment if code is None else deployment.options(version=code, _internal=True)
 
 
-def replica_code(deployed: DeployedModel, making: Making) -> str:
-    """Equal where replicas need not be started again: what else changes, they follow while they run."""
+def replica_code(deployed: DeployedModel, making: Making, group: str = "") -> str:
+    """Equal where replicas need not be started again: what else changes, they follow while they run.
+
+    Args:
+        deployed: The model, as one group of its replicas has it.
+        making: What they have in common with all others.
+        group: That group's name, by which they find their settings for as long as they run.
+    """
     openers = making.engine_opener, making.batcher_opener
     parts = (
         __version__,
+        group,
         deployed.autoscaling.cpus_per_replica,
         deployed.autoscaling.leave_s,
         gpus_of(deployed.model),

@@ -70,7 +70,8 @@ def end_model(name: str) -> None:
     """
     kept = RayStore().get(name)
     scaling = AutoscalingConfig() if kept is None else Assignment.decode(kept).scaling
-    end = time.monotonic() + scaling.leave_s + DELETE_S_MAX
+    leave_s = max(one.leave_s for one in (scaling, *scaling.groups.values()))
+    end = time.monotonic() + leave_s + DELETE_S_MAX
     serve.delete(name, _blocking=False)
     while name in serve.status().applications:
         if time.monotonic() > end:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from serving_fakes import FakeBatcher, FakeEngine
 
-from headrace.config import ModelConfig, load_model_folder
+from headrace.config import AutoscalingConfig, ModelConfig, in_group, load_model_folder
 from headrace.errors import ExecutionError, InvalidModel
 from headrace.serving.assignment import Assignment, Assignments, Edition
 from headrace.serving.decode import InferCall
@@ -39,21 +40,26 @@ class Memory:
 class Replica:
     """One replica, as `ray_app` makes it."""
 
-    def __init__(self, number: int, store: Memory) -> None:
-        self.name = f"replica-{number}"
+    def __init__(self, number: int, store: Memory, group: str = "") -> None:
+        self.name, self.group = f"replica-{number}", group
         self.engines: list[FakeEngine] = []
+        # What it finds in every file, whatever lies there.
+        self.content = ""
         given = store.get("doubler")
         assert given is not None
         assignment = Assignment.decode(given)
-        self.host, serving = load_assigned(assignment, self.open_host, lambda model: model)
-        self.follower = Follower(self.host, assignment, lambda model: model, serving)
+        self.host, serving = load_assigned(assignment, self.open_host, self.adapt)
+        self.follower = Follower(self.host, assignment, self.adapt, serving)
         self.follower.follow()
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        return in_group(model, self.group)
 
     def open_host(self, model: ModelConfig) -> ModelHost:
         return ModelHost([model], engine_opener=self.open, batcher_opener=FakeBatcher)
 
     def open(self, path: Path, settings: Any) -> FakeEngine:
-        content = path.read_text()
+        content = self.content or path.read_text()
         if content == "rubbish":
             raise InvalidModel(f"{path}: got rubbish, expected a model")
         engine = FakeEngine()
@@ -81,7 +87,7 @@ class Replica:
         return served.version
 
     def report(self, assignments: Assignments) -> None:
-        newer = assignments.report("doubler", self.name, self.follower.standing())
+        newer = assignments.report("doubler", self.name, self.follower.standing(), group=self.group)
         if newer is not None:
             self.follower.follow(newer)
 
@@ -103,15 +109,23 @@ def failing(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Cluster:
-    """A model's folder, its replicas and the front."""
+    """A model's folder, its replicas and the front.
 
-    def __init__(self, root: Path, replicas: int = 3) -> None:
+    Attributes:
+        groups: Of each group of replicas, what its settings say in place of the model's own.
+    """
+
+    def __init__(self, root: Path, replicas: int = 3, groups: Sequence[str] = ()) -> None:
+        self.groups: dict[str, dict[str, Any]] = {group: {} for group in groups}
         self.folder = root / "doubler"
         self.store = Memory()
         self.assignments = Assignments(self.store)
         self.put(1)
-        self.assignments.bring("doubler", self.edition())
-        self.replicas = [Replica(number, self.store) for number in range(replicas)]
+        scaling = AutoscalingConfig(groups={group: AutoscalingConfig() for group in groups})
+        self.assignments.bring("doubler", self.edition(), scaling)
+        self.replicas = [
+            Replica(number, self.store, groups[number % len(groups)] if groups else "") for number in range(replicas)
+        ]
 
     def put(self, version: int, content: str = "a model", **rollout: Any) -> None:
         path = self.folder / str(version) / "model.onnx"
@@ -122,7 +136,9 @@ class Cluster:
             (self.folder / "headrace.toml").write_text("[rollout]\n" + text)
 
     def edition(self) -> Edition:
-        return Edition.of(load_model_folder(self.folder))
+        model = load_model_folder(self.folder)
+        groups = {group: replace(model.settings, **changes) for group, changes in self.groups.items()}
+        return Edition.of(replace(model, groups=groups))
 
     def deploy(self) -> Assignment:
         return self.assignments.bring("doubler", self.edition())

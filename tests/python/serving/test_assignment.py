@@ -11,7 +11,8 @@ from following_fakes import Memory
 
 from headrace.config import ModelConfig, ModelSource, RolloutSettings
 from headrace.errors import NotOffered
-from headrace.serving.assignment import SILENT_S_MAX, Assignment, Assignments, Edition, Standing
+from headrace.serving.assignment import Assignment, Assignments, Edition
+from headrace.serving.standings import SILENT_S_MAX, Standing
 
 
 @pytest.mark.parametrize(("dead", "alive", "blamed"), [(3, 0, True), (3, 2, True), (3, 3, False), (2, 0, False)])

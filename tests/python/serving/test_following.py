@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from following_fakes import TRIAL, Cluster
+from following_fakes import TRIAL, Cluster, Replica
 
-from headrace.serving import follower
+from headrace.serving import assignment, follower
 from headrace.serving.assignment import Assignments
+from headrace.serving.standings import Standing
 from headrace.serving.statistics import merged
 
 
@@ -189,4 +190,54 @@ async def test_books_and_arrivals_never_go_back_when_a_version_is_closed(tmp_pat
         books = replica.host.books()["doubler"]
         assert books.ok == 5 + len(answered) // 3
         assert books.balanced
+    await cluster.close()
+
+
+@pytest.mark.parametrize("content", ["a model", "failing"])
+async def test_a_change_of_one_groups_settings_is_tried_in_that_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(assignment, "LISTEN_S", 0.0)
+    cluster = Cluster(tmp_path, replicas=4, groups=["cpu", "gpu"])
+    cluster.put(1, mode="canary", share=0.5, **TRIAL | {"min_requests": 20})
+    cluster.deploy()
+    await cluster.settle(4)
+    cpus, gpus = cluster.replicas[::2], cluster.replicas[1::2]
+    before = [one.host.find("doubler") for one in cpus]
+    for one in gpus:  # whatever is opened there now is that
+        one.content = content
+    cluster.groups["gpu"] = {"max_queue": 7}
+    cluster.deploy()
+    states = set()
+
+    def watch() -> bool:
+        states.update((one.group, one.follower.standing().state) for one in cluster.replicas)
+        return "candidate" not in cluster.assignments.status("doubler")
+
+    await cluster.settle(4, watch)
+    await cluster.settle(0)
+    assert ("cpu", "unchanged") in states
+    assert ("gpu", "trial") in states
+    assert not {("cpu", "trial"), ("cpu", "ready"), ("gpu", "ready")} & states
+    assert [one.host.find("doubler") for one in cpus] == before
+    assert [one.host.find("doubler").settings.max_queue for one in gpus] == [7 if content == "a model" else 1024] * 2
+    if content == "failing":
+        assert "group gpu: failures" in cluster.assignments.status("doubler")["rolled_back"]["reason"]
+    await cluster.close()
+
+
+async def test_a_group_that_is_new_begins_with_what_runs_in_settings_of_its_own(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, replicas=1, groups=["cpu"])
+    cluster.put(2, mode="canary", **TRIAL | {"min_requests": 10**6})
+    del cluster.groups["cpu"]  # which gets another name
+    cluster.groups |= {"plain": {}, "gpu": {"max_queue": 7}}
+    cluster.deploy()
+    cluster.replicas.append(Replica(1, cluster.store, "gpu"))
+    served = cluster.replicas[-1].host.find("doubler")
+    assert (served.version, served.settings.max_queue) == ("1", 7)
+    await cluster.turn()
+    old = cluster.replicas[0].follower.standing().generation
+    bad = Standing(old, "failed", "it has no such group")
+    cluster.assignments.report("doubler", "replica-0", bad, group="cpu")
+    assert "candidate" in cluster.assignments.status("doubler"), "who leaves does not decide"
     await cluster.close()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+from following_fakes import Memory
 from ingress_fakes import INFER, MEANWHILE, Deployment, Meanwhile, Replica, deployed, front_state
+from msgspec.structs import replace
 from serving_fakes import acall, make_served, rows
 
+from headrace.config import ModelConfig, ModelSettings
+from headrace.serving.assignment import Edition
 from headrace.serving.front_grpc import FrontGrpcApp
 from headrace.serving.front_ledgers import EARLIER, GONE_MAX, ReplicaLedger, ReplicaLedgers
 from headrace.serving.front_ready import FRESH_S, Readiness
 from headrace.serving.grpc_app import CallInfo, Refusal
 from headrace.serving.ingress.pool import Pool
+from headrace.serving.standings import Standing
 from headrace.serving.statistics import statistics
 
 
@@ -94,6 +100,21 @@ async def test_a_report_is_answered_while_the_replica_is_still_being_connected_t
     assert not pool._connecting
     await front.report(ReplicaLedger("doubler", "1", 1, {}, {}, False), replica.address)
     replica.die()
+
+
+async def test_a_report_counts_for_the_group_that_it_comes_from(monkeypatch: Any) -> None:
+    pytest.importorskip("ray", reason="the Ray extra is not installed")
+    from headrace.serving import front as module
+
+    monkeypatch.setattr(module, "RayStore", Memory)
+    front = front_state()
+    edition = Edition(model=ModelConfig(name="m", files={1: Path("1")}, settings=ModelSettings()), contents="old")
+    front.assignments.bring("m", edition)
+    generation = front.assignments.bring("m", replace(edition, contents="new")).generation
+    for group, state in (("gpu", "loading"), ("cpu", "unchanged")):
+        standing = Standing(generation, state)  # type: ignore[arg-type]
+        await front.report(ReplicaLedger("m", group, 1, {}, {}, False, standing=standing, group=group), None)
+    assert "candidate" in front.assignments.status("m"), "the other group is still loading it"
 
 
 async def test_reports_that_fail_are_logged_once_for_each_kind(caplog: Any) -> None:

@@ -41,7 +41,7 @@ async def test_groups_are_filled_in_their_order() -> None:
 
 
 async def test_where_all_replicas_stay_full_the_next_group_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "FULL_S", 0.05)
+    monkeypatch.setattr(pool_module, "PASSED_S", 0.05)
     async with deployed() as deployment:
         pool, awake, asleep = deployment.pool, Replica(), Replica()
         deployment.asleep = [asleep]
@@ -60,3 +60,72 @@ async def test_where_all_replicas_stay_full_the_next_group_is_woken(monkeypatch:
         assert deployment.groups_woken == ["gpu"]
         assert chosen is not None
         assert chosen.group == "gpu"
+
+
+async def test_the_first_group_is_woken_where_a_later_one_is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PASSED_S", 0.05)
+    async with deployed() as deployment:
+        pool, dear, cheap = deployment.pool, Replica(), Replica()
+        deployment.asleep = [cheap]
+        pool.arrange(["cpu", "gpu"])
+        await pool.add("large", await dear.open(), "gpu")
+        while (chosen := pool.choose()) is not None and chosen.group == "gpu":
+            await asyncio.sleep(0.005)
+        assert chosen is not None
+        assert chosen.group == "cpu"
+        assert deployment.groups_woken == ["cpu"]
+        dear.die()
+        await asyncio.sleep(0.1)
+        assert deployment.groups_woken == ["cpu"], "who has room wakes nobody behind it"
+
+
+async def test_a_group_that_cannot_be_woken_is_not_asked_at_every_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool_module, "PASSED_S", 0.0)
+    async with deployed() as deployment:
+        pool, awake = deployment.pool, Replica()
+        pool.arrange(["cpu", "gpu"])
+
+        async def wake(group: str) -> tuple[str, DoorAddress]:
+            deployment.groups_woken.append(group)
+            raise RuntimeError("there is no such deployment")
+
+        pool._wake = wake
+        await pool.add("a", await awake.open(), "cpu", 1.0)
+        replica = pool.choose()
+        assert replica is not None
+        replica.in_flight = 1
+        for _ in range(50):
+            pool.choose()
+            await asyncio.sleep(0)
+        assert deployment.groups_woken == ["gpu"]
+        assert len([one for one in caplog.records if "cannot be woken" in one.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("awake", [True, False])
+async def test_where_a_group_finds_no_room_the_next_one_is_woken(monkeypatch: pytest.MonkeyPatch, awake: bool) -> None:
+    monkeypatch.setattr(pool_module, "PASSED_S", 0.0)
+    monkeypatch.setattr(pool_module, "WAKE_S_MAX", 0.05)
+    async with deployed() as deployment:
+        pool, full, placed = deployment.pool, Replica(), Replica()
+        pool.arrange(["cpu", "large", "huge"] if awake else ["large", "huge"])
+
+        async def wake(group: str) -> tuple[str, DoorAddress]:
+            deployment.groups_woken.append(group)
+            if group == "large":
+                await asyncio.sleep(30)
+            return "b", await placed.open()
+
+        pool._wake = wake
+        if awake:
+            await pool.add("a", await full.open(), "cpu", 1.0)
+            replica = pool.choose()
+            assert replica is not None
+            replica.in_flight = 1
+        async with asyncio.timeout(5):
+            chosen, _ = await pool.wait(None)
+            while chosen.group != "huge":
+                await asyncio.sleep(0.005)
+                chosen, _ = await pool.wait(None)
+        assert deployment.groups_woken == ["large", "huge"]

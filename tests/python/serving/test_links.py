@@ -16,8 +16,8 @@ from serving_fakes import rows
 from headrace.serving.grpc_app import CallInfo, Refusal
 from headrace.serving.ingress import door as door_module
 from headrace.serving.ingress.door import DoorAddress
-from headrace.serving.ingress.pool import Link
-from headrace.serving.ingress.pool import Replica as PoolReplica
+from headrace.serving.ingress.link import Link
+from headrace.serving.ingress.link import Replica as PoolReplica
 from headrace.serving.ingress.wire import (
     NONCE_BYTES,
     PREFIX,

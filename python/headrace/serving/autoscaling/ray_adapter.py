@@ -76,7 +76,8 @@ class SloPolicy:
 
     def _log(self, ctx: AutoscalingContext, observed: Observation, decision: Decision) -> None:
         # Looked up each time: a logger inside a policy that is pickled by value would have to be pickled with it.
-        name = getattr(ctx, "app_name", None) or getattr(ctx, "deployment_name", "")
+        # Both, since each of a model's groups of replicas is a deployment of its own.
+        name = "/".join(filter(None, (getattr(ctx, one, None) for one in ("app_name", "deployment_name"))))
         # A warning, because a controller that we start leaves out what is less.
         logging.getLogger("ray.serve").warning("headrace autoscaling: %s: %d -> %s", name, observed.target, decision)
 

@@ -2,45 +2,26 @@
 
 A model whose replicas are of several groups, as on CPUs and on GPUs, has them filled in order: a request goes to the
 first group in which a replica has room for it, that is to say can answer it within the objective, behind what it has
-already. So the next group gets what the ones before it cannot do, scales by that alone, and is woken where it sleeps.
+already. So the next group gets what the ones before it cannot do, and scales by that alone. A group that sleeps is
+woken where requests keep going past it: to later groups, or to replicas that are full.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
+import itertools
 import logging
 import math
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from headrace.errors import BackendUnavailable, DeadlineExceeded, Overloaded
 from headrace.serving.ingress.door import DoorAddress
-from headrace.serving.ingress.wire import (
-    BODY_BYTES_LIMIT,
-    HELLO_BYTES_MAX,
-    MESSAGE_BYTES_MAX,
-    NONCE_BYTES,
-    Answer,
-    Ask,
-    Call,
-    Cancel,
-    Challenge,
-    Frames,
-    Goodbye,
-    Hello,
-    Message,
-    Return,
-    Welcome,
-    proof,
-)
+from headrace.serving.ingress.link import Link, Replica
 
 log = logging.getLogger("headrace.serving")
 
-# Larger bodies go over a connection of their own, so that no small request waits behind one.
-SMALL_BYTES_MAX = 64 * 1024
 # How long a request waits for a first replica: several times a usual cold start.
 WAIT_S_MAX = 60.0
 # Requests that may wait for it.
@@ -48,139 +29,17 @@ WAITING_MAX = 4096
 # Between attempts to reach a replica that Serve has named and that does not answer yet.
 RETRY_S = 0.1
 CONNECT_S_MAX = 5.0
-# Where all replicas are full for so long, and none came meanwhile, another group is woken.
-FULL_S = 2.0
+# A group that sleeps is woken where every request of so long went past it, and no replica came meanwhile.
+PASSED_S = 2.0
+# Of several groups one is waited for so long, then another is asked: the first may find no room on the cluster.
+WAKE_S_MAX = 20.0
+# A group that was asked is not asked again for so long, whatever came of it.
+REST_S = 10.0
 # Replicas that left and are remembered: they report until their process ends, for half a minute at most.
 LEFT_MAX = 256
 
 # Asks Serve for a replica of a group, which starts one where there is none: its id and its door.
 Wake: TypeAlias = Callable[[str], Awaitable[tuple[str, DoorAddress]]]
-
-
-class Link(Frames):
-    """The ingress's end of one link.
-
-    Args:
-        key: The door's.
-
-    Attributes:
-        welcomed: Done when either end has proven to the other that it knows the key; an `OSError` where one did not.
-    """
-
-    def __init__(self, key: bytes = b"") -> None:
-        super().__init__()
-        self._key = key
-        self._nonce = secrets.token_bytes(NONCE_BYTES)
-        self._challenge: bytes | None = None
-        self.welcomed: asyncio.Future[None] = self._loop.create_future()
-        self.message_bytes_max, self.body_bytes_max = HELLO_BYTES_MAX, 0
-        self._waiting: dict[int, asyncio.Future[tuple[Message, bytes]]] = {}
-        self._last = 0
-        self.leaving = False
-        self.on_lost: Callable[[], None] | None = None
-
-    async def exchange(self, message: Ask | Call, body: bytes) -> tuple[Message, bytes]:
-        """Sends a request and waits for its answer; cancelling it cancels it in the replica.
-
-        Raises:
-            BackendUnavailable: The replica died. Whether it had computed the answer is not known, so it is not asked
-                of another one here; the caller may try again.
-        """
-        self._last += 1
-        number = message.id = self._last
-        future: asyncio.Future[tuple[Message, bytes]] = self._loop.create_future()
-        self._waiting[number] = future
-        self.send(message, body)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self.send(Cancel(number))
-            raise
-        finally:
-            self._waiting.pop(number, None)
-
-    def received(self, message: Message, body: bytes) -> None:
-        """Gives an answer to whoever waits for it."""
-        if not self.welcomed.done():
-            self._introduce(message)
-        elif isinstance(message, Answer | Return):
-            future = self._waiting.get(message.id)
-            if future is not None and not future.done():
-                future.set_result((message, body))
-        elif isinstance(message, Goodbye):
-            self.leaving = True
-            self.send(Goodbye())
-        else:
-            self._abort()
-
-    def _introduce(self, message: Message) -> None:
-        if isinstance(message, Challenge) and self._challenge is None:
-            self._challenge = message.nonce
-            self.send(Hello(self._nonce, proof(self._key, Hello, message.nonce, self._nonce)))
-        elif isinstance(message, Welcome) and self._challenge is not None:
-            expected = proof(self._key, Welcome, self._nonce, self._challenge)
-            if not hmac.compare_digest(message.proof, expected):
-                self._abort()
-                return
-            self.message_bytes_max, self.body_bytes_max = MESSAGE_BYTES_MAX, BODY_BYTES_LIMIT
-            self.welcomed.set_result(None)
-        else:
-            self._abort()
-
-    def lost(self) -> None:
-        """Ends what still waits."""
-        if not self.welcomed.done():
-            self.welcomed.set_exception(ConnectionAbortedError("got the end of a link that began, expected a welcome"))
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(
-                    BackendUnavailable(
-                        "replica: got the end of its process before its answer, expected an answer: try again",
-                        retry_after_s=1.0,
-                    )
-                )
-        if self.on_lost is not None:
-            self.on_lost()
-
-
-class Replica:
-    """One replica: a link for small requests, one for large ones, and how many requests it has.
-
-    Attributes:
-        group: Its group's name; "" while it is not known, or where there are none.
-        room: Requests that it can have in flight and answer within the objective.
-        in_flight: Requests that it has not answered.
-    """
-
-    def __init__(self, name: str, links: tuple[Link, Link], group: str = "", room: float = math.inf) -> None:
-        self.name = name
-        self.links = links
-        self.group, self.room = group, room
-        self.in_flight = 0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it takes requests."""
-        return all(link.is_open and not link.leaving for link in self.links)
-
-    async def ask(self, message: Ask, body: bytes) -> tuple[Answer, bytes]:
-        """Has it answer a REST request."""
-        answer, answered = await self._exchange(message, body)
-        assert isinstance(answer, Answer), "this is a bug: a REST request got another kind of answer"
-        return answer, answered
-
-    async def call(self, message: Call, payload: bytes) -> tuple[Return, bytes]:
-        """Has it answer a gRPC call."""
-        answer, answered = await self._exchange(message, payload)
-        assert isinstance(answer, Return), "this is a bug: a gRPC call got another kind of answer"
-        return answer, answered
-
-    async def _exchange(self, message: Ask | Call, body: bytes) -> tuple[Message, bytes]:
-        self.in_flight += 1
-        try:
-            return await self.links[len(body) > SMALL_BYTES_MAX].exchange(message, body)
-        finally:
-            self.in_flight -= 1
 
 
 class Pool:
@@ -197,9 +56,11 @@ class Pool:
         self._wake = wake
         self._ranks: dict[str, int] = {}
         self.arrange(groups)
-        # Since when no replica had room, and the task that wakes another group then.
-        self._full_since: float | None = None
+        # Since when requests have gone past a group that sleeps, the task that wakes it then, and until when which
+        # group is not asked again.
+        self._passed_since: float | None = None
         self._calling: asyncio.Task[None] | None = None
+        self._resting: dict[str, float] = {}
         self._replicas: dict[str, Replica] = {}
         self._connecting: set[str] = set()
         # Replicas that said goodbye: a report of theirs may still be on its way.
@@ -228,15 +89,18 @@ class Pool:
         best: Replica | None = None
         last = len(self._ranks)
         best_key = (math.inf, math.inf)
+        awake = 0  # one bit for each group
         for replica in self._replicas.values():
             if replica.is_open:
+                rank = self._ranks.get(replica.group, last)
+                awake |= 1 << rank
                 full = replica.in_flight >= replica.room
                 # By what they can do, and not by how many they have: the next group's may do many times as much.
-                key = (last + 1 if full else self._ranks.get(replica.group, last), replica.in_flight / replica.room)
+                key = (last + 1 if full else rank, replica.in_flight / replica.room)
                 if key < best_key:
                     best, best_key = replica, key
         if best is not None:
-            self._note_full(best_key[0] > last)
+            self._note_passed(awake, best_key[0])
         return self._take(best)
 
     def _take(self, best: Replica | None) -> Replica | None:
@@ -245,29 +109,49 @@ class Pool:
             self._replicas[best.name] = self._replicas.pop(best.name)
         return best
 
-    def _note_full(self, full: bool) -> None:
-        """Wakes the first group that has no replica where those that there are have been full for a while."""
-        if not full:
-            self._full_since = None
+    def _note_passed(self, awake: int, chosen: float) -> None:
+        """Wakes the first group that sleeps where requests have gone past it for a while.
+
+        Args:
+            awake: The groups with an open replica, a bit for each.
+            chosen: The place in the order at which the request was served; beyond all where every replica is full.
+        """
+        if awake & (every := (1 << len(self._ranks)) - 1) == every:
+            self._passed_since = None
             return
         now = asyncio.get_running_loop().time()
-        if self._full_since is None:
-            self._full_since = now
-        if now - self._full_since < FULL_S or self._calling is not None:
+        asleep = next(
+            (
+                group
+                for group, rank in self._ranks.items()
+                if not awake >> rank & 1 and now >= self._resting.get(group, -math.inf)
+            ),
+            None,
+        )
+        if asleep is None or self._ranks[asleep] > chosen:
+            self._passed_since = None
             return
-        awake = {replica.group for replica in self._replicas.values() if replica.is_open}
-        asleep = next((group for group in self._ranks if group not in awake), None)
-        if asleep is not None:
-            log.info("model %s: all replicas are full, waking group %s", self._model, asleep)
+        if self._passed_since is None:
+            self._passed_since = now
+        if now - self._passed_since >= PASSED_S and self._calling is None:
+            log.info("model %s: requests go past group %s, which is woken", self._model, asleep)
             self._calling = asyncio.create_task(self._call(asleep))
 
     async def _call(self, group: str) -> None:
         try:
-            await self.add(*await self._wake(group), group)
+            await self._ask(group, WAKE_S_MAX)
         except Exception as error:
-            log.warning("model %s: group %s cannot be woken (%s)", self._model, group, error)
+            log.warning("model %s: group %s cannot be woken (%r)", self._model, group, error)
         finally:
-            self._calling = None
+            self._calling = self._passed_since = None
+
+    async def _ask(self, group: str, patience_s: float | None) -> None:
+        """Has Serve name a replica of a group, and start one where there is none, and connects to it."""
+        try:
+            name, address = await asyncio.wait_for(self._wake(group), patience_s)
+            await self.add(name, address, group)
+        finally:
+            self._resting[group] = asyncio.get_running_loop().time() + REST_S
 
     @property
     def reachable(self) -> bool:
@@ -346,7 +230,7 @@ class Pool:
         finally:
             self._connecting.discard(name)
         replica = Replica(name, (links[0], links[1]), group, room)
-        self._full_since = None
+        self._passed_since = None
         for link in links:
             link.on_lost = lambda: self._remove(replica)
         self._replicas[name] = replica
@@ -366,14 +250,19 @@ class Pool:
             link.close()
 
     async def _keep_waking(self) -> None:
-        """Asks Serve for a replica as long as there is none and somebody waits for one."""
-        first = next(iter(self._ranks))
+        """Asks Serve for a replica as long as there is none and somebody waits for one: each group in turn."""
+        loop = asyncio.get_running_loop()
+        groups = itertools.cycle(list(self._ranks))
+        several = len(self._ranks) > 1
+        group, end = next(groups), loop.time() + WAKE_S_MAX
         try:
             while self._waiting and self.choose() is None:
+                if several and loop.time() >= end:
+                    group, end = next(groups), loop.time() + WAKE_S_MAX
                 try:
-                    await self.add(*await self._wake(first), first)
+                    await self._ask(group, end - loop.time() if several else None)
                 except Exception as error:
-                    log.info("model %s: no replica yet (%s)", self._model, error)
+                    log.info("model %s: no replica of group %r yet (%r)", self._model, group, error)
                 if self.choose() is None:
                     await asyncio.sleep(RETRY_S)
         finally:

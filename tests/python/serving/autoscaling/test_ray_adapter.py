@@ -57,10 +57,12 @@ def test_the_adapter_reads_the_latest_point_of_every_series() -> None:
 def test_every_change_is_told_to_a_controller_that_keeps_warnings_alone(caplog: pytest.LogCaptureFixture) -> None:
     policy = SloPolicy(target_utilisation=0.5)
     with caplog.at_level("WARNING", "ray.serve"):
-        _, state = policy(context(1.0, {"a": 1.0}, 120.0, {}, 1))  # type: ignore[arg-type]
+        named = context(1.0, {"a": 1.0}, 120.0, {}, 1)
+        named.app_name, named.deployment_name = "tickets", "model-gpu"
+        _, state = policy(named)  # type: ignore[arg-type]
         policy(context(2.0, {"a": 2.0}, 120.0, state, 3))  # type: ignore[arg-type]
     (told,) = (record.getMessage() for record in caplog.records)
-    assert "1 -> 3 replicas (load)" in told
+    assert "tickets/model-gpu: 1 -> 3 replicas (load)" in told
 
 
 def test_the_adapter_notices_a_heartbeat_that_stopped() -> None:
