@@ -182,7 +182,7 @@ def test_auto_takes_what_is_faster_and_says_why(model, monkeypatch):
     from headrace import precision
 
     speeds = {"fp32": 1.0, "bf16": 0.5, "int8": 0.47}
-    monkeypatch.setattr(precision, "_time", lambda executable, _: speeds[executable.plan.precision])
+    monkeypatch.setattr(precision, "_times", lambda both, _: [speeds[one.plan.precision] for one in both])
     plan = model.compile(precision="auto", tolerance=0.1).plan
     assert plan.precision == "bf16"  # int8 gains too little over it
     assert any(reason.startswith("bf16: 2.00 times the speed of fp32, error 0.00") for reason in plan.reasons)
