@@ -33,7 +33,7 @@ class Entry:
         counts: Requests per Batch that were timed.
         largest: Requests per Batch that it did not fail with.
         rehearsal: What a Batcher under a load showed.
-        crowding: Times as long as alone that Batches take beside others on the same machine.
+        crowding: Times as long as alone that Batches take beside others on the same machine; None where nobody looked.
         alone_s: A request, at the second run.
         why: Why it lost; empty while it races.
         beaten_by: Who it lost to, where that is why.
@@ -52,7 +52,7 @@ class Entry:
         self.counts: tuple[int, ...] = ()
         self.largest = BATCHES[-1]
         self.rehearsal = Rehearsal()
-        self.crowding = 1.0
+        self.crowding: float | None = None
         self.alone_s: float | None = None
         self.why = ""
         self.beaten_by: Entry | None = None
@@ -64,7 +64,7 @@ class Entry:
             return None
         rehearsal = self.rehearsal
         cost = replace(self.watch.cost(), wake_s=rehearsal.wake_s, outside_s=rehearsal.outside_s)
-        return cost.scaled(self.crowding * rehearsal.slowness)
+        return cost.scaled((self.crowding or 1.0) * rehearsal.slowness)
 
     @property
     def limits(self) -> tuple[int, ...]:

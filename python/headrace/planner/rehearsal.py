@@ -39,8 +39,9 @@ class Rehearsal:
     """How Batches and requests behind a Batcher differ from Batches that are timed one after the other.
 
     Attributes:
-        slowness: Times as long as any Batch takes.
-        wake_s: How much longer a Batch takes that an idle Engine runs: its thread wakes, its caches are cold.
+        slowness: Times as long as any Batch takes, what waking adds to it included.
+        wake_s: How much longer a Batch takes that an idle Engine runs: its thread wakes, its caches are cold. At most
+            as long as a Batch of one Request.
         outside_s: Of a request's latency, what is spent neither in the queue nor in a Batch: being checked and
             submitted, and until the caller has the Result.
     """
@@ -73,10 +74,12 @@ def rehearse(engine: Engine, cost: Cost, samples: Sequence[Request], max_batch: 
     inside_s = stats["queue_delay"]["total_s"] + sum(size * seconds for size, _, seconds in batches)
     outside_s = max(0.0, statistics.fmean(latencies_s) - inside_s / len(latencies_s))
     # Poisson arrivals find the Engine idle as often as it is, and each that does is a Batch of its own.
-    woken = len(latencies_s) * max(0.0, 1 - ran_s / elapsed_s)
+    woken, wake_s = len(latencies_s) * max(0.0, 1 - ran_s / elapsed_s), 0.0
     if ran_s > expected_s and woken >= _WOKEN_MIN:
-        return Rehearsal(wake_s=min((ran_s - expected_s) / woken, cost.seconds(1)), outside_s=outside_s)
-    return Rehearsal(slowness=float(np.clip(ran_s / expected_s, *_SLOWNESS)), outside_s=outside_s)
+        wake_s = min((ran_s - expected_s) / woken, cost.seconds(1))
+    # What waking does not explain slows all Batches, and what they take longer for waking with the rest.
+    slowness = ran_s / (expected_s + woken * wake_s)
+    return Rehearsal(float(np.clip(slowness, *_SLOWNESS)), wake_s, outside_s)
 
 
 def _send(

@@ -3,7 +3,8 @@
 1. Each way to compile (backend, precision, ...) on one thread: does it compile, are its answers right? A few Batches.
 2. More threads, where even perfect scaling of what was measured on one could beat the best so far.
 3. Halving: all Batch sizes for those whose cost, less what the measurement may be off, could still beat the best.
-4. A rehearsal of the last ones. Where they fail in it, those that had lost to them race again.
+4. A rehearsal of the last ones, and replicas of the best side by side. Where these show that it is not as good as
+   what had lost to it, that races again.
 
 A candidate that is dropped says by which bound. None is dropped because it was not looked at, unless the time was up.
 """
@@ -85,6 +86,8 @@ class Search:
         self._progress = progress or (lambda words, share: None)
         # In rehearsals, and of those that started over.
         self._measured_s = 0.0
+        # Had lost to one that turned out to be worse than it, and have raced again.
+        self._overtook: set[Entry] = set()
 
     def run(self) -> tuple[Row, ...]:
         """Searches; every candidate comes back, best first.
@@ -283,7 +286,7 @@ class Search:
         return worse(self.question, entry.candidate, entry.offer, best.candidate, best.offer, off)
 
     def _race(self) -> None:
-        """From a first look at all to a rehearsal of the last."""
+        """From a first look at all to a rehearsal of the last, and of the best as many as it would be."""
         self._drop(_SCREEN_OFF, len(self.entries))
         for spend_s, off, most in _ROUNDS:
             self._round(spend_s, off, most)
@@ -292,6 +295,8 @@ class Search:
             entry.offer = entry.offered(self.question, final=True)
         for entry in self._racing:
             self._rehearse(entry)
+        while (best := self._best()) is not None and self._crowd(best):
+            pass  # another may be the best now
 
     def _rehearse(self, entry: Entry) -> None:
         """Lets a real Batcher run the load for a moment, and counts in what shows only there."""
@@ -301,7 +306,8 @@ class Search:
         share = 1.0 if self.question.rate_rps is not None else _REHEARSED_LOAD
         self._say(f"{entry.candidate}: rehearsing")
         rate_rps = share * found.rate_rps / found.replicas
-        engine, cost, start = cast("Engine", entry.engine), cast(Cost, entry.cost), time.perf_counter()
+        # Without what an earlier rehearsal showed: this one takes its place.
+        engine, cost, start = cast("Engine", entry.engine), cast(Stopwatch, entry.watch).cost(), time.perf_counter()
         try:
             entry.rehearsal = rehearse(engine, cost, self.answers.requests, found.max_batch, rate_rps)
         except HeadraceError as error:
@@ -312,39 +318,61 @@ class Search:
         entry.offer = entry.offered(self.question, final=True)
 
     def _to_revive(self) -> list[Entry]:
-        """Those that lost to one that makes no offer after all, where nobody is left who does: they start over."""
-        if self._best() is not None or self._spent:
+        """Those that lost to one that is worse than they are after all: they start over."""
+        if self._spent:
             return []
-        revived = [entry for entry in self.entries if entry.beaten_by is not None and entry.beaten_by.offer is None]
+        best = self._best()
+        losers = [entry for entry in self.entries if entry.beaten_by is not None]
+        if best is None:
+            revived = [entry for entry in losers if cast(Entry, entry.beaten_by).offer is None]
+        else:
+            revived = [entry for entry in losers if self._overtakes(entry, best)]
+            self._overtook.update(revived)
         for entry in revived:
             self._measured_s += entry.watch.measured_s if entry.watch is not None else 0.0
             entry.start_over()
         return revived
 
+    def _overtakes(self, entry: Entry, best: Entry) -> bool:
+        """Whether one that lost may be better than what the best turned out to be beside others of its kind; once."""
+        times = best.crowding or 1.0
+        if times <= 1 or entry in self._overtook:
+            return False
+        if entry.offer is not None:
+            # Its replicas would be in each other's way as well.
+            hope = entry.offered(self.question, times if entry.offer.prediction.replicas > 1 else 1.0)
+            return hope is not None and hope.key < cast(Offer, best.offer).key
+        alike = (one for one in self.entries if one.candidate.variant == entry.candidate.variant)
+        one = next((one for one in alike if one.cost is not None), None)
+        return entry.cost is None and one is not None and not self._bound(entry, one)
+
     def _rows(self) -> tuple[Row, ...]:
         best = self._best()
-        if best is not None and best.offer is not None and best.offer.prediction.replicas > 1:
-            self._crowd(best)
         for entry in self._racing:
             if entry is not best:
                 entry.lose(self._too_slow(entry) if best is None else self._worse(entry, best, 0.0))
         return mark_frontier([entry.row(self.question, chosen=entry is best) for entry in self.entries])
 
-    def _crowd(self, entry: Entry) -> None:
-        """Measures how much slower an Engine is beside others on the same machine, and counts that in."""
+    def _crowd(self, entry: Entry) -> bool:
+        """Measures how much slower an Engine is beside others on the same machine, and counts that in.
+
+        Returns:
+            Whether it was measured now: it is once.
+        """
         offer, candidate = cast(Offer, entry.offer), entry.candidate
         beside = min(offer.prediction.replicas, self.question.cores // candidate.threads)
-        if beside < 2 or candidate.on_gpu or self._spent:
-            return
+        if entry.crowding is not None or beside < 2 or candidate.on_gpu or self._spent:
+            return False
         self._say(f"{candidate}: {beside} replicas side by side")
         others = []
+        entry.crowding = 1.0
         try:
             others = [candidate.compile(self.model) for _ in range(beside - 1)]
             entry.crowding = slowdown(cast("Engine", entry.engine), others, self.answers.requests[0])
         except HeadraceError:
-            return  # no memory, say: what was measured alone has to do
+            return True  # no memory, say: what was measured alone has to do
         finally:
             for other in others:
                 other.close()
-        if entry.crowding > 1:
-            entry.offer = entry.offered(self.question, final=True) or entry.offer
+        entry.offer = entry.offered(self.question, final=True)
+        return True

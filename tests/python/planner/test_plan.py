@@ -19,7 +19,7 @@ from tests.python.planner.conftest import Made
 import headrace as hr
 from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, InvalidPlan, ParityError, PlanError
 from headrace.planner import Report, Row, search
-from headrace.planner.cost import Stopwatch
+from headrace.planner.cost import Cost, Stopwatch
 from headrace.planner.file import read
 from headrace.planner.rehearsal import Rehearsal
 
@@ -191,6 +191,38 @@ def test_those_that_lost_race_again_where_the_winner_fails_its_rehearsal(
     assert str(report.choice and report.choice.candidate) == "slow fp32, 1 thread"
     assert row(report, "slower fp32, 1 thread").why.startswith("slower: ")
     assert row(report, "quick fp32, 1 thread").why.startswith(("cannot run: ", "too slow: ", "no number of replicas"))
+
+
+def test_one_that_is_too_slow_beside_others_of_its_kind_is_not_chosen(
+    doubling: hr.Model, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(quick=Made(0.0, 0.010), sound=Made(0.0, 0.0125))
+    beside = {"quick": 4.0, "sound": 1.0}
+    monkeypatch.setattr(search, "slowdown", lambda engine, *_: beside[engine.plan.backend])
+    report = hr.plan(doubling, slo_ms=35, rate=150, threads=[1])
+    assert str(report.choice and report.choice.candidate) == "sound fp32, 1 thread"
+    assert row(report, "quick fp32, 1 thread").why.startswith("too slow: p99 of a request alone is 40 ms")
+
+
+def test_what_lost_races_again_where_the_best_takes_more_cores_beside_others_of_its_kind(
+    doubling: hr.Model, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(quick=Made(0.0, 0.010, scaling=0.0), wide=Made(0.0, 0.013, scaling=1.0))
+    beside = {"quick": 1.2, "wide": 1.0}
+    monkeypatch.setattr(search, "slowdown", lambda engine, *_: beside[engine.plan.backend])
+    rehearsed: list[tuple[str, float]] = []
+
+    def rehearse(engine: hr.Engine, cost: Cost, *_: object) -> Rehearsal:
+        rehearsed.append((engine.plan.backend, cost.seconds(1)))
+        return Rehearsal(slowness=1.05)
+
+    monkeypatch.setattr(search, "rehearse", rehearse)
+    report = hr.plan(doubling, slo_ms=200, rate=210, threads=[1, 4])
+    # Three replicas of one thread would have done, but they are in each other's way.
+    assert str(report.choice and report.choice.candidate) == "wide fp32, 4 threads"
+    assert row(report, "quick fp32, 1 thread").why.startswith("slower: as many cores as wide fp32, 4 threads")
+    # Whoever is rehearsed twice is compared with what was measured, both times.
+    assert [seconds for backend, seconds in rehearsed if backend == "quick"] == pytest.approx([0.010] * 2)
 
 
 def test_those_that_lost_hold_no_memory_while_others_are_measured(doubling: hr.Model, install: Install) -> None:
