@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from headrace.config import AutoscalingConfig, ModelConfig, ModelSource, load_source
-from headrace.errors import NotOffered
+from headrace.errors import ConfigError, NotOffered
 from headrace.plan_file import PLAN_FILE
 from headrace.serving.evidence import Decision
 from headrace.serving.standings import Standing, Standings
@@ -37,7 +38,7 @@ class Edition(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: The file of each version, and the settings.
-        contents: A digest of names, sizes and times of those files, and of what lies in the versions' folders.
+        contents: A digest of names, sizes and times of those files, and of all that lie in the versions' folders.
         digest: A digest of the bytes of all that; "" where this machine does not have it.
         source: Where it was read; None where that cannot be done again.
     """
@@ -49,14 +50,31 @@ class Edition(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, model: ModelConfig, source: ModelSource | None = None) -> Edition:
-        """The edition that lies there now. Blocking: it reads the files whole."""
+        """The edition that lies there now. Blocking: it reads the files whole.
+
+        Raises:
+            ConfigError: A file cannot be read. That all are missing is none: replicas may have them where this machine
+                does not.
+        """
         model = resolved(model)
         return cls(model=model, contents=_contents(model), digest=_digest(model), source=source)
 
     @property
     def is_there(self) -> bool:
         """Whether it still lies there. Blocking where the files look changed: they may only have been copied again."""
-        return _contents(self.model) == self.contents or self.digest in ("", _digest(self.model))
+        if _contents(self.model) == self.contents or not self.digest:
+            return True
+        try:
+            return _digest(self.model) == self.digest
+        except ConfigError:
+            return False
+
+    def is_as(self, other: Edition | None) -> bool:
+        """Whether it is the same model with the same settings, though its files may have been copied again."""
+        if other is None or self.model != other.model:
+            return False
+        known = self.digest and other.digest
+        return self.digest == other.digest if known else self.contents == other.contents
 
     def again(self) -> Edition:
         """What lies there now. Blocking.
@@ -89,7 +107,7 @@ def _contents(model: ModelConfig) -> str:
     for version, path in sorted(model.files.items()):
         digest.update(f"{version} {path}\n".encode())
         try:
-            found = [(file.name, file.stat()) for file in _files(version, path)]
+            found = [(name, file.stat()) for name, file in _files(version, path)]
         except OSError:
             found = []  # a replica may see it where this machine does not
         for name, stat in found:
@@ -98,26 +116,35 @@ def _contents(model: ModelConfig) -> str:
 
 
 def _digest(model: ModelConfig) -> str:
-    """A digest of the names and bytes of a model's files; "" where they are not there."""
+    """A digest of the names and bytes of a model's files; "" where none of them is there.
+
+    Raises:
+        ConfigError: One of them cannot be read.
+    """
     digest = hashlib.sha256()
     try:
         for version, path in sorted(model.files.items()):
-            for file in filter(Path.is_file, _files(version, path)):
+            for name, file in _files(version, path):
                 with file.open("rb") as content:
                     own = hashlib.file_digest(content, "sha256").hexdigest()
-                digest.update(f"{version} {file.name} {own}\n".encode())
+                digest.update(f"{version} {name} {own}\n".encode())
             path.stat()
-    except OSError:
-        return ""
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not any(map(os.path.exists, model.files.values())):
+            return ""
+        # "" would be to check nothing from now on.
+        raise ConfigError(f"model {model.name!r}: got {error}, expected files that can be read") from error
     return digest.hexdigest()
 
 
-def _files(version: int, path: Path) -> list[Path]:
-    """What lies in a version's folder, or a file that lies among others."""
+def _files(version: int, path: Path) -> list[tuple[str, Path]]:
+    """The files in a version's folder with their names in it, or a file that lies among others."""
     where = path.parent if path.parent.name == str(version) else path
-    found = where.iterdir() if where.is_dir() else [where]
+    if not where.is_dir():
+        return [(where.name, where)]
+    found = ((str(file.relative_to(where)), file) for file in where.rglob("*") if file.is_file())
     # What replicas note beside a saved plan is no change of the model.
-    return sorted(file for file in found if not file.name.startswith(f"{PLAN_FILE}."))
+    return sorted((name, file) for name, file in found if not name.startswith(f"{PLAN_FILE}."))
 
 
 def _with_groups_of(edition: Edition, running: Edition) -> Edition:
@@ -201,7 +228,8 @@ class Assignments:
     def bring(self, name: str, edition: Edition, scaling: AutoscalingConfig | None = None) -> Assignment:
         """Has an edition take over, if it proves itself. What is on trial for the model already is given up for it.
 
-        Nothing changes where it serves, is on trial, or was the last that was rolled back.
+        Nothing changes where it serves, is on trial, or was the last that was rolled back. A model that was unloaded
+        has nothing to try it beside: it is in service with the edition, but for one that was rolled back.
 
         Args:
             name: The model.
@@ -209,13 +237,16 @@ class Assignments:
             scaling: How the model scales from now on; None for as before.
         """
         now = self.get(name)
-        if now is None or now.unloaded:
-            generation = 1 if now is None else now.generation + 1
-            given = scaling or (AutoscalingConfig() if now is None else now.scaling)
-            return self._change(name, Assignment(generation=generation, running=edition, scaling=given))
+        if now is None:
+            first = Assignment(generation=1, running=edition, scaling=scaling or AutoscalingConfig())
+            return self._change(name, first)
+        if now.unloaded:
+            return self._next(name, _opening(now, edition), unloaded=False, scaling=scaling or now.scaling)
         if scaling not in (None, now.scaling):
             now = self._keep(name, msgspec.structs.replace(now, scaling=scaling))
-        if edition in (now.candidate, now.rolled_back) or (edition == now.running and now.candidate is None):
+        if edition == now.candidate or edition.is_as(now.rolled_back):
+            return now
+        if edition == now.running and now.candidate is None:
             return now
         candidate = None if edition == now.running else edition
         log.info("model %s: got version %s to bring in", name, edition.newest)
@@ -228,12 +259,7 @@ class Assignments:
 
     def load(self, name: str, edition: Edition) -> Assignment:
         """Notes what the replicas of a model that is out of service are to open when they start again."""
-        now = self._known_as(name)
-        if edition == now.rolled_back:
-            edition = now.running  # a load is no reason to serve what is known to be bad
-        elif edition != now.running:
-            now = msgspec.structs.replace(now, rolled_back=None, reason="")
-        return self._next(name, now, running=edition)
+        return self._next(name, _opening(self._known_as(name), edition))
 
     def loaded(self, name: str) -> Assignment:
         """Notes that a model is in service again."""
@@ -336,3 +362,12 @@ class Assignments:
         self._store.put(name, after.encode())
         self._known[name] = after
         return after
+
+
+def _opening(now: Assignment, edition: Edition) -> Assignment:
+    """What the replicas of a model without any open, where they are to open an edition."""
+    if edition.is_as(now.rolled_back):
+        return now  # that none serves is no reason to serve what is known to be bad
+    if edition != now.running:
+        now = msgspec.structs.replace(now, rolled_back=None, reason="")
+    return msgspec.structs.replace(now, running=edition)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from headrace.config import ModelConfig
-from headrace.errors import ExecutionError
+from headrace.errors import ConfigError, ExecutionError
 from headrace.serving.assignment import Assignment, Edition
 from headrace.serving.changing import changes, end_trial, retire, take_over, tried_first
 from headrace.serving.host import ModelHost
@@ -60,7 +60,7 @@ class Follower:
         self._work: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         # What hangs while it is being opened.
-        self._late: set[asyncio.Task[dict[int, ServedModel]]] = set()
+        self._late: set[asyncio.Task[tuple[dict[int, ServedModel], bool]]] = set()
 
     def follow(self, assignment: Assignment | None = None) -> None:
         """Begins to follow an assignment, if it is newer than the last one; None for the one it was made with."""
@@ -118,7 +118,7 @@ class Follower:
         config = self._adapt(edition.model)
         if self._opened is None or self._opened[0] != edition:
             try:
-                opened: Opened = await self._prepare(config)
+                opened: Opened = await self._prepare(edition)
             except Exception as error:
                 # What serves is not what is to serve, and trying again is better done by a fresh process.
                 self.broken = f"version {edition.newest}: {type(error).__name__}: {error}"
@@ -134,45 +134,57 @@ class Follower:
 
     async def _bring(self, edition: Edition) -> None:
         """Opens a candidate, and puts it on trial if it wants one."""
-        config = self._adapt(edition.model)
         try:
-            opened = await self._prepare(config)
+            opened = await self._prepare(edition)
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"
             return
         self._opened = edition, opened
         try:
-            if tried_first(self._host, config, opened):
+            if tried_first(self._host, self._adapt(edition.model), opened):
                 self._host.begin_trial(self._name, opened)
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"
             await self._give_up()
 
-    async def _prepare(self, config: ModelConfig) -> dict[int, ServedModel]:
+    async def _prepare(self, edition: Edition) -> dict[int, ServedModel]:
         """Opens an edition beside what serves; a version that hangs must not keep later ones waiting for ever.
 
         Raises:
+            ConfigError: Something else lies in its place.
             ExecutionError: It takes longer than `OPEN_S_MAX`. Should it end after all, what it opened is closed again.
             Exception: It cannot be opened.
         """
         before = list(self._host)
-        opening = asyncio.create_task(asyncio.to_thread(self._host.prepare, config))
+        opening = asyncio.create_task(asyncio.to_thread(self._open, edition))
         try:
             done, _ = await asyncio.wait({opening}, timeout=OPEN_S_MAX)
         except asyncio.CancelledError:
             opening.cancel()
             raise
         if done:
-            return opening.result()
+            opened, is_there = opening.result()
+            if is_there:
+                return opened
+            self._drop(before, opening)
+            raise ConfigError(
+                f"version {edition.newest}: got other files than those that were deployed, expected these"
+            )
         self._late.add(opening)
         opening.add_done_callback(partial(self._drop, before))
         raise ExecutionError(f"got no end of opening it in {OPEN_S_MAX:g} s, expected one")
 
-    def _drop(self, before: list[ServedModel], late: asyncio.Task[dict[int, ServedModel]]) -> None:
-        """Closes what was opened too late, but for what served already when that began, whatever became of it."""
+    def _open(self, edition: Edition) -> tuple[dict[int, ServedModel], bool]:
+        """Opens an edition, and says whether it lay there still when it had been read. Blocking."""
+        opened = self._host.prepare(self._adapt(edition.model))
+        return opened, edition.is_there
+
+    def _drop(self, before: list[ServedModel], late: asyncio.Task[tuple[dict[int, ServedModel], bool]]) -> None:
+        """Closes what was opened in vain, but for what served already when that began, whatever became of it."""
         self._late.discard(late)
         if not late.cancelled() and late.exception() is None:
-            own = {version: one for version, one in late.result().items() if all(one is not old for old in before)}
+            opened, _ = late.result()
+            own = {version: one for version, one in opened.items() if all(one is not old for old in before)}
             self._retire(self._host.unused(self._name, own))
 
     async def _give_up(self) -> None:

@@ -56,10 +56,10 @@ DRAIN_S_MAX = 10
 class FrontService(OipService):
     """What the front answers itself: nothing about one model alone, and the statistics of all."""
 
-    def __init__(self, front: FrontState, caller_header: str, admin_token: str | None) -> None:
-        super().__init__(
-            ModelHost([]), caller_header=caller_header, repository=DeployedRepository(front), admin_token=admin_token
-        )
+    def __init__(
+        self, front: FrontState, repository: DeployedRepository, caller_header: str, admin_token: str | None
+    ) -> None:
+        super().__init__(ModelHost([]), caller_header=caller_header, repository=repository, admin_token=admin_token)
         self._front = front
 
     @property
@@ -112,7 +112,8 @@ class FrontState:
         self._ledger = ledger
         self._ledgers = ReplicaLedgers()
         self._handles: dict[tuple[str, str], Any] = {}
-        self._service = FrontService(self, caller_header, admin_token)
+        self._repository = DeployedRepository(self)
+        self._service = FrontService(self, self._repository, caller_header, admin_token)
         self.app = FrontApp(self.books, self._service, self.pools, self.unloaded)
         self._http: HttpServer | None = None
         self._calls: grpc_server.GrpcListener | None = None
@@ -127,8 +128,8 @@ class FrontState:
             ConfigError: The address and a port cannot be listened on.
         """
         await self.set_names(names)
-        for name in self.unloaded:
-            self._begin(self._end_unloaded(name))
+        for name in self.unloaded:  # a front that died meanwhile may have left replicas
+            self.begin(self._repository.finish_unload(name))
         where = self._where
         calls = FrontGrpcApp(self._service, self.pools, self.unloaded)
         self._calls = await grpc_server.start(calls, where.host, where.grpc_port, BODY_BYTES_MAX)
@@ -192,14 +193,8 @@ class FrontState:
         assignment = self.assignments.get(name)
         return list(assignment.scaling.groups) or [""] if assignment is not None else [""]
 
-    async def _end_unloaded(self, name: str) -> None:
-        """Ends replicas that a front which died meanwhile has left."""
-        try:
-            await asyncio.to_thread(self.applications.end, name)
-        except Exception as error:
-            log.error("model %s: got unloaded and yet %s: %s", name, type(error).__name__, error)
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begins what nobody waits for; it is given up when the front ends."""
         task = asyncio.create_task(work)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
@@ -220,7 +215,7 @@ class FrontState:
         self._ledgers.note(ledger)
         if door is not None and (pool := self.pools.get(ledger.model)) is not None:
             # Not waited for: the replica waits for its answer not as long as a connection may take.
-            self._begin(pool.add(ledger.replica, door, ledger.group, ledger.room))
+            self.begin(pool.add(ledger.replica, door, ledger.group, ledger.room))
         if ledger.standing is None:
             return None
         return self.assignments.report(ledger.model, ledger.replica, ledger.standing, ledger.final, ledger.group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from ray import serve
 
 from headrace.config import DeployedModel
 from headrace.errors import ExecutionError, ModelError, NotFound
-from headrace.serving.assignment import Assignments
+from headrace.serving.assignment import Assignments, Edition
 from headrace.serving.host import ModelState
 
 log = logging.getLogger("headrace.serving")
@@ -21,6 +22,8 @@ STATES = {"RUNNING": "READY", "DEPLOYING": "LOADING", "NOT_STARTED": "LOADING"}
 POLL_S = 0.1
 # A load that takes longer goes on, but whoever asked for it is answered.
 LOAD_S_MAX = 300.0
+# Between attempts to end what an unload has left.
+END_RETRY_S = 5.0
 
 
 class ApplicationsLike(Protocol):
@@ -29,8 +32,12 @@ class ApplicationsLike(Protocol):
     def start(self, deployed: DeployedModel, timeout_s: float) -> None:
         """Starts a model's replicas, and waits for the first."""
 
-    def end(self, name: str) -> None:
-        """Takes a model's replicas away, once they have answered what they have."""
+    def end(self, name: str) -> bool:
+        """Takes a model's replicas away, once they have answered what they have, unless it is deployed again meanwhile.
+
+        Returns:
+            Whether there was anything to take away.
+        """
 
 
 class FrontLike(Protocol):
@@ -49,6 +56,9 @@ class FrontLike(Protocol):
 
     def restore(self, name: str) -> None:
         """Takes requests to it again."""
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begins what nobody waits for; it is given up when the front ends."""
 
 
 class DeployedRepository:
@@ -118,6 +128,8 @@ class DeployedRepository:
     async def unload(self, name: str) -> None:
         """Takes a model out of service: no new requests, then every accepted one answered, then no replica is left.
 
+        Where its replicas do not end, that is tried until they have ended or it is loaded or deployed again.
+
         Raises:
             NotFound: No such model, or it was unloaded already.
             ExecutionError: Its replicas do not end.
@@ -129,6 +141,23 @@ class DeployedRepository:
         if name not in self._front.names or self._front.assignments.get(name) is None:
             raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._front.names)}")
 
+    async def finish_unload(self, name: str) -> None:
+        """Ends the replicas of an unloaded model that an unload has left, however often that takes."""
+        front = self._front
+        while name in front.unloaded:
+            async with self._lock(name):
+                if name not in front.unloaded:
+                    return  # it was loaded while this waited
+                try:
+                    await asyncio.to_thread(front.applications.end, name)
+                    return
+                except Exception as error:
+                    log.error("model %s: got unloaded and yet %s: %s", name, type(error).__name__, error)
+            await asyncio.sleep(END_RETRY_S)
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs to the end even if the client goes away."""
         task = asyncio.create_task(work)
@@ -138,21 +167,47 @@ class DeployedRepository:
 
     async def _unload(self, name: str) -> None:
         front = self._front
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            if name in front.unloaded:
+        async with self._lock(name):
+            self._check_known(name)  # whoever had the lock may have waited for long
+            if name not in front.unloaded:
+                # Noted first: a front that dies meanwhile goes on with it when it starts again.
+                front.assignments.unload(name)
+                self._failures.pop(name, None)
+                await front.withdraw(name)
+                await self._end(name)
+            elif not await self._end(name):  # else an unload before this one could not end them
                 raise NotFound(f"model {name!r}: got an unload of a model that was unloaded, expected one in service")
-            # Noted first: a front that dies meanwhile goes on with it when it starts again.
-            front.assignments.unload(name)
-            await front.withdraw(name)
-            await asyncio.to_thread(front.applications.end, name)
         log.warning("model %s: unloaded", name)
 
+    async def _end(self, name: str) -> bool:
+        try:
+            return await asyncio.to_thread(self._front.applications.end, name)
+        except Exception:
+            self._front.begin(self.finish_unload(name))
+            raise
+
     async def _load(self, name: str) -> None:
-        async with self._locks.setdefault(name, asyncio.Lock()):
+        async with self._lock(name):
+            self._check_known(name)
             if name in self._front.unloaded:
                 await self._start(name)
                 return
-        await self._bring(name)
+            # Under the lock, as it may take minutes: what was unloaded meanwhile must not be noted as in service.
+            edition = await self._read(name)
+            self._front.assignments.bring(name, edition)
+        await self._wait_brought(name, edition)
+
+    async def _read(self, name: str) -> Edition:
+        """What lies there now.
+
+        Raises:
+            NotFound: Nobody deploys the model any more.
+        """
+        known = self._front.assignments.get(name)
+        assert known is not None, "this is a bug: a model runs that nobody had deployed"
+        edition = await asyncio.to_thread(known.running.again)
+        self._check_known(name)
+        return edition
 
     async def _start(self, name: str) -> None:
         """Starts the replicas of a model that was unloaded. It stays unloaded until one of them answers."""
@@ -160,41 +215,40 @@ class DeployedRepository:
         assert known is not None, "this is a bug: a model was unloaded that nobody had deployed"
         self._starting.add(name)
         try:
-            running = known.running
-            edition = running if running.source is None else await asyncio.to_thread(running.again)
+            edition = known.running if known.running.source is None else await self._read(name)
+            if name not in front.unloaded:
+                return  # it was deployed again meanwhile
             edition = front.assignments.load(name, edition).running
             deployed = DeployedModel(model=edition.model, autoscaling=known.scaling, source=edition.source)
             await asyncio.to_thread(front.applications.start, deployed, LOAD_S_MAX)
         except Exception as error:
             self._failures[name] = f"unloaded; the last load failed: {type(error).__name__}: {error}"[:2000]
-            await asyncio.to_thread(front.applications.end, name)
+            with contextlib.suppress(Exception):  # that is tried again, and why it did not load matters more
+                await self._end(name)
             if isinstance(error, ExecutionError):
                 raise ModelError(f"model {name!r}: got no replica that could load it: {error}") from error
             raise
         finally:
             self._starting.discard(name)
         self._failures.pop(name, None)
-        if name not in front.unloaded:
-            return  # it was deployed again meanwhile, or is named no more
-        front.assignments.loaded(name)
-        front.restore(name)
+        if name not in front.names:
+            await self._end(name)
+            raise NotFound(f"model {name!r}: got a deployment without it while it was loaded, expected one with it")
+        if name in front.unloaded:  # else it was deployed again meanwhile
+            front.assignments.loaded(name)
+            front.restore(name)
         log.warning("model %s: loaded", name)
 
-    async def _bring(self, name: str) -> None:
-        """Has the replicas of a model bring in what lies there now."""
-        assignments = self._front.assignments
-        known = assignments.get(name)
-        assert known is not None, "this is a bug: a model runs that nobody had deployed"
-        edition = await asyncio.to_thread(known.running.again)
-        now = assignments.bring(name, edition)
-        end = asyncio.get_running_loop().time() + LOAD_S_MAX
-        while now.candidate == edition and asyncio.get_running_loop().time() < end:
+    async def _wait_brought(self, name: str, edition: Edition) -> None:
+        """Waits until an edition that is to take over serves or is on trial."""
+        assignments, loop = self._front.assignments, asyncio.get_running_loop()
+        end = loop.time() + LOAD_S_MAX
+        while (now := assignments.get(name)) is not None and now.candidate == edition and loop.time() < end:
             candidate = assignments.status(name)["candidate"]
             if candidate["state"] == "on trial" or (not candidate["replicas"] and not await self._replicas(name)):
                 return
             await asyncio.sleep(POLL_S)
-            now = assignments.get(name) or now
-        if now.rolled_back == edition:
+        if now is not None and edition.is_as(now.rolled_back):
             raise ModelError(f"model {name!r} version {edition.newest}: was rolled back: {now.reason}")
 
     async def _replicas(self, name: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headrace import __version__
 from headrace.config import DeployConfig, HttpConfig
 from headrace.errors import ConfigError
 from headrace.serving.body import CALLER_HEADER
@@ -32,6 +33,7 @@ class FrontAddress:
         caller_header: The request header that names the caller, in lower case.
         ledger: Folder of the request ledger on disk; None for none.
         token_digest: The administrator's token's; "" for no token.
+        version: Which Headrace it is; "" for one that did not say so yet.
     """
 
     ingress: str
@@ -41,6 +43,7 @@ class FrontAddress:
     caller_header: str = CALLER_HEADER
     ledger: Path | None = None
     token_digest: str = field(default="", repr=False)
+    version: str = ""
 
 
 def check_shared(found: FrontAddress, config: DeployConfig, admin_token: str | None) -> None:
@@ -49,6 +52,12 @@ def check_shared(found: FrontAddress, config: DeployConfig, admin_token: str | N
     Raises:
         ConfigError: It is another.
     """
+    if found.version != __version__:
+        # Replicas are of the Headrace that deploys them, and a front understands those of its own.
+        raise ConfigError(
+            f"headrace: got version {__version__}, expected {found.version or 'an older one'}, which the running front "
+            "is: deploy with that, or end its deployments first"
+        )
     wanted = config.http.ingress, config.http.caller_header.lower(), config.ledger
     have = found.ingress, found.caller_header, found.ledger
     for key, got, expected in zip(("http.ingress", "http.caller_header", "ledger"), wanted, have, strict=True):

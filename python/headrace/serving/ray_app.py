@@ -24,7 +24,6 @@ from ray import serve
 from headrace.config import DeployedModel, ModelConfig, in_group
 from headrace.errors import ExecutionError
 from headrace.serving.app import OipApp
-from headrace.serving.assignment import Assignment, Edition
 from headrace.serving.autoscaling import METRIC_CAPACITY
 from headrace.serving.body import CALLER_HEADER
 from headrace.serving.follower import Follower
@@ -40,7 +39,7 @@ from headrace.serving.load import LoadMeter, queue_delay_s_max, sample
 from headrace.serving.ray_cluster import on_head
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
-from headrace.serving.starting import load_assigned
+from headrace.serving.starting import assigned, load_assigned
 
 log = logging.getLogger("headrace.serving")
 
@@ -83,9 +82,7 @@ class ModelReplica:
         has_front = FRONT in serve.status().applications
         self._front = serve.get_deployment_handle(FRONT_DEPLOYMENT, app_name=FRONT) if has_front else None
         # By now the model may be another than when this deployment was made.
-        assigned = RayStore().get(self._name) if has_front else None
-        given = Assignment(generation=0, running=Edition.of(deployed.model))
-        assignment = given if assigned is None else Assignment.decode(assigned)
+        assignment = assigned(RayStore().get(self._name) if has_front else None, deployed.model)
 
         def open_host(model: ModelConfig) -> ModelHost:
             return ModelHost([model], engine_opener=engine_opener, batcher_opener=batcher_opener, ledger=ledger)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from headrace import __version__
 from headrace.config import DeployConfig, DeployedModel
 from headrace.errors import ConfigError
 from headrace.serving.assignment import Assignment, Edition
@@ -125,7 +126,7 @@ class Deployment:
             tell(f"{'; '.join(elsewhere)}, where the front goes on listening")
         before, known = running_models(), known_models()
         for deployed in config.models:
-            _assign(deployed, deployed.model.name in before, tell)
+            _assign(deployed, joins=True, tell=tell)
         leaving = set(self.models) - set(names)
         # The front first: requests that come from now on are refused, not kept waiting for replicas.
         _tell_front(sorted({*names, *known} - leaving))
@@ -210,17 +211,18 @@ def deploy(
     deployment = Deployment("", names, tag, _openers=openers)
     making = _making(config, openers)
     before: list[str] | None = None
-    front_ran = False
+    front_ran, kept = False, dict[str, bytes]()
     try:
         _check_fits(config.models)
         proxy_url = start_serve(config.http, owns_ray=tag is not None)
         tell(f"loading {', '.join(names)}")
         before, known, front_ran = running_models(), known_models(), FRONT in serve.status().applications
+        kept = {name: content for name in known if (content := RayStore().get(name)) is not None}
         token = read_token(None, os.environ.get("HEADRACE_ADMIN_TOKEN"))
         # Before anything changes for the models that run.
         front = _check_front(config, token)
         for deployed in config.models:
-            _assign(deployed, deployed.model.name in before, tell)
+            _assign(deployed, front_ran, tell)
         where = front or _run_front(sorted({*names, *known}), config, making, token)
         if front_ran:
             _tell_front(sorted({*names, *known_models()}))
@@ -233,7 +235,7 @@ def deploy(
     except BaseException as error:
         try:
             if before is not None and tag is None:
-                _take_back([name for name in names if name not in before], front_ran)
+                _take_back([name for name in names if name not in before], kept, front_ran)
         except Exception as also:
             error.add_note(f"What had begun could not be taken back: {type(also).__name__}: {also}")
         finally:
@@ -243,9 +245,13 @@ def deploy(
     return deployment
 
 
-def _take_back(names: Sequence[str], front_ran: bool) -> None:
-    """After a deployment that failed: what ran before it stays, the front included."""
-    others = _delete_models(names)
+def _take_back(names: Sequence[str], kept: Mapping[str, bytes], front_ran: bool) -> None:
+    """After a deployment that failed: what ran before it stays, the front included, and what was unloaded is again."""
+    _delete_models(names)
+    for name in names:
+        if name in kept:
+            RayStore().put(name, kept[name])
+    others = [name for name in known_models() if name not in names or name in kept]
     if FRONT not in serve.status().applications:
         return
     if front_ran:
@@ -266,10 +272,16 @@ def _making(config: DeployConfig, openers: tuple[OpenEngine, OpenBatcher]) -> Ma
     return Making(config.http.ingress, config.http.caller_header, config.ledger, *openers)
 
 
-def _assign(deployed: DeployedModel, runs: bool, tell: Callable[[str], None]) -> None:
-    """Says what the replicas of a model are to serve, before any of them starts, or to those that run."""
+def _assign(deployed: DeployedModel, joins: bool, tell: Callable[[str], None]) -> None:
+    """Says what the replicas of a model are to serve, before any of them starts, or to those that run.
+
+    Args:
+        deployed: The model.
+        joins: Whether there is a front. What that knows already it decides on alone, and it knows what was rolled back.
+        tell: Told what comes of it.
+    """
     name, edition = deployed.model.name, Edition.of(deployed.model, deployed.source)
-    if not runs:
+    if not joins or RayStore().get(name) is None:
         first = Assignment(generation=1, running=edition, scaling=deployed.autoscaling)
         RayStore().put(name, first.encode())
         return
@@ -340,6 +352,7 @@ def _run_front(names: Sequence[str], config: DeployConfig, making: Making, admin
         caller_header=http.caller_header.lower(),
         ledger=config.ledger,
         token_digest="" if admin_token is None else digest(admin_token),
+        version=__version__,
     )
     # It takes what the store has for what is deployed; Serve's own shutdown takes the models, but leaves that behind.
     store = RayStore()

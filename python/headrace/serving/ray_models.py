@@ -41,9 +41,16 @@ class Applications:
         serve.run_many([target], wait_for_applications_running=False)
         wait_running([deployed.model.name], timeout_s)
 
-    def end(self, name: str) -> None:
-        """See `end_model`."""
-        end_model(name)
+    def end(self, name: str) -> bool:
+        """Takes the application of a model that was unloaded away, unless it is deployed again meanwhile.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            ExecutionError: It is still there long after its replicas' drain.
+        """
+        return end_model(name, lambda: (kept := _kept(name)) is not None and not kept.unloaded)
 
 
 def running_models() -> list[str]:
@@ -57,26 +64,42 @@ def known_models() -> list[str]:
     if FRONT not in serve.status().applications:
         return running_models()
     store = RayStore()
-    kept = {name: store.get(name) for name in store.names()}
-    unloaded = [name for name, content in kept.items() if content is not None and Assignment.decode(content).unloaded]
+    unloaded = [name for name in store.names() if (kept := _kept(name)) is not None and kept.unloaded]
     return sorted({*running_models(), *unloaded})
 
 
-def end_model(name: str) -> None:
+def end_model(name: str, is_wanted: Callable[[], bool] = lambda: False) -> bool:
     """Takes a model's application away, once its replicas have answered what they have; none is as good.
+
+    Args:
+        name: The model.
+        is_wanted: Asked whether the application is to stay after all, since somebody deployed the model again.
+
+    Returns:
+        Whether there was one.
 
     Raises:
         ExecutionError: It is still there long after its replicas' drain.
     """
-    kept = RayStore().get(name)
-    scaling = AutoscalingConfig() if kept is None else Assignment.decode(kept).scaling
+    if is_wanted() or name not in serve.status().applications:
+        return False
+    kept = _kept(name)
+    scaling = AutoscalingConfig() if kept is None else kept.scaling
     leave_s = max(one.leave_s for one in (scaling, *scaling.groups.values()))
     end = time.monotonic() + leave_s + DELETE_S_MAX
     serve.delete(name, _blocking=False)
     while name in serve.status().applications:
+        if is_wanted():
+            break
         if time.monotonic() > end:
             raise ExecutionError(f"model {name!r}: got an application that does not end, expected it to be gone by now")
         time.sleep(POLL_S)
+    return True
+
+
+def _kept(name: str) -> Assignment | None:
+    content = RayStore().get(name)
+    return None if content is None else Assignment.decode(content)
 
 
 def wait_running(

@@ -13,6 +13,18 @@ from headrace.serving.host import ModelHost
 log = logging.getLogger("headrace.serving")
 
 
+def assigned(kept: bytes | None, model: ModelConfig) -> Assignment:
+    """What a replica that starts is to serve: what was decided since it was made, or what it was made with. Blocking.
+
+    Args:
+        kept: What the store has for the model; None for nothing.
+        model: What the replica was made with.
+    """
+    if kept is not None:
+        return Assignment.decode(kept)
+    return Assignment(generation=0, running=Edition.of(model))
+
+
 def load_assigned(
     assignment: Assignment, open_host: Callable[[ModelConfig], ModelHost], adapt: Callable[[ModelConfig], ModelConfig]
 ) -> tuple[ModelHost, Edition]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from following_fakes import Memory
 
-from headrace.config import ModelConfig, ModelSource, RolloutSettings
+from headrace.config import AutoscalingConfig, ModelConfig, ModelSettings, ModelSource, RolloutSettings
 from headrace.errors import NotOffered
 from headrace.serving.assignment import Assignment, Assignments, Edition
 from headrace.serving.standings import SILENT_S_MAX, Standing
@@ -68,9 +67,7 @@ def test_an_assignment_survives_the_store() -> None:
     assert Assignment.decode(kept.encode()) == kept
 
 
-def _settings() -> Any:
-    from headrace.config import ModelSettings
-
+def _settings() -> ModelSettings:
     return ModelSettings(rollout=RolloutSettings(mode="canary"), threads=2)
 
 
@@ -81,16 +78,39 @@ def test_what_was_not_read_from_a_file_cannot_be_read_again() -> None:
     assert msgspec.structs.asdict(Edition.of(model))["contents"]
 
 
-def test_a_load_does_not_bring_back_what_was_rolled_back() -> None:
+@pytest.mark.parametrize("by", ["load", "bring"])
+def test_no_model_comes_back_with_what_was_rolled_back(by: str) -> None:
     assignments = Assignments(Memory())
     model = ModelConfig(name="m", files={1: Path("/a/m/1/model.onnx")}, settings=_settings())
     good, bad, other = (Edition(model=model, contents=contents) for contents in ("good", "bad", "other"))
+    assignments.bring("m", good, AutoscalingConfig(max_replicas=7))
+    generation = assignments.bring("m", bad).generation
+    assignments.report("m", "0", Standing(generation, "failed", "it is bad"))
+    now = assignments.unload("m")
+    for edition, running in ((bad, good), (other, other)):
+        after = getattr(assignments, by)("m", edition)
+        assert (after.running, after.candidate, after.unloaded) == (running, None, by == "load")
+        assert (after.reason, after.scaling.max_replicas) == ("it is bad" if running is good else "", 7)
+        assert after.generation > now.generation
+        now = assignments.unload("m")
+    assert not assignments.loaded("m").unloaded
+
+
+def test_what_was_rolled_back_is_known_by_its_bytes() -> None:
+    assignments = Assignments(Memory())
+    model = ModelConfig(name="m", files={1: Path("/a/m/1/model.onnx")}, settings=_settings())
+    good, bad, touched = (
+        Edition(model=model, contents=contents, digest=contents[:3]) for contents in ("good", "bad", "bad, but later")
+    )
     assignments.bring("m", good)
     generation = assignments.bring("m", bad).generation
     assignments.report("m", "0", Standing(generation, "failed", "it is bad"))
+    assert assignments.bring("m", touched).candidate is None
     assignments.unload("m")
-    assert assignments.load("m", bad).running == good
-    assert assignments.status("m")["rolled_back"]["reason"] == "it is bad"
-    assert assignments.load("m", other).running == other
-    assert not assignments.loaded("m").unloaded
-    assert "rolled_back" not in assignments.status("m")
+    assert assignments.load("m", touched).running == good
+    assignments.loaded("m")
+    for other in (
+        Edition(model=model, contents="bad", digest="of other bytes"),
+        Edition(model=msgspec.structs.replace(model, settings=ModelSettings()), contents="bad", digest="bad"),
+    ):
+        assert assignments.bring("m", other).candidate == other

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,10 @@ from serving_fakes import acall, rows
 
 from headrace.config import AutoscalingConfig, DeployedModel, ModelSource, load_source
 from headrace.errors import ExecutionError
+from headrace.serving import assignment as assignment_module
 from headrace.serving import front as front_module
 from headrace.serving import front_repository
-from headrace.serving.assignment import Assignments, Edition
+from headrace.serving.assignment import Assignment, Assignments, Edition
 from headrace.serving.front_grpc import FrontGrpcApp
 from headrace.serving.front_ledgers import ReplicaLedger
 from headrace.serving.grpc_app import CallInfo, Refusal
@@ -49,20 +51,33 @@ class Serve:
         self.running: dict[str, Replica] = {}
         self.started: list[DeployedModel] = []
         self.fails = ""
+        # So many attempts to end something fail, and those that do not wait for this.
+        self.stuck = 0
+        self.may_end = threading.Event()
+        self.may_end.set()
+        # What happens while replicas start.
+        self.meanwhile: Callable[[], Any] = lambda: None
 
     def start(self, deployed: DeployedModel, timeout_s: float) -> None:
         if self.fails:
             raise ExecutionError(self.fails)
         self.started.append(deployed)
         self.running[deployed.model.name] = Replica()
+        self.meanwhile()
 
-    def end(self, name: str) -> None:
-        if (replica := self.running.get(name)) is not None:
-            self._wait(replica.door.drain(5))
-            self._wait(self.front.report(self._ledger(name), None))
-            del self.running[name]
+    def end(self, name: str) -> bool:
+        if self.stuck > 0:
+            self.stuck -= 1
+            raise ExecutionError("got an application that does not end")
+        self.may_end.wait(10)
+        if (replica := self.running.get(name)) is None:
+            return False
+        self.wait(replica.door.drain(5))
+        self.wait(self.front.report(self._ledger(name), None))
+        del self.running[name]
+        return True
 
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> None:
+    def wait(self, work: Coroutine[Any, Any, Any]) -> None:
         asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
 
     def _ledger(self, name: str) -> ReplicaLedger:
@@ -188,13 +203,104 @@ async def test_a_load_that_fails_leaves_the_model_unloaded_and_says_why(
 async def test_a_front_that_starts_again_ends_what_was_being_unloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(front_repository, "END_RETRY_S", 0.01)
     deployment = Deployment(tmp_path, monkeypatch)
     Assignments(deployment.store).unload("doubler")  # and then the front was killed
+    deployment.serve.stuck = 2
+    deployment.serve.may_end.clear()
     await deployment.start_front()
-    while deployment.serve.running:
+    while deployment.serve.stuck:
         await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    loading = asyncio.create_task(deployment.change("load"))
+    await asyncio.sleep(0.05)
     assert await deployment.infer() == 404
-    assert (await deployment.change("load")).status == 200
+    assert len(deployment.serve.started) == 1, "what is started before the end would be ended with it"
+    deployment.serve.may_end.set()
+    assert (await loading).status == 200
     assert await deployment.infer() == 200
     await deployment.front.stop()
     deployment.serve.running["doubler"].die()
+
+
+async def test_a_load_that_meets_an_unload_leaves_the_model_as_the_store_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment(tmp_path, monkeypatch)
+    await deployment.start_front()
+    reads, go_on = threading.Event(), threading.Event()
+
+    def slow(name: str, source: ModelSource) -> Any:
+        reads.set()
+        go_on.wait(10)
+        return load_source(name, source)
+
+    monkeypatch.setattr(assignment_module, "load_source", slow)
+    loading = asyncio.create_task(deployment.change("load"))
+    await asyncio.to_thread(reads.wait, 10)
+    unloading = asyncio.create_task(deployment.change("unload"))
+    await asyncio.sleep(0.05)
+    go_on.set()
+    assert [(await loading).status, (await unloading).status] == [200, 200]
+    assert not deployment.serve.running
+    assert Assignment.decode(deployment.store["doubler"]).unloaded
+    assert await deployment.index() == [("", "UNAVAILABLE", "unloaded")]
+    await deployment.front.stop()
+
+
+async def test_an_unload_that_failed_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = Deployment(tmp_path, monkeypatch)
+    await deployment.start_front()
+    deployment.serve.stuck = 2  # the front tries it once more at once, and again after seconds
+    assert (await deployment.change("unload")).status == 500
+    while deployment.serve.stuck:
+        await asyncio.sleep(0.005)
+    assert deployment.serve.running
+    assert (await deployment.change("unload")).status == 200
+    assert not deployment.serve.running
+    assert (await deployment.change("unload")).status == 404
+    await deployment.front.stop()
+
+
+async def test_what_an_unload_could_not_end_is_ended_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_repository, "END_RETRY_S", 0.01)
+    deployment = Deployment(tmp_path, monkeypatch)
+    await deployment.start_front()
+    deployment.serve.stuck = 4
+    assert (await deployment.change("unload")).status == 500
+    while deployment.serve.running:
+        await asyncio.sleep(0.005)
+    await deployment.front.stop()
+
+
+async def test_a_model_that_is_named_no_more_while_it_is_loaded_leaves_no_replicas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment(tmp_path, monkeypatch)
+    await deployment.start_front()
+    assert (await deployment.change("unload")).status == 200
+
+    def leave() -> None:
+        del deployment.store["doubler"]
+        deployment.serve.wait(deployment.front.set_names([]))
+
+    deployment.serve.meanwhile = leave
+    assert (await deployment.change("load")).status == 404
+    assert not deployment.serve.running
+    assert not deployment.store, "nobody may find it there again"
+    await deployment.front.stop()
+
+
+async def test_a_request_that_waits_for_a_replica_during_an_unload_may_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment(tmp_path, monkeypatch)
+    await deployment.start_front()
+    deployment.serve.running.clear()
+    waiting = asyncio.create_task(deployment.ask(INFER, "POST", rows(1, 2, 3)))
+    while not deployment.front.pools["doubler"]._waiting:
+        await asyncio.sleep(0.005)
+    assert (await deployment.change("unload")).status == 200
+    answer = await waiting
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    await deployment.front.stop()

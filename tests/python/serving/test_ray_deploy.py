@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 
 pytest.importorskip("ray", reason="the Ray extra is not installed")
 
+import headrace
 from headrace.config import AutoscalingConfig, DeployConfig, DeployedModel, HttpConfig, ModelConfig, ModelSettings
 from headrace.errors import ConfigError, ExecutionError
 from headrace.serving import ray_deploy, ray_models
 from headrace.serving.assignment import Assignment, Assignments, Edition
 from headrace.serving.front_shared import FRONT, MODEL_DEPLOYMENT, FrontAddress
 from headrace.serving.ray_build import Making
+from headrace.serving.standings import Standing
 
 
 class Memory(dict[str, bytes]):
@@ -228,3 +231,67 @@ def test_an_unloaded_model_stays_known_until_it_is_deployed_again_or_named_no_mo
     other.shutdown()
     assert not cluster.applications
     assert not cluster.store
+
+
+def test_a_version_that_was_rolled_back_is_not_served_after_an_unload_and_a_deployment(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    good = config(tmp_path, "a")
+    ray_deploy.deploy(good)
+    assert cluster.front is not None
+    (tmp_path / "a.onnx").write_text("it is bad")
+    bad = Edition.of(good.models[0].model)
+    generation = cluster.front.assignments.bring("a", bad).generation
+    cluster.front.assignments.report("a", "0", Standing(generation, "failed", "it fails"))
+    unload(cluster, "a")
+    kept = dict(cluster.store)
+    cluster.states["a"] = "DEPLOY_FAILED"  # as what ran before does not lie there any more
+    with pytest.raises(ExecutionError, match="it is rubbish"):
+        ray_deploy.deploy(good)
+    assert cluster.store == kept, "it is unloaded as before, and nobody forgot what was rolled back"
+    assert (set(cluster.applications), cluster.front.names) == ({FRONT}, ["a"])
+    del cluster.states["a"]
+    steps: list[str] = []
+    ray_deploy.deploy(good, progress=steps.append)
+    now = Assignment.decode(cluster.store["a"])
+    assert (now.rolled_back, now.unloaded) == (bad, False)
+    assert now.running.digest not in ("", bad.digest)
+    assert any("was rolled back, and is not tried again as it is: it fails" in step for step in steps)
+
+
+def test_a_front_of_another_headrace_cannot_be_joined(cluster: Cluster, tmp_path: Path) -> None:
+    deployment = ray_deploy.deploy(config(tmp_path, "old"))
+    assert cluster.front is not None
+    assert cluster.front._where.version == headrace.__version__
+    kept = dict(cluster.store)
+    for version in ("0.0.1", ""):
+        cluster.front._where = replace(cluster.front._where, version=version)
+        for join in (ray_deploy.deploy, deployment.update):
+            with pytest.raises(ConfigError, match=f"got version {headrace.__version__}, expected {version}"):
+                join(config(tmp_path, "old", "new"))
+    assert set(cluster.applications) == {FRONT, "old"}
+    assert cluster.store == kept
+
+
+def test_the_end_of_an_unload_is_not_waited_for_where_the_model_is_deployed_again(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    ray_deploy.deploy(config(tmp_path, "a"))
+    assert cluster.front is not None
+    front, asked = cluster.front, 0
+    serve: Any = ray_models.serve
+
+    def delete(name: str, _blocking: bool) -> None:
+        """Takes its time, and a deployment comes."""
+        front.assignments.bring(name, Edition.of(config(tmp_path, "a").models[0].model))
+        nonlocal asked
+        asked += 1
+
+    serve.delete = delete
+    applications = ray_models.Applications(Making())
+    assert not applications.end("a"), "it is in service"
+    assert asked == 0
+    front.assignments.unload("a")
+    assert applications.end("a")
+    assert asked == 1
+    assert "a" in cluster.applications

@@ -11,7 +11,9 @@ import pytest
 from following_fakes import TRIAL, Cluster, Replica
 
 from headrace.errors import ConfigError
+from headrace.serving import assignment
 from headrace.serving.assignment import Assignment, Edition
+from headrace.serving.starting import assigned
 
 
 async def test_replicas_that_start_during_and_after_a_trial_open_the_right_versions(tmp_path: Path) -> None:
@@ -118,3 +120,35 @@ def test_what_a_replica_notes_beside_a_plan_is_no_change(tmp_path: Path) -> None
     assert cluster.edition() == before
     (cluster.folder / "1" / "plan.headrace").write_text("a plan")
     assert cluster.edition() != before
+
+
+def test_a_file_that_cannot_be_read_is_an_error_and_not_left_unchecked(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, replicas=0)
+    model, missing = cluster.edition().model, cluster.folder / "2" / "model.onnx"
+    model = msgspec.structs.replace(model, files={**model.files, 2: missing})
+    with pytest.raises(ConfigError, match=r"model 'doubler': got .*doubler/2.*, expected files that can be read"):
+        Edition.of(model)
+
+
+def test_the_files_in_folders_of_a_version_are_its_own_too(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, replicas=0)
+    weights = cluster.folder / "1" / "weights" / "layer.bin"
+    weights.parent.mkdir()
+    weights.write_text("a")
+    before = cluster.edition()
+    weights.write_text("b")
+    assert not before.is_there
+    assert not cluster.edition().is_as(before)
+    weights.write_text("a")
+    assert before.is_there
+
+
+def test_a_replica_that_knows_what_it_is_to_serve_does_not_read_the_files_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(tmp_path, replicas=0)
+    model, kept = cluster.edition().model, cluster.store.get("doubler")
+    assert assigned(None, model).running == cluster.edition()
+    monkeypatch.setattr(assignment, "_digest", None)
+    assert kept is not None
+    assert assigned(kept, model) == Assignment.decode(kept)

@@ -198,7 +198,9 @@ class Pool:
             ) from None
         finally:
             self._waiting -= 1
-        raise BackendUnavailable(f"model {self._model!r}: got a deployment that ends, expected it to stay")
+        raise BackendUnavailable(
+            f"model {self._model!r}: got a model or a deployment that ends, expected it to stay", retry_after_s=1.0
+        )
 
     async def add(self, name: str, address: DoorAddress, group: str = "", room: float = math.inf) -> None:
         """Connects to a replica, unless that was done already.
