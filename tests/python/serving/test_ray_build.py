@@ -113,10 +113,13 @@ def test_groups_that_change_places_or_come_to_a_model_that_runs_start_their_repl
     first, other = first_and_other(mixed)
     initial = [one._deployment_config.autoscaling_config.initial_replicas for one in (first, other)]
     assert initial == [None, 1], "the one that runs keeps its replicas, and the new one shows that it can"
-    groups = dict(reversed(mixed.autoscaling.groups.items()))
-    swapped = first_and_other(replace(mixed, autoscaling=replace(mixed.autoscaling, groups=groups)))
-    assert swapped[0].name == first.name
-    assert swapped[0].version != first.version, "Serve would leave the replicas of the other group there"
+    alike = {group: replace(scaling, resources={}) for group, scaling in mixed.autoscaling.groups.items()}
+    one, another = (
+        first_and_other(replace(mixed, autoscaling=replace(mixed.autoscaling, groups=dict(groups))))[0]
+        for groups in (alike.items(), reversed(alike.items()))
+    )
+    assert one.name == another.name
+    assert one.version != another.version, "Serve would leave the replicas of the other group there"
 
 
 def test_a_model_that_ends_gets_as_long_as_the_most_patient_of_its_groups(monkeypatch: pytest.MonkeyPatch) -> None:
