@@ -172,7 +172,7 @@ class Batcher:
     async def _infer_beside(
         self, request: Request, deadline_ms: float | None, priority: int, caller: Hashable
     ) -> Result:
-        """As `infer`, with strings converted on other threads, since each costs what a thousand numbers do."""
+        """As `infer`, with strings converted beside the loop, since each costs what a thousand numbers do."""
 
         def submit(left_ms: float | None) -> concurrent.futures.Future[Result]:
             return self.submit(request, deadline_ms=left_ms, priority=priority, caller=caller)

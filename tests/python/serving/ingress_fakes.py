@@ -110,10 +110,10 @@ class NoApplications:
     """Stands in for Serve where no model is loaded or unloaded."""
 
     def start(self, deployed: DeployedModel, timeout_s: float) -> None:
-        raise NotImplementedError
+        raise AssertionError(f"got model {deployed.model.name!r} to start, expected none")
 
     def end(self, name: str) -> None:
-        raise NotImplementedError
+        raise AssertionError(f"got model {name!r} to end, expected none")
 
 
 def front_state(applications: Any = None, admin_token: str | None = None) -> Any:
