@@ -3,6 +3,7 @@
     .venv/bin/python -m benchmarks                      # all of it: an hour or less on two quiet cores
     .venv/bin/python -m benchmarks --only minilm,bert   # these sections
     .venv/bin/python -m benchmarks --quick              # minutes: does everything work?
+    .venv/bin/python -m benchmarks --only planner --case MiniLM   # one case; the section's others stay as they are
 
 Each section writes benchmarks/results/NAME.json and, in a run that is not quick, its tables into its page in docs/.
 Run it on a quiet machine, from the repository's root.
@@ -88,10 +89,12 @@ def _measure(section: Section, label: str, args: argparse.Namespace) -> None:
     effort = Effort(rounds=2, block_s=0.02) if args.quick else Effort(rounds=args.rounds)
     options = Options(
         threads=args.threads, effort=effort, quick=args.quick, compiled=args.compiled and not args.quick,
-        progress=progress,
+        progress=progress, case=args.case,
     )  # fmt: skip
     start = time.monotonic()
     result = section.run(options)
+    if args.case:
+        result = _merged(section, result, args.quick)
     progress(f"done in {time.monotonic() - start:.0f} s\n")
     saved = {
         "section": section.name, "title": section.title, "quick": args.quick, "options": _options(args),
@@ -102,6 +105,16 @@ def _measure(section: Section, label: str, args: argparse.Namespace) -> None:
     (RESULTS / f"{section.name}.json").write_text(json.dumps(saved, indent=2) + "\n")
     if not args.json:
         print(f"\n{section.title}\n\n{section.table(result)}\n", flush=True)
+
+
+def _merged(section: Section, found: list[dict[str, Any]], quick: bool) -> list[dict[str, Any]]:
+    """What was measured now in the place of what there is of those cases, the others as they were."""
+    if not found:
+        raise SystemExit(f"section {section.name}: got --case for which it has no case")
+    new = {row["case"]: row for row in found}
+    saved = _saved(section)
+    old = [] if saved is None or saved["quick"] != quick else saved["result"]
+    return [new.pop(row["case"], row) for row in old] + list(new.values())
 
 
 def _options(args: argparse.Namespace) -> str:
@@ -134,6 +147,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     names = ", ".join(SECTIONS)
     parser.add_argument("--only", type=_names, default=[], metavar="NAME,...", help=f"some of: {names}")
+    parser.add_argument("--case", default="", metavar="TEXT", help="of these sections, the cases named like this")
     parser.add_argument("--quick", action="store_true", help="few small cases, little time each, the docs left alone")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object")
     parser.add_argument("--threads", type=int, default=hardware.probe().cores, help="for every candidate")
@@ -142,7 +156,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--write-docs-only", action="store_true", help="measure nothing; write the saved results' tables"
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.case and not (args.only and all(SECTIONS[name].by_case for name in args.only)):
+        able = ", ".join(name for name, section in SECTIONS.items() if section.by_case)
+        parser.error(f"got --case, expected it with --only and some of {able}")
+    return args
 
 
 def _names(text: str) -> list[str]:

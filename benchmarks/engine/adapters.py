@@ -1,19 +1,26 @@
-"""What the torch adapter adds to torch: a module called as torch's users call it, and the same module as an Engine.
+"""What an Engine adds to what it runs: to a torch module called as torch's users call it, and to the native kernels.
 
-Both get numpy arrays and give numpy arrays, on one thread. The modules take about a millisecond.
+Module and Engine get numpy arrays and give numpy arrays, on one thread. The modules take about a millisecond. Of a
+native Plan, all that is not its ops' own time counts as added: the call, the check, the setting up of the run, the
+result's arrays.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from onnx import TensorProto, helper
 
 import headrace as hr
+from benchmarks.engine import tabular
 from benchmarks.harness.section import Options, Section
 from benchmarks.harness.tables import markdown, number
 from headrace.measure import Candidate, interleave
+
+PERCEPTRON = "perceptron, 32 rows"
 
 
 def modules() -> dict[str, tuple[Any, np.ndarray]]:
@@ -29,7 +36,7 @@ def modules() -> dict[str, tuple[Any, np.ndarray]]:
         nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
     )  # fmt: skip
     return {
-        "perceptron, 32 rows": (perceptron.eval(), random.standard_normal((32, 256)).astype(np.float32)),
+        PERCEPTRON: (perceptron.eval(), random.standard_normal((32, 256)).astype(np.float32)),
         "CNN, one image of 64 x 64": (network.eval(), random.standard_normal((1, 3, 64, 64)).astype(np.float32)),
     }
 
@@ -45,7 +52,50 @@ def called(module: Any, x: np.ndarray) -> Callable[[], Any]:
     return run
 
 
-def measure(options: Options) -> list[dict[str, Any]]:
+def native_models() -> dict[str, tuple[hr.Model, np.ndarray]]:
+    """Name -> a model that takes microseconds and its input."""
+    import torch
+
+    kind, shape = TensorProto.FLOAT, [4]
+    values = [helper.make_tensor_value_info(name, kind, shape) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negation", values[:1], values[1:])
+    negation = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    module, rows = modules()[PERCEPTRON]
+    example = (torch.from_numpy(rows[:1]),)
+    perceptron = hr.load(module, example_inputs=example, input_names=["x"], output_names=["y"])
+    return {
+        "Neg of four numbers": (hr.load(negation), np.ones(4, np.float32)),
+        "perceptron, a row": (perceptron, rows[:1]),
+        "LightGBM, 100 trees, a row": (hr.load(tabular.train_lightgbm(100, 31)), tabular.data(1, 0)),
+    }
+
+
+def measure(options: Options) -> dict[str, list[dict[str, Any]]]:
+    """The torch modules' entries and the native models': medians in microseconds."""
+    return {"torch": over_torch(options), "native": over_kernels(options)}
+
+
+def over_kernels(options: Options) -> list[dict[str, Any]]:
+    """One entry per native model: the medians of its ops together and of a call of the Engine, in microseconds."""
+    rows = []
+    for name, (model, x) in native_models().items():
+        engine = model.compile(backend="native", threads=1)
+        request = {model.signature.inputs[0].name: x}
+        core, ops_us = cast(Any, engine.executable).core, []
+
+        def profile(core: Any = core, request: Any = request, ops_us: list[float] = ops_us) -> None:
+            ops_us.append(sum(step.ns for step in core.profile([request])) / 1e3)
+
+        candidates = [
+            Candidate("ops", profile),
+            Candidate("engine", lambda engine=engine, request=request: engine(request)),  # type: ignore[misc]
+        ]
+        _, ours = interleave(candidates, rounds=2 if options.quick else 9, block_s=0.1)
+        rows.append({"model": name, "ops_us": statistics.median(ops_us), "engine_us": ours.median_s * 1e6})
+    return rows
+
+
+def over_torch(options: Options) -> list[dict[str, Any]]:
     """One entry per module: the medians in microseconds, and the Engine's over the module's."""
     import torch
 
@@ -67,10 +117,20 @@ def measure(options: Options) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """One line per module."""
-    cells = [[row["model"], number(row["module_us"]), number(row["engine_us"]), f"{row['ratio']:.3f}"] for row in rows]
-    return markdown(["us per call, one thread", "the torch module", "engine on the torch backend", "ratio"], cells)
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """A table of the torch modules, and one of the native models; one line each."""
+    cells = [
+        [row["model"], number(row["module_us"]), number(row["engine_us"]), f"{row['ratio']:.3f}"]
+        for row in found["torch"]
+    ]
+    over_torch = markdown(
+        ["us per call, one thread", "the torch module", "engine on the torch backend", "ratio"], cells
+    )
+    cells = [
+        [row["model"], number(row["ops_us"]), number(row["engine_us"]), f"**{row['engine_us'] - row['ops_us']:.2f}**"]
+        for row in found["native"]
+    ]
+    return f"{over_torch}\n\n{markdown(['us per call, one thread', 'its ops', 'engine, native', 'added'], cells)}"
 
 
-SECTIONS = [Section("adapters", "What the torch adapter adds to a call of torch", measure, table)]
+SECTIONS = [Section("adapters", "What an Engine adds to what it runs", measure, table)]

@@ -10,6 +10,8 @@ quarter of a second), and the best of them by the same question is what the plan
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,20 +30,52 @@ from headrace.planner.space import Candidate, space_of
 
 PAGE = "planner.md"
 LOAD = 0.7  # of the highest rate that the plan promises
-BACKENDS = ("native", "torch")
 TOKENS = 48
-ROWS = 1000
 
 
-def cases(quick: bool) -> dict[str, tuple[hr.Model, list[Request], float]]:
-    """Name -> model, requests like those that come, and the SLO in milliseconds."""
-    trees = hr.load(tabular.train_lightgbm(60 if quick else 300, 63))
-    name = trees.signature.inputs[0].name
-    return {
-        f"MiniLM, {TOKENS} tokens": (hr.load(str(texts.minilm_path())), [texts.rectangle(1, TOKENS)], 60.0),
-        f"LightGBM, 300 trees, {ROWS} rows": (trees, [{name: tabular.data(ROWS, seed)} for seed in range(3)], 10.0),
-        "MobileNetV2, an image": (hr.load(str(mobilenet.path())), [image()], 150.0),
-    }
+@dataclass(frozen=True)
+class Case:
+    """What is planned for.
+
+    Attributes:
+        model: Loads it; the argument is whether a small one will do.
+        samples: Requests like those that come, for the model's first input.
+        slo_ms: What is promised.
+        driven: Whether one thread of Python can send as many as a plan promises.
+    """
+
+    model: Callable[[bool], hr.Model]
+    samples: Callable[[str], list[Request]]
+    slo_ms: float
+    driven: bool = True
+
+
+def trees(count: int, leaves: int) -> Callable[[bool], hr.Model]:
+    """A LightGBM classifier."""
+    return lambda quick: hr.load(tabular.train_lightgbm(min(count, 60) if quick else count, leaves))
+
+
+def tables(rows: int) -> Callable[[str], list[Request]]:
+    """Three requests of so many rows."""
+    return lambda name: [{name: tabular.data(rows, seed)} for seed in range(3)]
+
+
+CASES = {
+    f"MiniLM, {TOKENS} tokens": Case(
+        lambda _: hr.load(str(texts.minilm_path())), lambda _: [texts.rectangle(1, TOKENS)], 60.0
+    ),
+    "LightGBM, 100 trees, a row": Case(trees(100, 31), tables(1), 5.0, driven=False),
+    "LightGBM, 300 trees, 1000 rows": Case(trees(300, 63), tables(1000), 10.0),
+    "MobileNetV2, an image": Case(lambda _: hr.load(str(mobilenet.path())), lambda _: [image()], 150.0),
+}
+
+
+def cases(options: Options, *, driven: bool = False) -> Iterator[tuple[str, hr.Model, list[Request], float]]:
+    """Names, models, requests and SLOs in milliseconds of the cases that were asked for; only `driven` ones, if so."""
+    for name, case in CASES.items():
+        if options.case in name and (case.driven or not driven):
+            model = case.model(options.quick)
+            yield name, model, case.samples(model.signature.inputs[0].name), case.slo_ms
 
 
 def image() -> Request:
@@ -52,7 +86,7 @@ def image() -> Request:
 def predictions(options: Options) -> list[dict[str, Any]]:
     """What a plan for one thread expects, and what a run at that rate shows."""
     rows = []
-    for name, (model, samples, slo_ms) in cases(options.quick).items():
+    for name, model, samples, slo_ms in cases(options, driven=True):
         options.progress(f"{name}: planning")
         question: dict[str, Any] = {"slo_ms": slo_ms, "samples": samples, "backends": ["native"], "threads": [1]}
         highest = chosen(hr.plan(model, **question)).prediction
@@ -113,16 +147,16 @@ def flood(engine: hr.Engine, request: Request, max_batch: int, slo_s: float | No
 
 def choices(options: Options) -> list[dict[str, Any]]:
     """The planner's choice against that of timing everything, by the same question."""
-    return [choice(name, *case, options) for name, case in cases(options.quick).items()]
+    return [choice(*case, options) for case in cases(options)]
 
 
 def choice(name: str, model: hr.Model, samples: list[Request], slo_ms: float, options: Options) -> dict[str, Any]:
     """One model's."""
     options.progress(f"{name}: planning")
-    report = hr.plan(model, slo_ms=slo_ms, samples=samples, backends=BACKENDS)
+    report = hr.plan(model, slo_ms=slo_ms, samples=samples)
     options.progress(f"{name}: timing everything")
     question = report.question
-    candidates = space_of(model, question.cores, BACKENDS).candidates
+    candidates = space_of(model, question.cores).candidates
     start, watches = time.perf_counter(), []
     for one in candidates:
         options.progress(f"{name}: timing {one}")
@@ -195,6 +229,6 @@ def choices_table(rows: list[dict[str, Any]]) -> str:
 
 
 SECTIONS = [
-    Section("planner", "What a plan expects against a run", predictions, predictions_table, page=PAGE),
-    Section("planner-choice", "The planner against timing everything", choices, choices_table, page=PAGE),
+    Section("planner", "What a plan expects against a run", predictions, predictions_table, page=PAGE, by_case=True),
+    Section("planner-choice", "The planner against timing everything", choices, choices_table, page=PAGE, by_case=True),
 ]

@@ -16,6 +16,7 @@ class Options:
     Attributes:
         quick: Few and small cases: does everything work?
         compiled: torch.compile too, which compiles for up to a minute per case.
+        case: Only the cases with this in their name, of a section that is measured by case; empty for all.
         progress: Called with a few words at every step.
     """
 
@@ -24,6 +25,7 @@ class Options:
     quick: bool
     compiled: bool
     progress: Callable[[str], None]
+    case: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Section:
         table: The Markdown of what `run` returned.
         draw: Draws the plots that the Markdown links to.
         page: The page in docs/ that has its markers.
+        by_case: Whether its cases can be measured one at a time. Then it honours `Options.case`, and what `run` returns
+            is a list of objects, each with its ``case``.
     """
 
     name: str
@@ -45,3 +49,4 @@ class Section:
     table: Callable[[Any], str]
     draw: Callable[[Any], None] = lambda _: None
     page: str = "performance.md"
+    by_case: bool = False

@@ -32,7 +32,7 @@ class Entry:
         offer: What it would do for the question; None if it cannot meet the SLO.
         counts: Requests per Batch that were timed.
         largest: Requests per Batch that it did not fail with.
-        rehearsal: What a Batcher under a load showed.
+        rehearsal: What a Batcher under a load showed; None where nobody looked.
         crowding: Times as long as alone that Batches take beside others on the same machine; None where nobody looked.
         alone_s: A request, at the second run.
         why: Why it lost; empty while it races.
@@ -51,7 +51,7 @@ class Entry:
         self.offer: Offer | None = None
         self.counts: tuple[int, ...] = ()
         self.largest = BATCHES[-1]
-        self.rehearsal = Rehearsal()
+        self.rehearsal: Rehearsal | None = None
         self.crowding: float | None = None
         self.alone_s: float | None = None
         self.why = ""
@@ -62,7 +62,7 @@ class Entry:
         """What was measured; None if nothing was."""
         if self.watch is None or self.watch.measured_s == 0:
             return None
-        rehearsal = self.rehearsal
+        rehearsal = self.rehearsal or Rehearsal()
         cost = replace(self.watch.cost(), wake_s=rehearsal.wake_s, outside_s=rehearsal.outside_s)
         return cost.scaled((self.crowding or 1.0) * rehearsal.slowness)
 

@@ -3,8 +3,8 @@
 1. Each way to compile (backend, precision, ...) on one thread: does it compile, are its answers right? A few Batches.
 2. More threads, where even perfect scaling of what was measured on one could beat the best so far.
 3. Halving: all Batch sizes for those whose cost, less what the measurement may be off, could still beat the best.
-4. A rehearsal of the last ones, and replicas of the best side by side. Where these show that it is not as good as
-   what had lost to it, that races again.
+4. A rehearsal of the best, and replicas of it side by side. Where these show that another of the last ones is better,
+   the same of that one; where it is one that had lost, that races again.
 
 A candidate that is dropped says by which bound. None is dropped because it was not looked at, unless the time was up.
 """
@@ -38,8 +38,9 @@ _BATCH_S_MAX = 0.5
 _REFERENCE_SHARE = 0.15
 _SCREEN_SIZES = (1, 8)
 _SCREEN_S = 0.1
-# How far a cost may be off after the first look, as a share of it.
+# How far a cost may be off after the first look, as a share of it, and after a single Batch of each size.
 _SCREEN_OFF = 0.3
+_ONCE_OFF = 0.5
 # (seconds per candidate, how far its cost may be off afterwards, how many go on)
 _ROUNDS = ((0.4, 0.15, 4), (0.6, 0.1, 2), (1.2, 0.05, 2))
 # In turns, so that a machine that changes its speed changes it for all.
@@ -84,7 +85,7 @@ class Search:
         self._budget_s = budget_s
         self._start = time.perf_counter()
         self._progress = progress or (lambda words, share: None)
-        # In rehearsals, and of those that started over.
+        # In rehearsals, side by side, and of those that started over.
         self._measured_s = 0.0
         # Had lost to one that turned out to be worse than it, and have raced again.
         self._overtook: set[Entry] = set()
@@ -216,9 +217,24 @@ class Search:
         except HeadraceError as error:
             entry.fail(error)
             return
-        entry.spend(counts, _SCREEN_S, lambda: self._spent)
+        entry.spend(counts, 0.0, lambda: self._spent, 1)
+        if not entry.why and not self._is_far_behind(entry):
+            entry.spend(counts, _SCREEN_S, lambda: self._spent)
         if not entry.why:
             entry.offer = entry.offered(self.question)
+
+    def _is_far_behind(self, entry: Entry) -> bool:
+        """Has one lose that one Batch of each size shows to be so much worse than the best that more would be waste."""
+        best = self._best()
+        if best is None:
+            return False
+        hope = entry.offered(self.question, 1 - _ONCE_OFF)
+        safe = best.offered(self.question, 1 + _SCREEN_OFF)
+        if safe is None or (hope is not None and hope.key < safe.key):
+            return False
+        entry.offer = entry.offered(self.question)
+        entry.lose(self._worse(entry, best, _ONCE_OFF), best)
+        return True
 
     @property
     def _batch_s_max(self) -> float:
@@ -293,29 +309,31 @@ class Search:
         self._say("simulating")
         for entry in self._racing:
             entry.offer = entry.offered(self.question, final=True)
-        for entry in self._racing:
-            self._rehearse(entry)
-        while (best := self._best()) is not None and self._crowd(best):
+        while (best := self._best()) is not None and (self._rehearse(best) or self._crowd(best)):
             pass  # another may be the best now
 
-    def _rehearse(self, entry: Entry) -> None:
-        """Lets a real Batcher run the load for a moment, and counts in what shows only there."""
-        if entry.offer is None or self._spent:
-            return
-        found = entry.offer.prediction
+    def _rehearse(self, entry: Entry) -> bool:
+        """Lets a real Batcher run the load for a moment, and counts in what shows only there.
+
+        Returns:
+            Whether it was rehearsed now: it is once.
+        """
+        if entry.rehearsal is not None or self._spent:
+            return False
+        found = cast(Offer, entry.offer).prediction
         share = 1.0 if self.question.rate_rps is not None else _REHEARSED_LOAD
         self._say(f"{entry.candidate}: rehearsing")
         rate_rps = share * found.rate_rps / found.replicas
-        # Without what an earlier rehearsal showed: this one takes its place.
-        engine, cost, start = cast("Engine", entry.engine), cast(Stopwatch, entry.watch).cost(), time.perf_counter()
+        engine, cost, start = cast("Engine", entry.engine), cast(Cost, entry.cost), time.perf_counter()
         try:
             entry.rehearsal = rehearse(engine, cost, self.answers.requests, found.max_batch, rate_rps)
         except HeadraceError as error:
             entry.fail(error)
-            return
+            return True
         finally:
             self._measured_s += time.perf_counter() - start
         entry.offer = entry.offered(self.question, final=True)
+        return True
 
     def _to_revive(self) -> list[Entry]:
         """Those that lost to one that is worse than they are after all: they start over."""
@@ -368,7 +386,9 @@ class Search:
         entry.crowding = 1.0
         try:
             others = [candidate.compile(self.model) for _ in range(beside - 1)]
+            start = time.perf_counter()
             entry.crowding = slowdown(cast("Engine", entry.engine), others, self.answers.requests[0])
+            self._measured_s += time.perf_counter() - start
         except HeadraceError:
             return True  # no memory, say: what was measured alone has to do
         finally:
