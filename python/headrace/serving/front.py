@@ -186,12 +186,18 @@ class FrontState:
     def restore(self, name: str) -> None:
         """Takes requests to a model."""
         self.unloaded.discard(name)
-        self.pools[name] = Pool(name, partial(self._wake, name), self._groups(name))
+        self.pools[name] = Pool(name, partial(self._wake, name), self._groups(name), self._most(name))
 
     def _groups(self, name: str) -> list[str]:
         """The groups of a model's replicas, in the order in which they are filled; [""] where there is one."""
         assignment = self.assignments.get(name)
         return list(assignment.scaling.groups) or [""] if assignment is not None else [""]
+
+    def _most(self, name: str) -> dict[str, int]:
+        """How many replicas each group of a model's may have."""
+        assignment = self.assignments.get(name)
+        groups = {} if assignment is None else assignment.scaling.groups
+        return {group: scaling.max_replicas for group, scaling in groups.items()}
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Begins what nobody waits for; it is given up when the front ends."""
@@ -203,7 +209,7 @@ class FrontState:
         """See `Front.bring`."""
         self.assignments.bring(name, edition, scaling)
         if (pool := self.pools.get(name)) is not None:
-            pool.arrange(self._groups(name))
+            pool.arrange(self._groups(name), self._most(name))
         return self.assignments.status(name)
 
     def rollouts(self) -> dict[str, dict[str, Any]]:

@@ -120,6 +120,6 @@ models:
       - {name: plain, autoscaling: {cpus_per_replica: 0.1}}
       - name: accelerated
         settings: {threads: 1}
-        autoscaling: {min_replicas: 0, cpus_per_replica: 0.1, resources: {accel: 1}}
+        autoscaling: {min_replicas: 0, cpus_per_replica: 0.1, idle_s: 3, resources: {accel: 1}}
 http: {port: 0}
 """

@@ -62,6 +62,40 @@ async def test_where_all_replicas_stay_full_the_next_group_is_woken(monkeypatch:
         assert chosen.group == "gpu"
 
 
+async def test_a_group_is_woken_later_where_one_before_it_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PASSED_S", 0.0)
+    monkeypatch.setattr(pool_module, "GROWTH_S", 0.15)
+    async with deployed() as deployment:
+        pool, full, asleep, loop = deployment.pool, Replica(), Replica(), asyncio.get_running_loop()
+        deployment.asleep = [asleep]
+        pool.arrange(["cpu", "gpu"], {"cpu": 2, "gpu": 1})
+        await pool.add("a", await full.open(), "cpu", 1.0)
+        start = loop.time()
+        async with asyncio.timeout(5):
+            while not deployment.groups_woken:
+                replica = pool.choose()
+                assert replica is not None
+                replica.in_flight += 1
+                await asyncio.sleep(0.005)
+        assert loop.time() - start >= 0.15
+        assert deployment.groups_woken == ["gpu"]
+
+
+async def test_a_group_that_has_all_its_replicas_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PASSED_S", 0.0)
+    async with deployed() as deployment:
+        pool, full, asleep = deployment.pool, Replica(), Replica()
+        deployment.asleep = [asleep]
+        pool.arrange(["cpu", "gpu"], {"cpu": 1, "gpu": 5})
+        await pool.add("a", await full.open(), "cpu", 1.0)
+        for _ in range(3):
+            replica = pool.choose()
+            assert replica is not None
+            replica.in_flight += 1
+            await asyncio.sleep(0)
+        assert deployment.groups_woken == ["gpu"]
+
+
 async def test_the_first_group_is_woken_where_a_later_one_is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "PASSED_S", 0.05)
     async with deployed() as deployment:

@@ -215,16 +215,31 @@ def put(folder: Path, version: int, content: str = "a model", mode: str = "canar
     (folder / "headrace.toml").write_text(f'[rollout]\nmode = "{mode}"\n{trial}')
 
 
-def test_groups_of_one_model_are_filled_in_their_order(deployment: Deployment, tmp_path: Path) -> None:
+def test_groups_are_filled_in_their_order_and_change_together(deployment: Deployment, tmp_path: Path) -> None:
     """One plain replica, which does 40 requests per second, and one that needs what a node has only one of."""
-    put(tmp_path / "mixed", 1)
-    (tmp_path / "app.yaml").write_text(GROUPS)
-    one = load_deploy(tmp_path / "app.yaml")
-    models = [model("elastic", min_replicas=0, max_replicas=2), *one.models]
-    deployment.update(DeployConfig(http=one.http, models=models))
 
-    def answered() -> dict[str, int]:
-        return {one.group: one.stats["ok"] for one in deployment.ledgers()["mixed"]}
+    def bring(version: int, content: str = "a model") -> None:
+        put(tmp_path / "mixed", version, content)
+        (tmp_path / "app.yaml").write_text(GROUPS)
+        one = load_deploy(tmp_path / "app.yaml")
+        models = [model("elastic", min_replicas=0, max_replicas=2), *one.models]
+        deployment.update(DeployConfig(http=one.http, models=models))
+
+    def rollout() -> dict[str, Any]:
+        return deployment.rollouts()["mixed"]
+
+    def versions() -> dict[str, set[str]]:
+        """Of each group whose replica is there, what it opened."""
+        here = [one for one in deployment.ledgers()["mixed"] if not one.final]
+        return {one.group: {entry["version"] for entry in one.statistics} for one in here}
+
+    bring(1)
+
+    def answered() -> Counter[str]:
+        counts = Counter[str]()
+        for one in deployment.ledgers()["mixed"]:
+            counts[one.group] += int(one.stats["ok"])
+        return counts
 
     # A report says how much each can do: that of a Batcher which has run something.
     wait_for(lambda: set(answered()) == {"plain", "accelerated"}, 20)
@@ -237,6 +252,24 @@ def test_groups_of_one_model_are_filled_in_their_order(deployment: Deployment, t
         assert len(answers) == 2
     assert answered()["plain"] > answered()["accelerated"]
     assert sorted(index["name"] for index in asyncio.run(_index(deployment.url))) == ["elastic", "mixed"]
+
+    # A group that sleeps has no say in what comes meanwhile, and wakes up with it.
+    wait_for(lambda: deployment.replicas()["mixed"] == {"RUNNING": 1} and set(versions()) == {"plain"}, 20)
+    bring(2)
+    tried = asyncio.run(offer(deployment.url, 30, lambda: "candidate" not in rollout(), 20, "mixed"))
+    assert rollout()["running"] == "2"
+    before = answered()["accelerated"]
+    woken = asyncio.run(offer(deployment.url, 80, lambda: answered()["accelerated"] > before, 20, "mixed"))
+    for answers in (tried, woken):
+        assert answers["ok"] == answers["sent"], answers
+    assert versions()["accelerated"] == {"2"}
+    # What fails in one is rolled back in both.
+    bring(3, "failing")
+    asyncio.run(offer(deployment.url, 80, lambda: "candidate" not in rollout(), 20, "mixed"))
+    assert (rollout()["running"], rollout()["rolled_back"]["version"]) == ("2", "3")
+    assert "failures" in rollout()["rolled_back"]["reason"]
+    after = asyncio.run(offer(deployment.url, 80, lambda: set(versions()) == {"plain", "accelerated"}, 5, "mixed"))
+    assert after["ok"] == after["sent"], after
 
 
 async def test_versions_change_in_place_under_load(deployment: Deployment, tmp_path: Path) -> None:

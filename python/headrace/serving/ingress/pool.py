@@ -13,7 +13,9 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeAlias
 
 from headrace.errors import BackendUnavailable, DeadlineExceeded, Overloaded
@@ -31,6 +33,9 @@ RETRY_S = 0.1
 CONNECT_S_MAX = 5.0
 # A group that sleeps is woken where every request of so long went past it, and no replica came meanwhile.
 PASSED_S = 2.0
+# Where a group before it may have more replicas than it has, so long: one that starts in it costs less. Every one that
+# comes begins that anew.
+GROWTH_S = 6.0
 # Of several groups one is waited for so long, then another is asked: the first may find no room on the cluster.
 WAKE_S_MAX = 20.0
 # A group that was asked is not asked again for so long, whatever came of it.
@@ -49,13 +54,17 @@ class Pool:
         model: The model's name.
         wake: Has Serve name a replica, and start one where there is none.
         groups: The groups of replicas, in the order in which they are filled; ("",) where there are none.
+        most: Replicas that each may have; of one that is not named, as many as it has.
     """
 
-    def __init__(self, model: str, wake: Wake, groups: Sequence[str] = ("",)) -> None:
+    def __init__(
+        self, model: str, wake: Wake, groups: Sequence[str] = ("",), most: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._model = model
         self._wake = wake
         self._ranks: dict[str, int] = {}
-        self.arrange(groups)
+        self._most: Mapping[str, int] = {}
+        self.arrange(groups, most)
         # Since when requests have gone past a group that sleeps, the task that wakes it then, and until when which
         # group is not asked again.
         self._passed_since: float | None = None
@@ -70,9 +79,10 @@ class Pool:
         self._waking: asyncio.Task[None] | None = None
         self._closed = False
 
-    def arrange(self, groups: Sequence[str]) -> None:
-        """Fills the groups in this order from now on."""
+    def arrange(self, groups: Sequence[str], most: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Fills the groups in this order from now on; the arguments are the constructor's."""
         self._ranks = {group: rank for rank, group in enumerate(groups)}
+        self._most = dict(most)
 
     def choose(self) -> Replica | None:
         """The open replica with the fewest requests in flight; of equals the one that has waited longest."""
@@ -133,9 +143,19 @@ class Pool:
             return
         if self._passed_since is None:
             self._passed_since = now
-        if now - self._passed_since >= PASSED_S and self._calling is None:
+        passed_s = now - self._passed_since
+        if passed_s >= PASSED_S and self._calling is None and (passed_s >= GROWTH_S or not self._may_grow(asleep)):
             log.info("model %s: requests go past group %s, which is woken", self._model, asleep)
             self._calling = asyncio.create_task(self._call(asleep))
+
+    def _may_grow(self, asleep: str) -> bool:
+        """Whether a group that is awake, before one that sleeps, has fewer replicas than it may have."""
+        counts = Counter(replica.group for replica in self._replicas.values() if replica.is_open)
+        before = self._ranks[asleep]
+        return any(
+            self._ranks.get(group, before) < before and count < self._most.get(group, 0)
+            for group, count in counts.items()
+        )
 
     async def _call(self, group: str) -> None:
         try:
