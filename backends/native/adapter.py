@@ -59,14 +59,18 @@ class NativeBackend(Backend):
         tiles = assign_winograd(graph) if options.winograd else {}
         core = _core.NativePlan(lower(model.graph, model.signature, isa, options.precision, tiles), threads)
         reasons = [f"{isa} is the {'selected' if isa != _core.available_isas()[-1] else 'fastest'} ISA of this CPU"]
+        changed = {}
         if options.precision != "fp32":
-            reasons.append(assign(graph, options.precision).summary(len(core.ops)))
+            precisions = assign(graph, options.precision)
+            reasons.append(precisions.summary(len(core.ops)))
+            changed["lowered_ops"] = len(precisions.nodes)
         quantized = sum(node.domain == HEADRACE_DOMAIN and node.op_type.startswith("Quantized") for node in graph)
         if quantized:
             reasons.append(f"{quantized} of {len(core.ops)} ops run in int8 (static, from the model)")
         if options.winograd:
             sizes = [f"{list(tiles.values()).count(tile)} in tiles of {tile} x {tile}" for tile in TILES]
             reasons.append(f"{len(tiles)} convolutions run by Winograd: {', '.join(sizes)} pixels")
+            changed["winograd_ops"] = len(tiles)
         plan = Plan(
             backend=self.name,
             device="cpu",
@@ -78,6 +82,7 @@ class NativeBackend(Backend):
                 "ops": len(core.ops),
                 "packed_bytes": core.packed_bytes,
                 "constant_bytes": core.constant_bytes,
+                **changed,
             },
         )
         return NativeExecutable(plan, core)

@@ -158,6 +158,7 @@ def test_a_plan_says_its_precision_and_how_much_of_the_model_has_it(model):
     plan = model.compile(precision="bf16").plan
     assert plan.precision == "bf16"
     assert "3 of 3 ops run in bf16, the others in fp32" in plan.reasons
+    assert plan.details["lowered_ops"] == 3
 
 
 def test_an_unknown_precision_is_refused(model):

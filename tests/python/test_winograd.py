@@ -47,6 +47,7 @@ def test_it_answers_like_the_onnx_reference_and_says_what_it_did() -> None:
     proto = network()
     engine = hr.load(proto).compile(backend="native", winograd=True)
     assert any("1 convolutions run by Winograd" in reason for reason in engine.plan.reasons)
+    assert engine.plan.details["winograd_ops"] == 1
     (expected,) = ReferenceEvaluator(proto).run(None, images(2))
     (got,) = engine(images(2)).values()
     np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -23,7 +23,7 @@ from headrace.planner.entry import Entry
 from headrace.planner.offers import BATCHES, Offer, mark_frontier, offer_of, too_slow, worse
 from headrace.planner.rehearsal import rehearse, slowdown
 from headrace.planner.report import Question, Row
-from headrace.planner.space import Candidate
+from headrace.planner.space import Candidate, lowers
 
 if TYPE_CHECKING:
     from headrace.backend import Request
@@ -81,6 +81,7 @@ class Search:
         self.model = model
         self.question = question
         self.entries = [Entry(candidate) for candidate in candidates]
+        self._candidates = frozenset(candidates)
         self.answers = Answers(model, samples, dims, question.tolerance, _REFERENCE_SHARE * budget_s)
         self._budget_s = budget_s
         self._start = time.perf_counter()
@@ -176,6 +177,9 @@ class Search:
         """Compiles a candidate and checks its answers. False if it lost by that."""
         try:
             engine = entry.engine = entry.candidate.compile(self.model)
+            if entry.candidate.lowered and not lowers(engine) and entry.candidate.plain in self._candidates:
+                entry.lose("the same as in fp32: none of its ops runs otherwise")
+                return False
             if not self.answers.requests:
                 self._say("computing what is right")
             self.answers.prepare(engine, entry.candidate)

@@ -51,6 +51,11 @@ class Candidate:
         """The same on one thread: all thread counts of a variant compute the same."""
         return replace(self, threads=1)
 
+    @property
+    def plain(self) -> Candidate:
+        """The same in fp32 as it is written."""
+        return replace(self, precision="fp32", winograd=False)
+
     def compile(self, model: Model) -> Engine:
         """Compiles `model` this way.
 
@@ -82,6 +87,13 @@ class Candidate:
         options = "".join(f" {name}={value}" for name, value in self.options)
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         return f"{self.backend}{device} {self.precision}{winograd}{options}, {threads}"
+
+
+def lowers(engine: Engine) -> bool:
+    """Whether something in a lowered Plan rounds more than fp32 as written does, as far as its backend says."""
+    details = engine.plan.details
+    told = [details[name] for name in ("lowered_ops", "winograd_ops") if name in details]
+    return not told or any(told)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Made:
         scaling: Share of perfect scaling that more threads reach.
         wrong: Precision -> relative error of the answers.
         fails_above: Requests per Batch that it can still run.
+        details: Of its Plans in lower precisions.
         executables: What was compiled and is still held.
     """
 
@@ -61,6 +62,7 @@ class Made:
     refuses: str = ""
     missing_op: str = ""
     fails_above: int = 1000
+    details: dict[str, Any] = field(default_factory=dict)
     compiled: list[CompileOptions] = field(default_factory=list)
     executables: WeakSet[Executable] = field(default_factory=WeakSet)
 
@@ -68,7 +70,8 @@ class Made:
 class _Runs(Executable):
     def __init__(self, made: Made, name: str, options: CompileOptions, clock: Clock) -> None:
         threads = options.resolved_threads()
-        self.plan = Plan(name, "cpu", "made up", options.precision, threads)
+        details = made.details if options.precision != "fp32" else {}
+        self.plan = Plan(name, "cpu", "made up", options.precision, threads, details=details)
         self._made, self._precision, self._clock = made, options.precision, clock
         self._speed = made.speed[options.precision] * (1 + (threads - 1) * made.scaling)
 

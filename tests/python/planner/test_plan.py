@@ -245,6 +245,22 @@ def test_what_is_far_behind_is_timed_once_and_not_rehearsed(
     assert str(report.choice and report.choice.candidate) == "close fp32, 1 thread"
 
 
+@pytest.mark.parametrize("lowered", [0, 1])
+def test_a_plan_of_which_nothing_runs_in_its_lower_precision_is_not_timed(
+    doubling: hr.Model, install: Install, lowered: int
+) -> None:
+    install(quick=Made(0.0, 0.001, {"fp32": 1.0, "bf16": 1.5}, details={"lowered_ops": lowered}))
+    report = hr.plan(doubling, slo_ms=100)
+    assert str(report.choice and report.choice.candidate) == f"quick {'bf16' if lowered else 'fp32'}, 1 thread"
+    if lowered == 0:
+        for threads in ("1 thread", "2 threads", "4 threads"):
+            one = row(report, f"quick bf16, {threads}")
+            assert "the same as in fp32" in one.why
+            assert one.batches == 0
+        report = hr.plan(doubling, slo_ms=100, precisions=["bf16"])
+        assert str(report.choice and report.choice.candidate) == "quick bf16, 1 thread", "there is no other"
+
+
 def test_those_that_lost_hold_no_memory_while_others_are_measured(doubling: hr.Model, install: Install) -> None:
     made = {"quick": Made(0.0, 0.001), "slow": Made(0.0, 0.01)}
     install(**made)
