@@ -30,7 +30,7 @@ from headrace.serving.body import (
     read_body,
 )
 from headrace.serving.decode import InferCall
-from headrace.serving.encode import encode, encode_in_steps, has_many_strings
+from headrace.serving.encode import encode, encode_in_steps, is_long
 from headrace.serving.errors import error_text, http_status, retry_after
 from headrace.serving.host import ModelHost, Route, ServedModel
 from headrace.serving.repository import decode_repository_request, refuse_overrides
@@ -126,7 +126,7 @@ class OipApp:
             served.stages["decode"].observe(perf_counter() - received)
             served, result = await self._run(route, call, headers, receive)
             computed = perf_counter()
-            if has_many_strings(call.outputs, result):
+            if is_long(call.outputs, result):
                 steps = encode_in_steps(served.name, served.version, call.id, call.outputs, result)
                 payload, json_length = await in_turns(steps)
             else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Generator
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from headrace.serving.oip import InferAnswer, OutputTensor
-from headrace.serving.turns import PART_STRINGS, run_to_end
+from headrace.serving.turns import PART_NUMBERS, PART_STRINGS, run_to_end
 from headrace.signature import TensorSpec
 
 _ENCODER = msgspec.json.Encoder()
@@ -25,15 +26,23 @@ def encode(
     return run_to_end(encode_in_steps(name, version, request_id, outputs, result))
 
 
-def has_many_strings(outputs: Outputs, result: dict[str, np.ndarray]) -> bool:
-    """Whether to encode a Result in steps."""
-    return any(spec.dtype == "string" and result[spec.name].size > PART_STRINGS for spec, _ in outputs)
+def is_long(outputs: Outputs, result: dict[str, np.ndarray]) -> bool:
+    """Whether to encode a Result in steps: numbers in binary form need none."""
+    return any(
+        result[spec.name].size > _part_of(spec) and (spec.dtype == "string" or not is_binary)
+        for spec, is_binary in outputs
+    )
+
+
+def _part_of(spec: TensorSpec) -> int:
+    """How many values of an output to encode at a time."""
+    return PART_STRINGS if spec.dtype == "string" else PART_NUMBERS
 
 
 def encode_in_steps(
     name: str, version: str, request_id: str | None, outputs: Outputs, result: dict[str, np.ndarray]
 ) -> Generator[None, None, tuple[bytes, int | None]]:
-    """Encodes one Result; yields where others may run, if it has many strings in binary form, and returns it.
+    """Encodes one Result; yields where others may run, if `is_long`, and returns it.
 
     JSON has no NaN and no Inf: both go out as ``null``, which keeps the answer valid JSON. Ask for binary output to
     get them as they are.
@@ -58,14 +67,27 @@ def encode_in_steps(
             tensor.parameters = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
-            if spec.dtype == "bfloat16":
-                array = array.astype(np.float32)
-            tensor.data = array.ravel().tolist()
+            tensor.data = yield from _json(spec, array)
         tensors.append(tensor)
     head = _ENCODER.encode(InferAnswer(model_name=name, model_version=version, outputs=tensors, id=request_id))
     if not blobs:
         return head, None
     return b"".join([head, *blobs]), len(head)
+
+
+def _json(spec: TensorSpec, array: np.ndarray) -> Generator[None, None, list[Any] | msgspec.Raw]:
+    """An output's values for JSON, flat: as they are, or, of many, as the text that they make."""
+    if spec.dtype == "bfloat16":
+        array = array.astype(np.float32)
+    values = array.ravel()
+    part = _part_of(spec)
+    if values.size <= part:
+        return values.tolist()
+    texts: list[bytes] = []
+    for start in range(0, values.size, part):
+        texts.append(_ENCODER.encode(values[start : start + part].tolist())[1:-1])
+        yield
+    return msgspec.Raw(b"[%b]" % b",".join(texts))
 
 
 def binary(spec: TensorSpec, array: np.ndarray) -> Generator[None, None, bytes]:

@@ -81,12 +81,13 @@ class FrontApp(OipApp):
         """Asks a replica; where the client goes away meanwhile, takes it back and raises `Cancelled`."""
         watched = self._watch.enter(receive)
         try:
-            replica = pool.choose()
+            deadline_s = None if deadline_ms is None else deadline_ms / 1000
+            replica = pool.choose(deadline_s)
             if replica is None:
                 loop = asyncio.get_running_loop()
                 began = loop.time()
                 await eager.in_task()
-                replica, left_s = await pool.wait(None if deadline_ms is None else deadline_ms / 1000)
+                replica, left_s = await pool.wait(deadline_s)
                 ask.waited_s = loop.time() - began
                 if left_s is not None:
                     left = b"%d" % max(1, 1000 * left_s)

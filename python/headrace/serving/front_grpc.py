@@ -54,7 +54,7 @@ class FrontGrpcApp(GrpcApp):
 
 
 async def _ask(pool: Pool, rpc: str, payload: bytes, info: CallInfo) -> bytes | Refusal:
-    replica, remaining_s, waited_s = pool.choose(), info.remaining_s, 0.0
+    replica, remaining_s, waited_s = pool.choose(info.remaining_s), info.remaining_s, 0.0
     if replica is None:
         loop = asyncio.get_running_loop()
         began = loop.time()

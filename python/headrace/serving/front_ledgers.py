@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
+from headrace.serving.load import UNBOUNDED, Room
 from headrace.serving.retiring import VERSIONS_MAX
 from headrace.serving.standings import Standing
 from headrace.serving.statistics import merged
@@ -35,7 +35,7 @@ class ReplicaLedger:
         standing: How far it has followed its model's assignment.
         final: True once it has drained: these are its last words.
         group: Which of its model's groups of replicas it is of; "" where there is one.
-        room: Requests that it can have at a time and still answer within its objective.
+        room: How many requests it can have at a time.
     """
 
     model: str
@@ -47,7 +47,7 @@ class ReplicaLedger:
     statistics: tuple[dict[str, Any], ...] = ()
     standing: Standing | None = None
     group: str = ""
-    room: float = math.inf
+    room: Room = UNBOUNDED
 
 
 class ReplicaLedgers:

@@ -11,6 +11,7 @@ from headrace import __version__
 from headrace.config import DeployConfig, HttpConfig
 from headrace.errors import ConfigError
 from headrace.serving.body import CALLER_HEADER
+from headrace.serving.ingress.wire import WIRE
 
 # Name of the application, and of the deployment in it.
 FRONT = "headrace-front"
@@ -34,6 +35,7 @@ class FrontAddress:
         ledger: Folder of the request ledger on disk; None for none.
         token_digest: The administrator's token's; "" for no token.
         version: Which Headrace it is; "" for one that did not say so yet.
+        wire: What it says to its replicas and understands of them; 0 for one that did not say so yet.
     """
 
     ingress: str
@@ -44,6 +46,7 @@ class FrontAddress:
     ledger: Path | None = None
     token_digest: str = field(default="", repr=False)
     version: str = ""
+    wire: int = 0
 
 
 def check_shared(found: FrontAddress, config: DeployConfig, admin_token: str | None) -> None:
@@ -57,6 +60,11 @@ def check_shared(found: FrontAddress, config: DeployConfig, admin_token: str | N
         raise ConfigError(
             f"headrace: got version {__version__}, expected {found.version or 'an older one'}, which the running front "
             "is: deploy with that, or end its deployments first"
+        )
+    if found.wire != WIRE:
+        raise ConfigError(
+            f"headrace: got a build of {__version__} whose wire format is number {WIRE}, expected number {found.wire}, "
+            "which the running front has: deploy with its build, or end its deployments first"
         )
     wanted = config.http.ingress, config.http.caller_header.lower(), config.ledger
     have = found.ingress, found.caller_header, found.ledger

@@ -1,4 +1,4 @@
-"""What one replica tells the autoscaling policy: the rate it is offered, and the rate it could sustain."""
+"""What one replica tells the autoscaling policy and the ingress: its load, what it could sustain, and its room."""
 
 from __future__ import annotations
 
@@ -30,6 +30,35 @@ COST_REQUESTS_MIN = 5
 def queue_delay_s_max(slo_ms: float | None) -> float:
     """How long a request may wait: half of its deadline, since the rest is for decoding, running and encoding."""
     return QUEUE_DELAY_S_DEFAULT if slo_ms is None else slo_ms / 2000
+
+
+@dataclass(frozen=True)
+class Room:
+    """Requests that a replica can have at a time and answer in time, as it says of itself.
+
+    Attributes:
+        requests: Whatever the deadline ...
+        rate_rps: ... and as many more as it answers at this rate ...
+        wait_s: ... while a request may wait for so long, or for half of its own deadline if that is less.
+    """
+
+    requests: float = math.inf
+    rate_rps: float = 0.0
+    wait_s: float = 0.0
+
+    def within(self, deadline_s: float | None) -> float:
+        """The number of them.
+
+        Args:
+            deadline_s: Of the request that is to be answered; None for that of all.
+        """
+        if deadline_s is None or self.rate_rps == 0:
+            return self.requests + self.rate_rps * self.wait_s
+        return self.requests + self.rate_rps * max(0.0, min(self.wait_s, queue_delay_s_max(1000 * deadline_s)))
+
+
+# Of a replica that has not said.
+UNBOUNDED = Room()
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class OutputTensor(msgspec.Struct, kw_only=True, omit_defaults=True):
     name: str
     datatype: str
     shape: list[int]
-    data: list[Any] | None = None
+    data: list[Any] | msgspec.Raw | None = None
     parameters: dict[str, int] | None = None
 
 

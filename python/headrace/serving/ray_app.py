@@ -35,7 +35,7 @@ from headrace.serving.host import ModelHost, OpenBatcher, OpenEngine, open_batch
 from headrace.serving.ingress.bridge import Bridge
 from headrace.serving.ingress.door import Door, DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
-from headrace.serving.load import LoadMeter, queue_delay_s_max, sample
+from headrace.serving.load import LoadMeter, Room, queue_delay_s_max, sample
 from headrace.serving.ray_cluster import on_head
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
@@ -178,13 +178,15 @@ class ModelReplica:
             self._name, self._id, os.getpid(), stats, self._load, final, versions, standing, self._group, self._room()
         )
 
-    def _room(self) -> float:
-        """Requests that it can have at a time and answer within its objective: one that runs, and what may wait."""
+    def _room(self) -> Room:
+        """One request that runs, and what may wait."""
         settings = next((served.settings for served in self._host), None)
         if settings is None:  # it has closed
-            return 1.0
+            return Room(1.0)
         capacity_rps = self._load.get(METRIC_CAPACITY, 0.0)
-        return 1 + capacity_rps * queue_delay_s_max(settings.slo_ms) if capacity_rps > 0 else float(settings.max_batch)
+        if capacity_rps <= 0:
+            return Room(float(settings.max_batch))
+        return Room(1.0, capacity_rps, queue_delay_s_max(settings.slo_ms))
 
     async def check_health(self) -> None:
         """Called by Serve every few seconds; raising restarts the replica."""

@@ -35,6 +35,7 @@ from headrace.serving.front_shared import (
     moved,
     ports,
 )
+from headrace.serving.ingress.wire import WIRE
 from headrace.serving.opening import OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.ray_build import Making, reserved, run_target
 from headrace.serving.ray_cluster import (
@@ -353,6 +354,7 @@ def _run_front(names: Sequence[str], config: DeployConfig, making: Making, admin
         ledger=config.ledger,
         token_digest="" if admin_token is None else digest(admin_token),
         version=__version__,
+        wire=WIRE,
     )
     # It takes what the store has for what is deployed; Serve's own shutdown takes the models, but leaves that behind.
     store = RayStore()

@@ -15,6 +15,8 @@ T = TypeVar("T")
 PART_BYTES = 64 * 1024
 # Strings in a part, of which each costs more than its bytes.
 PART_STRINGS = 2000
+# Numbers in a part of an answer.
+PART_NUMBERS = 4000
 
 
 def run_to_end(steps: Generator[None, None, T]) -> T:

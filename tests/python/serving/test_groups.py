@@ -7,8 +7,11 @@ import asyncio
 import pytest
 from ingress_fakes import Replica, deployed, event_loop_policy  # noqa: F401 (a fixture)
 
+from headrace.serving.grpc_app import CallInfo
 from headrace.serving.ingress import pool as pool_module
 from headrace.serving.ingress.door import DoorAddress
+from headrace.serving.load import Room
+from headrace.serving.messages import RPCS
 
 
 async def test_groups_are_filled_in_their_order() -> None:
@@ -18,7 +21,7 @@ async def test_groups_are_filled_in_their_order() -> None:
         pool.arrange(["cpu", "gpu"])
         doors = {name: Replica() for name in replicas}
         for name, (group, room) in replicas.items():
-            await pool.add(name, await doors[name].open(), group, room)
+            await pool.add(name, await doors[name].open(), group, Room(room))
         taken = []
         for _ in range(7):
             replica = pool.choose()
@@ -34,10 +37,37 @@ async def test_groups_are_filled_in_their_order() -> None:
             replica.in_flight += 1
         assert {name: one.in_flight for name, one in pool._replicas.items()} == {"large": 12, "a": 6, "b": 3}
         # What a replica can do is what it reported last.
-        await pool.add("b", DoorAddress("", 0, b""), "cpu", 100.0)
+        await pool.add("b", DoorAddress("", 0, b""), "cpu", Room(100.0))
         replica = pool.choose()
         assert replica is not None
         assert replica.name == "b"
+
+
+async def test_who_is_in_a_hurry_goes_past_a_group_that_others_wait_for() -> None:
+    async with deployed() as deployment:
+        pool, slow, fast = deployment.pool, Replica(), Replica()
+        pool.arrange(["cpu", "gpu"])
+        # One that runs, and 5 that may wait 100 ms each.
+        await pool.add("slow", await slow.open(), "cpu", Room(1.0, 10.0, 0.5))
+        await pool.add("fast", await fast.open(), "gpu", Room(1.0, 1000.0, 0.5))
+        patient = [pool.choose(deadline_s) for deadline_s in (None, 30.0, 1.0)]
+        assert [one.name for one in patient if one is not None] == ["slow"] * 3
+        replica = pool._replicas["slow"]
+        replica.in_flight = 3
+        for deadline_s, expected in ((None, "slow"), (1.0, "slow"), (0.5, "slow"), (0.3, "fast"), (-1.0, "fast")):
+            chosen = pool.choose(deadline_s)
+            assert chosen is not None
+            assert chosen.name == expected, deadline_s
+        # Over either protocol.
+        asked = []
+        choose = pool.choose
+        pool.choose = lambda deadline_s=None: asked.append(deadline_s) or choose(deadline_s)  # type: ignore[method-assign]
+        answer = await deployment.infer(1.0, 2.0, 3.0, **{"x-envoy-expected-rq-timeout-ms": "300"})
+        assert answer.status == 200
+        payload = RPCS["ModelReady"][0](name="doubler").SerializeToString()
+        await deployment.calls.relay("ModelReady", payload, CallInfo(0.2, None, None))
+        await deployment.infer(1.0, 2.0, 3.0)
+        assert asked == [0.3, 0.2, None]
 
 
 async def test_where_all_replicas_stay_full_the_next_group_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +76,7 @@ async def test_where_all_replicas_stay_full_the_next_group_is_woken(monkeypatch:
         pool, awake, asleep = deployment.pool, Replica(), Replica()
         deployment.asleep = [asleep]
         pool.arrange(["cpu", "gpu"])
-        await pool.add("a", await awake.open(), "cpu", 1.0)
+        await pool.add("a", await awake.open(), "cpu", Room(1.0))
         replica = pool.choose()
         assert replica is not None
         for _ in range(10):  # busy now and then, which is nothing
@@ -131,7 +161,7 @@ async def test_a_group_that_cannot_be_woken_is_not_asked_at_every_request(
             raise RuntimeError("there is no such deployment")
 
         pool._wake = wake
-        await pool.add("a", await awake.open(), "cpu", 1.0)
+        await pool.add("a", await awake.open(), "cpu", Room(1.0))
         replica = pool.choose()
         assert replica is not None
         replica.in_flight = 1
@@ -158,7 +188,7 @@ async def test_where_a_group_finds_no_room_the_next_one_is_woken(monkeypatch: py
 
         pool._wake = wake
         if awake:
-            await pool.add("a", await full.open(), "cpu", 1.0)
+            await pool.add("a", await full.open(), "cpu", Room(1.0))
             replica = pool.choose()
             assert replica is not None
             replica.in_flight = 1

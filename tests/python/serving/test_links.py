@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -13,6 +15,9 @@ import pytest
 from ingress_fakes import INFER, MEANWHILE, Meanwhile, Replica, deployed, event_loop_policy  # noqa: F401 (a fixture)
 from serving_fakes import rows
 
+from headrace.serving.assignment import Assignment, Edition
+from headrace.serving.evidence import Digest
+from headrace.serving.front_ledgers import ReplicaLedger
 from headrace.serving.grpc_app import CallInfo, Refusal
 from headrace.serving.ingress import door as door_module
 from headrace.serving.ingress.door import DoorAddress
@@ -21,6 +26,7 @@ from headrace.serving.ingress.link import Replica as PoolReplica
 from headrace.serving.ingress.wire import (
     NONCE_BYTES,
     PREFIX,
+    WIRE,
     Answer,
     Ask,
     Call,
@@ -29,9 +35,22 @@ from headrace.serving.ingress.wire import (
     Frames,
     Goodbye,
     Hello,
+    Message,
     Welcome,
 )
+from headrace.serving.load import Room
 from headrace.serving.messages import RPCS
+from headrace.serving.standings import Standing
+
+
+def test_whoever_changes_what_is_said_gives_it_another_number() -> None:
+    structs = [*get_args(Message), Edition, Assignment]
+    fields: list[Any] = [[(one.name, str(one.type)) for one in msgspec.structs.fields(cls)] for cls in structs]
+    reports = (ReplicaLedger, Standing, Digest, Room, DoorAddress)
+    fields += [[(one.name, str(one.type)) for one in dataclasses.fields(cls)] for cls in reports]
+    tags = [cls.__struct_config__.tag for cls in get_args(Message)]
+    said = hashlib.sha256(repr((PREFIX.format, tags, fields)).encode()).hexdigest()[:16]
+    assert (WIRE, said) == (1, "62c3711aa01095d8"), "count WIRE up, and put its number and this digest here"
 
 
 async def test_a_request_that_is_cancelled_before_it_begins_holds_up_no_drain() -> None:

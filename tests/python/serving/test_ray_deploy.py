@@ -18,6 +18,7 @@ from headrace.errors import ConfigError, ExecutionError
 from headrace.serving import ray_deploy, ray_models
 from headrace.serving.assignment import Assignment, Assignments, Edition
 from headrace.serving.front_shared import FRONT, MODEL_DEPLOYMENT, FrontAddress
+from headrace.serving.ingress.wire import WIRE
 from headrace.serving.ray_build import Making
 from headrace.serving.standings import Standing
 
@@ -268,6 +269,11 @@ def test_a_front_of_another_headrace_cannot_be_joined(cluster: Cluster, tmp_path
         cluster.front._where = replace(cluster.front._where, version=version)
         for join in (ray_deploy.deploy, deployment.update):
             with pytest.raises(ConfigError, match=f"got version {headrace.__version__}, expected {version}"):
+                join(config(tmp_path, "old", "new"))
+    for wire in (WIRE + 1, 0):  # two builds of one version
+        cluster.front._where = replace(cluster.front._where, version=headrace.__version__, wire=wire)
+        for join in (ray_deploy.deploy, deployment.update):
+            with pytest.raises(ConfigError, match=f"format is number {WIRE}, expected number {wire}"):
                 join(config(tmp_path, "old", "new"))
     assert set(cluster.applications) == {FRONT, "old"}
     assert cluster.store == kept

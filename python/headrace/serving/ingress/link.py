@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import math
 import secrets
 from collections.abc import Callable
 
@@ -27,6 +26,7 @@ from headrace.serving.ingress.wire import (
     Welcome,
     proof,
 )
+from headrace.serving.load import UNBOUNDED, Room
 
 # Larger bodies go over a connection of their own, so that no small request waits behind one.
 SMALL_BYTES_MAX = 64 * 1024
@@ -123,11 +123,11 @@ class Replica:
 
     Attributes:
         group: Its group's name; "" while it is not known, or where there are none.
-        room: Requests that it can have in flight and answer within the objective.
+        room: How many requests it can have in flight.
         in_flight: Requests that it has not answered.
     """
 
-    def __init__(self, name: str, links: tuple[Link, Link], group: str = "", room: float = math.inf) -> None:
+    def __init__(self, name: str, links: tuple[Link, Link], group: str = "", room: Room = UNBOUNDED) -> None:
         self.name = name
         self.links = links
         self.group, self.room = group, room

@@ -21,6 +21,7 @@ from typing import TypeAlias
 from headrace.errors import BackendUnavailable, DeadlineExceeded, Overloaded
 from headrace.serving.ingress.door import DoorAddress
 from headrace.serving.ingress.link import Link, Replica
+from headrace.serving.load import UNBOUNDED, Room
 
 log = logging.getLogger("headrace.serving")
 
@@ -84,17 +85,22 @@ class Pool:
         self._ranks = {group: rank for rank, group in enumerate(groups)}
         self._most = dict(most)
 
-    def choose(self) -> Replica | None:
-        """The open replica with the fewest requests in flight; of equals the one that has waited longest."""
+    def choose(self, deadline_s: float | None = None) -> Replica | None:
+        """The open replica with the fewest requests in flight; of equals the one that has waited longest.
+
+        Args:
+            deadline_s: Seconds that the request has of its own, by which it matters which group has room for it; None
+                where it did not say.
+        """
         if len(self._ranks) > 1:
-            return self._choose_in_order()
+            return self._choose_in_order(deadline_s)
         best: Replica | None = None
         for replica in self._replicas.values():
             if replica.is_open and (best is None or replica.in_flight < best.in_flight):
                 best = replica
         return self._take(best)
 
-    def _choose_in_order(self) -> Replica | None:
+    def _choose_in_order(self, deadline_s: float | None) -> Replica | None:
         """The least filled replica of the first group in which one has room; else the least filled of all."""
         best: Replica | None = None
         last = len(self._ranks)
@@ -104,9 +110,10 @@ class Pool:
             if replica.is_open:
                 rank = self._ranks.get(replica.group, last)
                 awake |= 1 << rank
-                full = replica.in_flight >= replica.room
+                room = replica.room.within(deadline_s)
+                full = replica.in_flight >= room
                 # By what they can do, and not by how many they have: the next group's may do many times as much.
-                key = (last + 1 if full else rank, replica.in_flight / replica.room)
+                key = (last + 1 if full else rank, replica.in_flight / room)
                 if key < best_key:
                     best, best_key = replica, key
         if best is not None:
@@ -202,8 +209,9 @@ class Pool:
         self._waiting += 1
         try:
             while not self._closed:
-                if (replica := self.choose()) is not None:
-                    return replica, None if deadline_s is None else end - loop.time()
+                left_s = None if deadline_s is None else end - loop.time()
+                if (replica := self.choose(left_s)) is not None:
+                    return replica, left_s
                 self._arrived.clear()
                 if self._waking is None:
                     self._waking = loop.create_task(self._keep_waking())
@@ -222,14 +230,14 @@ class Pool:
             f"model {self._model!r}: got a model or a deployment that ends, expected it to stay", retry_after_s=1.0
         )
 
-    async def add(self, name: str, address: DoorAddress, group: str = "", room: float = math.inf) -> None:
+    async def add(self, name: str, address: DoorAddress, group: str = "", room: Room = UNBOUNDED) -> None:
         """Connects to a replica, unless that was done already.
 
         Args:
             name: The replica's.
             address: Its door.
             group: Its group's name.
-            room: Requests that it can have in flight and answer within the objective, as it says now.
+            room: How many requests it can have in flight, as it says now.
         """
         known = self._replicas.get(name)
         if known is not None:
