@@ -52,10 +52,11 @@ void Batcher::admit(Job& job, Clock::time_point now, bool contended) {
   bool idle = ledger_.running == 0 && ahead.jobs == 0;
   double own_s = cost_.seconds(static_cast<double>(job.work));
   double finish_s = running_s(now) + seconds_of(ahead.jobs + 1, ahead.work + job.work);
-  double needed_s = own_s + (finish_s - own_s) / kBacklogShare;
+  double factor = backlog_factor(overrun_);
+  double needed_s = own_s + (finish_s - own_s) * factor;
   if (needed_s <= left_s) {
     refused_idle_ = 0;
-    if (contended) check_share(job, ahead, (left_s - own_s) * kBacklogShare, now);
+    if (contended) check_share(job, ahead, (left_s - own_s) / factor, now);
     return;
   }
   if (idle && ++refused_idle_ > kProbeRefusals &&

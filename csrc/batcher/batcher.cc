@@ -216,7 +216,8 @@ void Batcher::update_ready() {
 }
 
 // Takes the Engine, and moves Jobs from the queue to batch_, most urgent first: at most max_batch,
-// and no more than all of them have time for. Those for which it is too late go to late_.
+// and no more than all of them have time for, see batch_most_s(). Those for which it is too late go
+// to late_.
 void Batcher::pack() {
   busy_ = true;
   running_ = std::this_thread::get_id();
@@ -227,15 +228,21 @@ void Batcher::pack() {
   queue_.take_expired(now, [this](Job* job) { late_.push_back(job); });
   int64_t work = 0;
   auto earliest = kNoDeadline;
+  double allowed_s = 0;  // of the Job whose deadline is the earliest
   while (!queue_.empty() && batch_.size() < static_cast<size_t>(options_.max_batch)) {
     Job* job = queue_.front();
     if (too_late(*job, now)) {
       late_.push_back(queue_.pop());
       continue;
     }
-    earliest = std::min(earliest, job->deadline);
+    if (job->deadline < earliest) {
+      earliest = job->deadline;
+      allowed_s = seconds_between(job->arrival, earliest);
+    }
     double batch_s = cost_.seconds(static_cast<double>(work + job->work));
-    if (!batch_.empty() && earliest != kNoDeadline && seconds_between(now, earliest) < batch_s) {
+    if (!batch_.empty() && earliest != kNoDeadline &&
+        batch_s >
+            batch_most_s(seconds_between(now, earliest), allowed_s, cost_.fixed_s(), overrun_)) {
       break;
     }
     batch_.push_back(queue_.pop());

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "batcher/admission.h"
 #include "batcher/contention.h"
 #include "batcher/cost_model.h"
 #include "batcher/job.h"
@@ -110,6 +111,7 @@ class Batcher {
   void pack();
   void dispatch(Clock::time_point now);
   bool too_late(const Job& job, Clock::time_point now) const;
+  void note_time(int64_t work, double seconds, bool learnt, Clock::time_point now);
   void update_ready();
   bool is_short(double work, Clock::time_point now) const;
   void note_surprise(double seconds, bool learnt, Clock::time_point now);
@@ -131,6 +133,7 @@ class Batcher {
   std::condition_variable work_came_;
   JobQueue queue_;
   CostModel cost_;
+  Overrun overrun_;
   Ledger own_ledger_;
   Ledger& ledger_;
   uint64_t next_id_ = 1;

@@ -45,10 +45,19 @@ void Batcher::run_batch() {
     for (const Job* job : batch_) running_work_of_[job->caller % JobQueue::kCallers] = 0;
     busy_time_.add(now, seconds);
     bool learnt = whole && batch_.front()->status == JobStatus::kOk;
-    if (learnt) cost_.observe(static_cast<double>(work), seconds);
-    note_surprise(seconds, learnt, now);
+    note_time(work, seconds, learnt, now);
   }
   sink_.completed(batch_);
+}
+
+// Corrects what is expected of Batches by one that ran. One that failed teaches nothing about what
+// its Jobs take when they are well: then `learnt` is false.
+void Batcher::note_time(int64_t work, double seconds, bool learnt, Clock::time_point now) {
+  if (learnt) {
+    if (batch_estimate_s_ > 0) overrun_.observe(seconds / batch_estimate_s_);
+    cost_.observe(static_cast<double>(work), seconds);
+  }
+  note_surprise(seconds, learnt, now);
 }
 
 // After a Batch that took far longer than it was estimated to, none is run on a thread that has

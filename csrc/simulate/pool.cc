@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "batcher/admission.h"
 #include "core/error.h"
 
 namespace headrace {
@@ -163,7 +162,7 @@ bool Pool::admits(const Replica& replica, double size, double at_s) const {
   double finish_s =
       running_s + batches * options_.fixed_s + (replica.queued + size) * options_.per_request_s;
   double own_s = cost(size);
-  return own_s + (finish_s - own_s) / kBacklogShare <= options_.deadline_s;
+  return own_s + (finish_s - own_s) * backlog_factor(replica.overrun) <= options_.deadline_s;
 }
 
 // Runs what a replica does up to a time.
@@ -195,7 +194,12 @@ void Pool::pack(Replica& replica, double at_s) {
   // Requests are in the order of their deadlines, so the first of a Batch has the earliest.
   while (head != end && jobs < options_.max_batch) {
     const Waiting& next = replica.ring[head & mask];
-    if (jobs > 0 && replica.ring[first & mask].due_s - at_s < cost(work + next.size)) break;
+    if (jobs > 0 && options_.deadline_s > 0 &&
+        cost(work + next.size) > batch_most_s(replica.ring[first & mask].due_s - at_s,
+                                              options_.deadline_s, options_.fixed_s,
+                                              replica.overrun)) {
+      break;
+    }
     work += next.size;
     ++jobs;
     taken(next);
@@ -209,6 +213,7 @@ void Pool::pack(Replica& replica, double at_s) {
   const std::vector<double>& ratios = ratios_of(jobs);
   if (!ratios.empty()) takes_s *= ratios[below(static_cast<uint32_t>(ratios.size()))];
   if (at_s > replica.batch_end_s) takes_s += options_.wake_s;
+  replica.overrun.observe(takes_s / estimate_s);
   replica.running = jobs;
   replica.batch_start_s = at_s;
   replica.batch_estimate_s = estimate_s;

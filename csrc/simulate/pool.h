@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "batcher/admission.h"
 #include "simulate/latencies.h"
 
 namespace headrace {
@@ -100,6 +101,7 @@ class Pool {
     uint32_t head = 0;  // of the ring: a power of two of places
     uint32_t size = 0;
     std::vector<Waiting> ring;
+    Overrun overrun;
     double delay_s = 0;  // fading mean of waits, and when it was last added to
     double delay_at_s = 0;
   };

@@ -119,22 +119,6 @@ HR_TEST(batcher_gives_jobs_its_slo_as_deadline) {
   HR_CHECK(own.status == JobStatus::kOk);
 }
 
-HR_TEST(batcher_keeps_batches_within_the_time_of_their_members) {
-  Bench bench;
-  bench.runner.body = [](std::span<Job* const> jobs) {
-    // The cost model learns from what runs well only: keep it as fitted below.
-    if (jobs.front()->id == 1) throw std::runtime_error("no");
-  };
-  bench.occupy();
-  for (int i = 0; i < 5; ++i) bench.submit(0, std::chrono::seconds(25 + i));
-  bench.submit(-1);
-  fit_linear(bench.batcher, 0, 10);  // seconds: two fit into 25
-  bench.runner.release();
-  bench.runner.wait_for_runs(2);
-  HR_CHECK_EQ(bench.runner.runs()[1].size(), 2u);
-  bench.sink.wait_for(7);
-}
-
 HR_TEST(batcher_cancels_only_what_waits) {
   Bench bench;
   Job& running = bench.occupy();

@@ -105,7 +105,8 @@ def other_simulator(
                 queue.popleft()
                 expired += 1
                 continue
-            if taken and taken[0] + deadline - now < fixed + per * (len(taken) + 1):
+            most = min(taken[0] + deadline - now, max(deadline / 8, 32 * fixed)) if taken else 0.0
+            if taken and fixed + per * (len(taken) + 1) > most:
                 break
             taken.append(queue.popleft())
         if taken:
@@ -132,11 +133,13 @@ def other_simulator(
     return latencies, refused, expired
 
 
-@pytest.mark.parametrize(("rate", "max_batch"), [(5.0, 4), (18.0, 4), (60.0, 16)])
-def test_batching_and_admission_agree_with_another_simulator(rate: float, max_batch: int) -> None:
+@pytest.mark.parametrize(
+    ("rate", "max_batch", "fixed"), [(5.0, 4, 0.1), (18.0, 4, 0.1), (60.0, 16, 0.1), (40.0, 16, 0.0005)]
+)
+def test_batching_and_admission_agree_with_another_simulator(rate: float, max_batch: int, fixed: float) -> None:
     arrivals = np.cumsum(np.random.default_rng(7).exponential(1 / rate, 20_000))
-    latencies, refused, expired = other_simulator(arrivals.tolist(), 0.1, 0.03, max_batch, 0.6)
-    simulated = pool(fixed_s=0.1, per_request_s=0.03, max_batch=max_batch, deadline_s=0.6)
+    latencies, refused, expired = other_simulator(arrivals.tolist(), fixed, 0.03, max_batch, 0.6)
+    simulated = pool(fixed_s=fixed, per_request_s=0.03, max_batch=max_batch, deadline_s=0.6)
     simulated.start_now(1)
     simulated.offer(arrivals)
     simulated.advance(arrivals[-1] + 10)
