@@ -99,7 +99,7 @@ async def test_a_group_is_woken_later_where_one_before_it_may_grow(monkeypatch: 
         pool, full, asleep, loop = deployment.pool, Replica(), Replica(), asyncio.get_running_loop()
         deployment.asleep = [asleep]
         pool.arrange(["cpu", "gpu"], {"cpu": 2, "gpu": 1})
-        await pool.add("a", await full.open(), "cpu", 1.0)
+        await pool.add("a", await full.open(), "cpu", Room(1.0))
         start = loop.time()
         async with asyncio.timeout(5):
             while not deployment.groups_woken:
@@ -117,7 +117,7 @@ async def test_a_group_that_has_all_its_replicas_is_not_waited_for(monkeypatch: 
         pool, full, asleep = deployment.pool, Replica(), Replica()
         deployment.asleep = [asleep]
         pool.arrange(["cpu", "gpu"], {"cpu": 1, "gpu": 5})
-        await pool.add("a", await full.open(), "cpu", 1.0)
+        await pool.add("a", await full.open(), "cpu", Room(1.0))
         for _ in range(3):
             replica = pool.choose()
             assert replica is not None
