@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.backends.native.cuda import compile_cuda, is_cuda, usable_devices
+from headrace.backends.native.cuda import OPTIONS, compile_cuda, is_cuda, usable_devices
 
 from headrace import _core
 from headrace.backend import Availability, Backend, Capabilities, CompileOptions, Executable, Plan
@@ -32,7 +32,10 @@ class NativeBackend(Backend):
 
     def capabilities(self) -> Capabilities:
         """Ragged and batch-invariant, in every precision on every ISA: where instructions lack, in emulation."""
-        return Capabilities(precisions=PRECISIONS, ragged=True, batch_invariant=True, concurrent=True, winograd=True)
+        return Capabilities(
+            precisions=PRECISIONS, ragged=True, batch_invariant=True, concurrent=True, winograd=True,
+            options=dict.fromkeys(OPTIONS, ()),
+        )  # fmt: skip
 
     def unsupported(self, model: Model) -> list[tuple[str, str, str]]:
         """Tries to lower the model: kernels decide for themselves which variants they run."""
@@ -48,6 +51,9 @@ class NativeBackend(Backend):
             return compile_cuda(model, options, str(options.device))
         if options.device not in (None, "cpu"):
             raise BackendUnavailable(f"backend 'native': got device {options.device!r}, expected 'cpu' or 'cuda'")
+        if options.options:
+            got = dict(options.options)
+            raise BackendUnavailable(f"backend 'native': got options {got} on a CPU, expected a CUDA device for them")
         if options.precision not in self.capabilities().precisions:
             raise BackendUnavailable(
                 f"backend 'native': got precision {options.precision!r}, expected one of "

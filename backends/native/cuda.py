@@ -14,6 +14,7 @@ from headrace.errors import BackendUnavailable, HeadraceError, PlanError, Unsupp
 from headrace.graph.edit import HEADRACE_DOMAIN
 from headrace.graph.lower import lower
 from headrace.graph.precision import assign
+from headrace.hardware.cublaslt import cublaslt_libraries
 from headrace.model import Model
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from headrace.signature import Signature
 
 PRECISIONS = ("fp32", "bf16")
+
+# Option -> its values, the default first: whether cuBLASLt computes products with weights. Declared without them, since
+# a planner that tried them on the CPU too would learn nothing.
+OPTIONS = {"cublaslt": ("auto", "on", "off")}
 
 # What the attention kernel holds of a head; csrc/ops/attention/attention_cuda.cu.
 HEAD_DIMS_MAX = 256
@@ -112,6 +117,44 @@ class CudaExecutable(Executable):
         self.core = None
 
 
+def _cublaslt_wanted(options: CompileOptions) -> str:
+    """``auto``, ``on`` or ``off``.
+
+    Raises:
+        BackendUnavailable: Another value was got.
+    """
+    wanted = options.options.get("cublaslt", OPTIONS["cublaslt"][0])
+    if wanted not in OPTIONS["cublaslt"]:
+        expected = ", ".join(OPTIONS["cublaslt"])
+        raise BackendUnavailable(f"backend 'native': got option 'cublaslt' {wanted!r}, expected one of {expected}")
+    return wanted
+
+
+def _libraries(device: str) -> tuple[str, ...]:
+    """Where to look for cuBLASLt; nowhere for the emulated device, whose memory and streams are none for a GPU."""
+    return cublaslt_libraries() if device.partition(":")[0] == "cuda" else ()
+
+
+def cublaslt_version(device: str) -> str:
+    """The version of the cuBLASLt that Plans on `device` use where it is not turned off.
+
+    Raises:
+        BackendUnavailable: There is no such device, or no cuBLASLt that can be used on it.
+    """
+    module, index, _ = _open(device)
+    return str(module.cublaslt_version(index, _libraries(device)))
+
+
+def _about_products(products: dict[str, Any]) -> list[str]:
+    """Who computes products with weights, as reasons of a Plan. Nothing where there are none."""
+    by_library, by_own = products["by_cublaslt"], products["by_own_kernels"]
+    if by_library + by_own == 0:
+        return []
+    library = f"cuBLASLt {products['cublaslt']}" if by_library else "cuBLASLt"
+    about = [f"products with weights: {by_library} by {library}, {by_own} by own kernels"]
+    return about + [f"own kernels: {reason}" for reason in products["reasons"]]
+
+
 def too_wide_heads(graph: ir.Graph) -> list[tuple[str, str, str]]:
     """The attention nodes with larger heads than there are kernels for, as `UnsupportedOp` lists them.
 
@@ -136,7 +179,7 @@ def compile_cuda(model: Model, options: CompileOptions, device: str) -> CudaExec
     """Prepares `model` on a CUDA device.
 
     Raises:
-        BackendUnavailable: The device, or the precision on it, is not there.
+        BackendUnavailable: The device, the precision on it, or a cuBLASLt that was asked for, is not there.
         UnsupportedOp: Ops of the model have no CUDA kernel; all of them are listed.
     """
     module, index, info = _open(device)
@@ -147,13 +190,15 @@ def compile_cuda(model: Model, options: CompileOptions, device: str) -> CudaExec
         )
     if options.winograd:
         raise BackendUnavailable(f"backend 'native' on device {device!r}: got winograd=True, expected False")
+    cublaslt = _cublaslt_wanted(options)
     if refused := too_wide_heads(model.graph.graph):
         raise UnsupportedOp("native", refused)
     isa = _core.selected_isa()
     program = lower(model.graph, model.signature, isa, options.precision, keep_constants=True)
-    core = module.CudaPlan(program, index)
+    core = module.CudaPlan(program, index, cublaslt, _libraries(device))
     on_device = core.ops_on_device
     reasons = [f"device {device!r} was asked for: {info['name']}", f"{len(on_device)} ops run there"]
+    reasons += _about_products(core.products)
     if options.precision != "fp32":
         reasons.append(assign(model.graph.graph, options.precision).summary(len(on_device)))
     plan = Plan(
@@ -168,6 +213,7 @@ def compile_cuda(model: Model, options: CompileOptions, device: str) -> CudaExec
             "device_name": info["name"],
             "device_memory_bytes": info["memory_bytes"],
             "weight_bytes": core.weight_bytes,
+            "products": core.products,
         },
     )
     return CudaExecutable(plan, core)

@@ -12,16 +12,18 @@
 
 #include "core/function_ref.h"
 #include "cuda/memory.h"
+#include "cuda/products.h"
 #include "ops/op.h"
 
 namespace headrace::cuda {
 
 // A node with all its constants, the op that the CPU would run, which outlives what is made here,
-// and the device to put things on.
+// the device to put things on, and who computes products there.
 struct CudaNode {
   const NodeSpec& spec;
   const Op& op;
   std::shared_ptr<Device> device;
+  Products& products;
 
   // A copy of host memory on the device.
   DeviceMemory upload(const void* from, int64_t bytes) const { return {device, from, bytes}; }

@@ -27,12 +27,13 @@ bool is_float(DType dtype) {
 RefusedOps::RefusedOps(std::vector<Node> nodes)
     : Error(ErrorKind::kUnsupportedOp, list(nodes)), nodes_(std::move(nodes)) {}
 
-DevicePlan::DevicePlan(Program program, std::shared_ptr<Device> device)
+DevicePlan::DevicePlan(Program program, std::shared_ptr<Device> device, ProductSettings settings)
     : program_(std::move(program)),
       device_(std::move(device)),
       steps_(program_.steps.size()),
       values_(program_.values.size()) {
   OnDevice here(*device_);
+  products_ = std::make_unique<Products>(device_, std::move(settings));
   place_steps();
   send_constants();
 }
@@ -93,7 +94,7 @@ void DevicePlan::place_step(size_t s, std::vector<RefusedOps::Node>& refused) {
   }
   placed.place = Place::kDevice;
   try {
-    placed.kernel = CudaRegistry::global().make({spec_of(step), *step.kernel, device_});
+    placed.kernel = CudaRegistry::global().make({spec_of(step), *step.kernel, device_, *products_});
     need_on_device(s, refused);
   } catch (const UnsupportedOpError& error) {
     refused.push_back({error.op(), error.node(), error.reason()});

@@ -70,8 +70,8 @@ struct DeviceValue {
 class DevicePlan {
  public:
   // The Program must have kept its constants; what no step on the host reads is let go.
-  // Throws RefusedOps.
-  DevicePlan(Program program, std::shared_ptr<Device> device);
+  // Throws RefusedOps, or Error(kBackendUnavailable) where cuBLASLt is asked for and not there.
+  DevicePlan(Program program, std::shared_ptr<Device> device, ProductSettings settings = {});
   ~DevicePlan();
 
   const Program& program() const { return program_; }
@@ -81,6 +81,7 @@ class DevicePlan {
   int64_t weight_bytes() const;
   int64_t held_bytes();
   size_t device_steps() const;
+  const Products& products() const { return *products_; }
 
   // As Plan::run. Safe to call from any number of threads; each Batch has a stream of its own.
   DeviceRun run(std::span<const RequestInputs> requests);
@@ -100,6 +101,7 @@ class DevicePlan {
 
   Program program_;
   std::shared_ptr<Device> device_;
+  std::unique_ptr<Products> products_;
   std::vector<DeviceStep> steps_;
   std::vector<DeviceValue> values_;
   std::mutex idle_mutex_;

@@ -11,16 +11,26 @@ from headrace.backends.native.adapter import NativeBackend
 from headrace.backends.native.cuda import PRECISIONS
 
 import headrace as hr
-from headrace.backend import Capabilities
+from headrace.backend import Capabilities, CompileOptions, Executable
 
 Request = dict[str, np.ndarray]
 
 
 class OnCuda(NativeBackend):
-    """The native backend as it is on a CUDA device, where it offers less than on a CPU."""
+    """The native backend as it is on a CUDA device, where it offers less than on a CPU.
+
+    Args:
+        cublaslt: Whether cuBLASLt computes products, where nothing else is asked for.
+    """
+
+    def __init__(self, cublaslt: str = "auto") -> None:
+        self.cublaslt = cublaslt
 
     def capabilities(self) -> Capabilities:
         return replace(super().capabilities(), precisions=PRECISIONS, winograd=False)
+
+    def compile(self, model: hr.Model, options: CompileOptions) -> Executable:
+        return super().compile(model, replace(options, options={"cublaslt": self.cublaslt, **options.options}))
 
 
 @dataclass(frozen=True)
@@ -144,11 +154,13 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
 }  # fmt: skip
 
 
-def differences(sample: Sample, device: str, precision: str = "fp32") -> tuple[float, bool]:
+def differences(sample: Sample, device: str, precision: str = "fp32", cublaslt: str = "auto") -> tuple[float, bool]:
     """How far a device is from the CPU, and whether every Request's bits are the same alone as in a Batch."""
     with (
         sample.model.compile(backend="native") as cpu,
-        sample.model.compile(backend="native", device=device, precision=precision) as engine,
+        sample.model.compile(
+            backend="native", device=device, precision=precision, options={"cublaslt": cublaslt}
+        ) as engine,
     ):
         expected = cpu.run_batch(sample.requests)
         got = engine.run_batch(sample.requests)

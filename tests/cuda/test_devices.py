@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from headrace.backends.native import cuda
@@ -80,6 +81,22 @@ def test_heads_that_no_kernel_holds_are_refused_when_a_plan_is_made(monkeypatch:
         attention_of(257).compile(backend="native", device="cuda:1")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:1", "options": {"cublaslt": "yes"}}, "'cublaslt' 'yes', expected one of auto, on, off"),
+        ({"options": {"cublaslt": "off"}}, "'cublaslt': 'off'} on a CPU, expected a CUDA device"),
+    ],
+)
+def test_a_choice_of_cublaslt_that_means_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    driver = Driver()
+    monkeypatch.setattr(cuda, "_module", lambda kind: driver)
+    with pytest.raises(BackendUnavailable, match=message):
+        loaded("mlp")[1].compile(backend="native", **options)
+
+
 def test_compiling_for_the_cpu_asks_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
     monkeypatch.setattr(cuda, "_module", lambda kind: driver)
@@ -103,14 +120,25 @@ def test_the_report_says_plainly_that_nothing_ran_on_a_gpu(tmp_path: Path, monke
 
 
 def test_the_report_shows_what_failed() -> None:
-    model = {"model": "trees", "precision": "fp32", "worst": 0.5, "allowed": 1e-6, "invariant": True, "ok": False}
-    found = {
+    model = {
+        "model": "trees", "precision": "fp32", "cublaslt": "off", "worst": 0.5, "allowed": 1e-6, "invariant": True,
+        "ok": False,
+    }  # fmt: skip
+    groups = {"models": {"passed": 3, "failed": 0, "skipped": 1, "failures": []}}
+    found: dict[str, Any] = {
         "made": "now", "machine": "here", "device": {"name": "a GPU", "major": 9, "minor": 0},
-        "conformance": {"models": {"passed": 3, "failed": 0, "skipped": 1, "failures": []}},
-        "models": [model], "soak": {"batches": 9, "wrong": 0}, "speed": [{"case": "a case", "ms": {"cpu fp32": 2.5}}],
+        "cublaslt": "13.1.1", "products": {"perceptron fp32": ["products with weights: 7 by cuBLASLt"]},
+        "conformance": {"off": groups, "on": groups},
+        "models": [model], "soak": {"fp32": {"batches": 9, "wrong": 0}},
+        "speed": [{"case": "a case", "ms": {"cpu fp32": 2.5}}],
     }  # fmt: skip
     assert report.failed(found)
     text = report.markdown(found)
-    assert "| trees | fp32 | 0.5 | 1e-06 | yes |" in text
+    assert "| trees | fp32 | off | 0.5 | 1e-06 | yes |" in text
+    assert "cuBLASLt: 13.1.1" in text
+    assert "perceptron fp32: products with weights: 7 by cuBLASLt" in text
     assert "a case: cpu fp32 2.5" in text
-    assert not report.failed({**found, "models": [{**model, "ok": True}]})
+    sound = {**found, "models": [{**model, "ok": True}]}
+    assert not report.failed(sound)
+    broken = {"models": {"passed": 3, "failed": 1, "skipped": 1, "failures": ["mlp: wrong"]}}
+    assert report.failed({**sound, "conformance": {"off": groups, "on": broken}})

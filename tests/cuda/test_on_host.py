@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
+from headrace.backends.native import cuda
 from headrace.backends.native.cuda import PRECISIONS
 from tests.cuda.on_device import SAMPLES, OnCuda, Sample, differences, transformer
 
@@ -84,6 +88,52 @@ def test_the_bits_of_a_case_are_the_same_alone_and_in_a_batch(name: str, precisi
 def test_a_case_with_ops_that_have_no_kernel_is_refused(name: str, precision: str) -> None:
     with pytest.raises(UnsupportedOp, match="device cuda: "):
         loaded(name)[1].compile(backend="native", device=DEVICE, precision=precision)
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
+    """What stands for cuBLASLt here; tests/cpp/cuda/cublaslt_stand_in.cc."""
+    path = str(Path(str(FOLDER)) / "libcublaslt_stand_in.so")
+    monkeypatch.setattr(cuda, "_libraries", lambda device: (path,))
+    library = ctypes.CDLL(path)
+    yield library
+    library.stand_in_behave(b"sound")
+    assert library.stand_in_objects() == 0
+
+
+@pytest.mark.parametrize(("name", "precision"), [("transformer", "fp32"), ("perceptron", "bf16")])
+def test_a_whole_model_by_cublaslt_gives_the_cpus_results_in_any_batch(
+    library: ctypes.CDLL, name: str, precision: str
+) -> None:
+    sample = sample_of(name)
+    worst, same = differences(sample, DEVICE, precision, "on")
+    assert worst <= (sample.tolerance if precision == "fp32" else 2e-2)
+    assert same
+    with sample.model.compile(backend="native", device=DEVICE, precision=precision) as engine:
+        products = engine.plan.details["products"]
+        before = library.stand_in_products()
+        engine.run_batch(sample.requests)
+        assert library.stand_in_products() - before == products["by_cublaslt"] > 0
+    assert products["by_own_kernels"] == 0
+    assert f"products with weights: {products['by_cublaslt']} by cuBLASLt 13.2.3, 0 by own kernels" in str(engine.plan)
+    assert cuda.cublaslt_version(DEVICE) == "13.2.3"
+
+
+def test_a_plan_says_why_cublaslt_does_not_compute_its_products(library: ctypes.CDLL) -> None:
+    model = sample_of("perceptron").model
+    library.stand_in_behave(b"varies")
+    _, same = differences(sample_of("perceptron"), DEVICE, "fp32", "on")
+    assert same
+    with model.compile(backend="native", device=DEVICE) as engine:
+        assert "products with weights: 0 by cuBLASLt, 7 by own kernels" in str(engine.plan)
+        assert "own kernels: 30 x 30 in fp32: the bits of a row are others among 1 rows than among 1024" in str(
+            engine.plan
+        )
+    with model.compile(backend="native", device=DEVICE, options={"cublaslt": "off"}) as engine:
+        assert "own kernels: cuBLASLt is off" in str(engine.plan)
+    library.stand_in_behave(b"deviceless")
+    with pytest.raises(BackendUnavailable, match="cublasLtCreate failed: CUBLAS_STATUS_NOT_INITIALIZED"):
+        model.compile(backend="native", device=DEVICE, options={"cublaslt": "on"})
 
 
 def test_the_plan_says_where_the_model_runs() -> None:

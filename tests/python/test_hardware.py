@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from headrace.hardware import Figures, Gpu, findings, gpus, measure, measured, probe
+from headrace.hardware import Figures, Gpu, cublaslt, findings, gpus, measure, measured, probe
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -290,6 +290,8 @@ def test_what_is_missing_to_use_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], expected: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_HOME", "/usr/local/cuda")
+    module = sys.modules["headrace.hardware.findings"]  # whose function has its name
+    monkeypatch.setattr(module, "finds_cublaslt", lambda: True)
     gpu = Gpu(0, "NVIDIA H200", 1 << 37, 1 << 37, "9.0", "570.1", "12.8")
     hardware = dataclasses.replace(probe(tmp_path), gpus=(gpu,))
     others = {one.what for one in findings(dataclasses.replace(hardware, gpus=()), tmp_path)}
@@ -298,6 +300,29 @@ def test_what_is_missing_to_use_a_gpu(
     monkeypatch.delenv("CUDA_HOME")
     monkeypatch.setenv("PATH", "")
     assert any("no CUDA toolkit" in one.what for one in findings(hardware, tmp_path, packages.get))
+    monkeypatch.setattr(module, "finds_cublaslt", lambda: False)
+    assert any("nvidia-cublas-cu12" in one.remedy for one in findings(hardware, tmp_path, packages.get))
+
+
+def test_cublaslt_is_looked_for_in_its_package_the_toolkit_and_where_the_loader_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = ("libcublasLt.so.13", "libcublasLt.so.12")
+    monkeypatch.setattr(cublaslt, "_nvidia", list)
+    monkeypatch.setattr(cublaslt, "find_library", lambda name: None)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    assert cublaslt.cublaslt_libraries() == nowhere
+    assert not cublaslt.finds_cublaslt()
+    write(tmp_path, {"toolkit/lib64/libcublasLt.so.13": "", "site/nvidia/cublas/lib/libcublasLt.so.12": ""})
+    monkeypatch.undo()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
+    first = tmp_path / "toolkit/lib64/libcublasLt.so.13"
+    second = tmp_path / "site/nvidia/cublas/lib/libcublasLt.so.12"
+    found = cublaslt.cublaslt_libraries()
+    assert found.index(str(first)) < found.index(nowhere[0]) < found.index(str(second)) < found.index(nowhere[1])
+    assert cublaslt.finds_cublaslt()
 
 
 class _Nvml:

@@ -32,8 +32,27 @@ py::list run_batch(DevicePlan& plan, const std::vector<py::dict>& requests) {
   return results;
 }
 
-std::shared_ptr<DevicePlan> make_plan(Program& program, int device) {
-  return std::make_shared<DevicePlan>(std::move(program), cuda::open_device(device));
+std::shared_ptr<DevicePlan> make_plan(Program& program, int device, const std::string& cublaslt,
+                                      std::vector<std::string> libraries) {
+  using Use = cuda::ProductSettings::Use;
+  Use use = cublaslt == "on" ? Use::kOn : cublaslt == "auto" ? Use::kAuto : Use::kOff;
+  return std::make_shared<DevicePlan>(std::move(program), cuda::open_device(device),
+                                      cuda::ProductSettings{use, std::move(libraries)});
+}
+
+// The version of the cuBLASLt that a Plan would use.
+std::string cublaslt_version(int index, const std::vector<std::string>& libraries) {
+  std::shared_ptr<cuda::Device> device = cuda::open_device(index);
+  cuda::OnDevice here(*device);
+  return cuda::CublasLt::open(device, libraries)->version();
+}
+
+py::dict describe_products(const DevicePlan& plan) {
+  const cuda::Products& products = plan.products();
+  return py::dict(py::arg("cublaslt") = products.version(),
+                  py::arg("by_cublaslt") = products.by_library(),
+                  py::arg("by_own_kernels") = products.by_own_kernels(),
+                  py::arg("reasons") = products.reasons());
 }
 
 // All nodes at once, which headrace._core's own translator knows nothing of.
@@ -77,17 +96,25 @@ PYBIND11_MODULE(HEADRACE_CUDA_MODULE, module) {
   module.def("describe_device", &describe_device, py::arg("index"),
              "name, major and minor (compute capability) and memory_bytes of a device. Raises "
              "BackendUnavailable where there is none.");
+  module.def("cublaslt_version", &cublaslt_version, py::arg("device"), py::arg("libraries"),
+             "The version of the first of these libraries, paths or names for the loader, that can "
+             "be used. Raises BackendUnavailable that says why each cannot.");
   module.def(
       "ops", [] { return cuda::CudaRegistry::global().names(); }, "The ops that have kernels.");
   // Local, since a process may load both modules.
   py::class_<DevicePlan, std::shared_ptr<DevicePlan>>(module, "CudaPlan", py::module_local(),
                                                       "A Program on a device.")
-      .def(py::init(&make_plan), py::arg("program"), py::arg("device"),
-           "Takes the program's contents, which must have kept its constants. Raises UnsupportedOp "
-           "with every node that has no kernel.")
+      .def(py::init(&make_plan), py::arg("program"), py::arg("device"), py::arg("cublaslt"),
+           py::arg("libraries"),
+           "Takes the program's contents, which must have kept its constants. `cublaslt` is auto, "
+           "on or off, `libraries` is where to look for it. Raises UnsupportedOp with every node "
+           "that has no kernel, and BackendUnavailable where cuBLASLt is on and cannot be used.")
       .def("run_batch", &run_batch, py::arg("requests"),
            "Runs Requests of any shapes together, in lockstep.")
       .def_property_readonly("ops_on_device", &ops_on_device)
+      .def_property_readonly("products", &describe_products,
+                             "Who computes those with constant matrices: the version of cuBLASLt, "
+                             "by_cublaslt, by_own_kernels, and the reasons for the latter.")
       .def_property_readonly("weight_bytes", &DevicePlan::weight_bytes)
       .def_property_readonly("held_bytes", &DevicePlan::held_bytes);
 }

@@ -1,10 +1,12 @@
 // headrace.FusedConv, channels last: dense by implicit GEMM (rows are pixels of Y, k runs over the
-// taps of the window and the channels under them), depthwise by a thread per element.
+// taps of the window and the channels under them), over single pixels also by cuBLASLt, depthwise
+// by a thread per element.
 #include "cuda/gemm_tile.h"
 #include "cuda/op.h"
 #include "cuda/ragged.h"
 #include "cuda/rooms.h"
 #include "ops/conv/window.h"
+#include "ops/linear/library_rows.h"
 
 namespace headrace::cuda {
 namespace {
@@ -137,6 +139,9 @@ class ConvOp final : public CudaOp {
     } else {
       weight_ = node.upload(std::span<const float>(packed));
     }
+    if (!pointwise()) return;
+    library_ =
+        LibraryRows::make(node, {shape_[1], shape_[0], bf16_, false}, weight_, bias_, epilogue_);
   }
 
   bool reads(size_t input) const override { return input != kWeight && input != kBias; }
@@ -144,6 +149,7 @@ class ConvOp final : public CudaOp {
 
   void run(CudaRun& run) const override {
     if (run.output(0).elements() == 0) return;
+    if (library_ != nullptr) return library_->run(run);
     // Only the first of them are used where neighbours have one shape.
     auto tasks = run.table<ConvTask>(run.requests());
     size_t count = 0;
@@ -184,6 +190,15 @@ class ConvOp final : public CudaOp {
   }
 
   bool depthwise() const { return shape_[1] == 1 && shape_[0] == groups_ && groups_ > 1; }
+
+  // True if Y's pixels are X's, times the weights.
+  bool pointwise() const {
+    bool steps = std::ranges::all_of(window_.stride, [](int64_t step) { return step == 1; });
+    auto none = [](int64_t pad) { return pad == 0; };
+    return groups_ == 1 && shape_.elements(2, shape_.rank()) == 1 && steps &&
+           std::ranges::all_of(window_.pad_begin, none) &&
+           std::ranges::all_of(window_.pad_end, none);
+  }
 
   // From [groups * group_out, group_in, taps...] to [groups][taps][group_in][group_out], which for
   // depthwise is [taps][groups].
@@ -230,6 +245,7 @@ class ConvOp final : public CudaOp {
   TileEpilogue epilogue_;
   DeviceMemory weight_;
   DeviceMemory bias_;
+  std::unique_ptr<LibraryRows> library_;  // if that computes it
 };
 
 std::unique_ptr<CudaOp> make_conv(const CudaNode& node) {

@@ -3,6 +3,7 @@
 #include "cuda/op.h"
 #include "cuda/ragged.h"
 #include "cuda/rooms.h"
+#include "ops/linear/library_rows.h"
 #include "ops/linear/matmul.h"
 
 namespace headrace::cuda {
@@ -75,6 +76,7 @@ class LinearOp final : public CudaOp {
     } else {
       weight_ = node.upload_input(kWeight);
     }
+    library_ = LibraryRows::make(node, {k_, cols_, bf16_, false}, weight_, bias_, epilogue_);
   }
 
   bool reads(size_t input) const override { return input != kWeight && input != kBias; }
@@ -83,6 +85,7 @@ class LinearOp final : public CudaOp {
   void run(CudaRun& run) const override {
     const Segments& y = run.output(0);
     if (y.elements() == 0) return;
+    if (library_ != nullptr) return library_->run(run);
     int64_t rows = y.elements() / cols_;
     Rows x{run.in<void>(kX), run.input(kX).dtype == DType::kBF16, k_};
     Output out{run.out<void>(0), y.dtype == DType::kBF16, cols_, epilogue_};
@@ -106,6 +109,7 @@ class LinearOp final : public CudaOp {
   TileEpilogue epilogue_;
   DeviceMemory weight_;
   DeviceMemory bias_;
+  std::unique_ptr<LibraryRows> library_;  // if that computes it
 };
 
 // Every product of every Request in one launch, if a grid has room for them.

@@ -12,6 +12,7 @@ machine.py    cores, instruction sets, caches, memory: `Hardware`
 topology.py   hyperthreads, NUMA nodes, fast and slow cores
 cgroup.py     the limits of a container
 gpus.py       GPUs, through NVML where there is a driver
+cublaslt.py   where NVIDIA's library for matrix products is
 figures.py    what was measured: products, copies, fork and join
 findings.py   what is wrong with a machine, and what to do about it
 files.py      reading /proc and /sys, which may lack anything

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from headrace.hardware.cublaslt import finds_cublaslt
 from headrace.hardware.files import read
 from headrace.hardware.topology import governor
 
@@ -253,6 +254,13 @@ def _software_for(gpu: Gpu, package: Callable[[str], str | None]) -> Iterator[Fi
     if package(f"cupy-cuda{series}x") is None and package("cupy") is None:
         yield Finding(
             "note", "cupy is not installed", "backend cupy runs on the CPU only", f"pip install cupy-cuda{series}x"
+        )
+    if not finds_cublaslt():
+        yield Finding(
+            "note",
+            "cuBLASLt is not installed",
+            "products on the GPU run on the native runtime's own kernels, which are not tuned for each GPU",
+            "pip install nvidia-cublas" if int(series) >= 13 else f"pip install nvidia-cublas-cu{series}",
         )
     if shutil.which("nvcc") is None and not os.environ.get("CUDA_HOME"):
         yield Finding(

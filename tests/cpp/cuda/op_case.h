@@ -147,13 +147,16 @@ inline void check_close(const std::string& where, const Tensor& got, const Tenso
 }
 
 // Holds a CUDA kernel to three promises: the CPU kernel's results within the tolerance; the same
-// bits in every order of lanes; the same bits for a Request alone as in its Batch.
-inline void check_on_host(const OpCase& c) {
+// bits in every order of lanes; the same bits for a Request alone as in its Batch. `by_library` of
+// its products must be cuBLASLt's.
+inline void check_on_host(const OpCase& c, const ProductSettings& products = {},
+                          size_t by_library = 0) {
   std::vector<std::vector<ConstTensorView>> views = views_of(c);
   Plan cpu(program_of(c, false), 1);
   std::vector<Tensors> expected = run_plan(cpu, views);
-  DevicePlan plan(program_of(c, true), open_device(0));
+  DevicePlan plan(program_of(c, true), open_device(0), products);
   HR_CHECK_EQ(plan.device_steps(), size_t{1});
+  HR_CHECK_EQ(plan.products().by_library(), by_library);
   on_host::set_seed(1);
   std::vector<Tensors> got = run_plan(plan, views);
   for (size_t r = 0; r < views.size(); ++r) {
