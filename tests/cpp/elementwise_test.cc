@@ -153,6 +153,17 @@ HR_TEST(elementwise_refuses_shapes_that_do_not_broadcast) {
                   Error);
 }
 
+HR_TEST(floats_that_no_int32_holds_become_the_least_one) {
+  float nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr int32_t kLeast = std::numeric_limits<int32_t>::min();
+  for (Isa isa : available_isas()) {
+    auto op = OpRegistry::global().make(node("Cast", {DType::kF32}, DType::kI32, isa));
+    Tensor x = Tensor::of<float>({6}, {nan, INFINITY, -INFINITY, 3e9F, -1.5F, 2147483520.0F});
+    std::vector<int32_t> got = test::run_one(*op, {DType::kI32}, {x})[0].values<int32_t>();
+    HR_CHECK(got == std::vector<int32_t>({kLeast, kLeast, kLeast, kLeast, -1, 2147483520}));
+  }
+}
+
 HR_TEST(max_and_min_pass_nan_on_from_either_side) {
   float nan = std::numeric_limits<float>::quiet_NaN();
   for (Isa isa : available_isas()) {

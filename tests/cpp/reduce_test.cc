@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 #include <random>
 
 #include "check.h"
@@ -10,7 +11,7 @@ namespace {
 using test::Tensor;
 using test::Tensors;
 
-std::unique_ptr<Op> make(std::string op, std::vector<int64_t> axes, Isa isa) {
+NodeSpec spec_of(std::string op, std::vector<int64_t> axes, Isa isa) {
   NodeSpec spec;
   spec.op = std::move(op);
   spec.name = "node";
@@ -21,7 +22,11 @@ std::unique_ptr<Op> make(std::string op, std::vector<int64_t> axes, Isa isa) {
   spec.output_dtypes = {DType::kF32};
   spec.constants.resize(1);
   spec.isa = isa;
-  return OpRegistry::global().make(spec);
+  return spec;
+}
+
+std::unique_ptr<Op> make(std::string op, std::vector<int64_t> axes, Isa isa) {
+  return OpRegistry::global().make(spec_of(std::move(op), std::move(axes), isa));
 }
 
 Tensor random_floats(const Shape& shape, unsigned seed) {
@@ -115,6 +120,15 @@ HR_TEST(reductions_give_the_same_bits_in_any_batch) {
       }
     }
   }
+}
+
+HR_TEST(the_least_integer_wraps_where_its_size_is_summed) {
+  constexpr int32_t kLeast = std::numeric_limits<int32_t>::min();
+  NodeSpec spec = spec_of("ReduceL1", {1}, Isa::kReference);
+  spec.input_dtypes = spec.output_dtypes = {DType::kI32};
+  Tensor x = Tensor::of<int32_t>({1, 2}, {kLeast, -5});
+  Tensors y = test::run_one(*OpRegistry::global().make(spec), {DType::kI32}, {x});
+  HR_CHECK_EQ(y[0].values<int32_t>().at(0), kLeast + 5);
 }
 
 HR_TEST(reducing_nothing_gives_the_identity) {

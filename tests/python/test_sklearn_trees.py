@@ -126,6 +126,22 @@ def test_an_exponential_loss_and_a_start_that_is_a_model(data) -> None:
         hr.load(GradientBoostingRegressor(n_estimators=3, init=Ridge()).fit(x, y))
 
 
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        GradientBoostingClassifier(n_estimators=2, max_depth=1),
+        GradientBoostingClassifier(n_estimators=2, max_depth=1, loss="exponential"),
+        HistGradientBoostingClassifier(max_iter=2, max_depth=1, min_samples_leaf=1),
+    ],
+    ids=["log_loss", "exponential", "histogram"],
+)
+def test_a_tie_of_two_classes_goes_where_scikit_learn_sends_it(estimator: Any) -> None:
+    x = np.array([[0, 0], [0, 1], [1, 0], [1, 1]] * 10, dtype=np.float32)  # exclusive or: no split gains anything
+    estimator.fit(x, np.array(["off", "on", "on", "off"] * 10))
+    assert not estimator.decision_function(x).any()
+    np.testing.assert_array_equal(run(estimator, x)["label"], estimator.predict(x))
+
+
 @pytest.mark.parametrize("settings", [{}, {"max_features": 0.6}, {"contamination": 0.2}, {"max_samples": 1}], ids=str)
 def test_isolation_forests(data, settings: dict[str, Any]) -> None:
     x, _ = data

@@ -8,7 +8,8 @@
 namespace headrace {
 namespace {
 
-// Towards zero; out of range as x86 does it, where C++ leaves it undefined.
+// Towards zero; out of range, where C++ leaves it undefined, as x86's instructions do it: the least
+// number of its type, and of shorter types what the low bits of that are.
 template <class To, class From>
 To truncate(From x) {
   constexpr From kTwo63 = static_cast<From>(0x1p63);
@@ -16,6 +17,11 @@ To truncate(From x) {
     if (x >= kTwo63 && x < 2 * kTwo63) {
       return static_cast<To>(static_cast<int64_t>(x - kTwo63)) + (To{1} << 63);
     }
+  }
+  if constexpr (sizeof(To) == 4 && std::is_signed_v<To>) {
+    constexpr From kTwo31 = static_cast<From>(0x1p31);
+    bool fits = x >= -kTwo31 && x < kTwo31;
+    return fits ? static_cast<To>(x) : INT32_MIN;
   }
   bool fits = x >= -kTwo63 && x < kTwo63;
   return static_cast<To>(fits ? static_cast<int64_t>(x) : INT64_MIN);

@@ -58,7 +58,12 @@ struct ProdKind : SumKind {
 struct L1Kind : SumKind {
   template <class C>
   static C take(C acc, C x) {
-    return SumKind::take(acc, x < C(0) ? static_cast<C>(-x) : x);
+    if constexpr (std::is_integral_v<C>) {
+      // The least number has no counterpart: it wraps, as sums do.
+      return SumKind::take(acc, x < 0 ? static_cast<C>(0 - static_cast<uint64_t>(x)) : x);
+    } else {
+      return SumKind::take(acc, x < C(0) ? -x : x);
+    }
   }
 };
 struct SumSquareKind : SumKind {

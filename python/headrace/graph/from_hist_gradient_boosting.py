@@ -8,7 +8,17 @@ import numpy as np
 
 from headrace.errors import ModelError
 from headrace.graph._onnx_ir import ir
-from headrace.graph.trees import LEQ, MEMBER, Split, Tree, TreeGraph, class_outputs, float_output, round_down
+from headrace.graph.trees import (
+    LEQ,
+    MEMBER,
+    Split,
+    Tree,
+    TreeGraph,
+    class_outputs,
+    float_output,
+    round_down,
+    two_class_outputs,
+)
 
 # By the loss's link: how raw sums become predictions (sklearn/_loss/link.py).
 _IDENTITY, _LOG, _LOGIT, _MULTINOMIAL = "IdentityLink", "LogLink", "LogitLink", "MultinomialLogit"
@@ -46,7 +56,11 @@ def convert(source: Any) -> ir.Model:
     else:
         raise ModelError(f"got a {name} with link {link}, expected one of {(_IDENTITY, _LOG, _LOGIT, _MULTINOMIAL)}")
     if hasattr(source, "classes_"):
-        return class_outputs(graph, result, np.asarray(source.classes_))
+        classes = np.asarray(source.classes_)
+        if link == _MULTINOMIAL:
+            return class_outputs(graph, result, classes)
+        is_second = graph.op("Greater", graph.scores, graph.const(np.array(0, dtype=np.float32)))
+        return two_class_outputs(graph, result, classes, is_second)
     return float_output(graph, result, targets)
 
 

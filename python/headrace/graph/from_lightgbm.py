@@ -12,7 +12,17 @@ import numpy as np
 
 from headrace.errors import ModelError
 from headrace.graph._onnx_ir import ir
-from headrace.graph.trees import LEQ, MEMBER, Split, Tree, TreeGraph, class_outputs, float_output, round_down
+from headrace.graph.trees import (
+    LEQ,
+    MEMBER,
+    Split,
+    Tree,
+    TreeGraph,
+    class_outputs,
+    float_output,
+    round_down,
+    two_class_outputs,
+)
 
 if TYPE_CHECKING:
     from headrace.graph.importer import Hints
@@ -33,7 +43,8 @@ def convert(source: Any, hints: Hints) -> ir.Model:
     """A Booster, or a fitted LGBMClassifier, LGBMRegressor or LGBMRanker, as IR.
 
     Boosters and regressors answer ``prediction`` as their ``predict`` does, classifiers ``label`` and
-    ``probabilities``.
+    ``probabilities``; classifiers with an objective of their own making ``prediction`` as well, the raw scores, since
+    LightGBM has no probabilities for them either.
 
     Raises:
         ModelError: It is not fitted, or uses linear trees or an unknown objective.
@@ -53,8 +64,9 @@ def convert(source: Any, hints: Hints) -> ir.Model:
     before = (lambda graph, x: _truncated(graph, x, features, categorical)) if categorical else None
     graph = TreeGraph(features, trees, per_iteration, before=before)
     result = _transformed(graph, header.get("objective", "custom"))
-    if estimator is not None and hasattr(estimator, "classes_"):
-        return class_outputs(graph, result, np.asarray(estimator.classes_))
+    if hasattr(estimator, "classes_") and "objective" in header:
+        outputs = two_class_outputs if per_iteration == 1 else class_outputs
+        return outputs(graph, result, np.asarray(estimator.classes_))
     return float_output(graph, result, per_iteration)
 
 

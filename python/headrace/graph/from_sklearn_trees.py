@@ -14,7 +14,7 @@ import numpy as np
 
 from headrace.errors import ModelError
 from headrace.graph._onnx_ir import ir
-from headrace.graph.trees import LEQ, Split, Tree, TreeGraph, class_outputs, float_output, round_down
+from headrace.graph.trees import LEQ, Split, Tree, TreeGraph, class_outputs, float_output, round_down, two_class_outputs
 
 _LEAF = -1  # a leaf's children in sklearn.tree._tree
 _EULER_GAMMA = float(np.euler_gamma)
@@ -70,7 +70,8 @@ def _forest(source: Any) -> ir.Model:
     )
     if classes is None:
         return float_output(graph, graph.scores, 1)
-    return class_outputs(graph, graph.scores, np.asarray(classes))
+    outputs = two_class_outputs if len(classes) == 2 else class_outputs
+    return outputs(graph, graph.scores, np.asarray(classes))
 
 
 def _boosting(source: Any) -> ir.Model:
@@ -88,11 +89,13 @@ def _boosting(source: Any) -> ir.Model:
     classes = getattr(source, "classes_", None)
     if classes is None:
         return float_output(graph, graph.scores, targets)
+    if targets > 1:
+        return class_outputs(graph, graph.op("Softmax", graph.scores, axis=1), np.asarray(classes))
+    is_second = graph.op("GreaterOrEqual", graph.scores, graph.const(np.array(0, dtype=np.float32)))
     scores = graph.scores
     if source.loss == "exponential":
         scores = graph.op("Mul", scores, graph.const(np.array(2, dtype=np.float32)))
-    probabilities = graph.op("Sigmoid", scores) if targets == 1 else graph.op("Softmax", scores, axis=1)
-    return class_outputs(graph, probabilities, np.asarray(classes))
+    return two_class_outputs(graph, graph.op("Sigmoid", scores), np.asarray(classes), is_second)
 
 
 def _isolation(source: Any) -> ir.Model:

@@ -10,12 +10,12 @@ import numpy as np
 
 from headrace.errors import ModelError
 from headrace.graph._onnx_ir import ir
-from headrace.graph.trees import LT, MEMBER, Split, Tree, TreeGraph, class_outputs, float_output
+from headrace.graph.trees import LT, MEMBER, Split, Tree, TreeGraph, class_outputs, float_output, two_class_outputs
 
 if TYPE_CHECKING:
     from headrace.graph.importer import Hints
 
-_LOGISTIC = {"reg:logistic", "binary:logistic", "binary:logitraw"}
+_LOGISTIC = {"reg:logistic", "binary:logistic"}
 _EXPONENTIAL = {"count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"}
 _IDENTITY = {
     "reg:squarederror", "reg:linear", "reg:absoluteerror", "reg:quantileerror", "reg:pseudohubererror",
@@ -28,17 +28,19 @@ def convert(source: Any, hints: Hints) -> ir.Model:
     """A Booster, or a fitted XGBClassifier, XGBRegressor, XGBRanker or forest of them, as IR.
 
     Boosters and regressors answer ``prediction`` as their ``predict`` does, classifiers ``label`` and
-    ``probabilities``.
+    ``probabilities``; of several labels at once, both are [batch, labels], and a label is 1 where its probability is
+    above one half.
 
     Raises:
-        ModelError: It is not fitted, its booster is not made of trees, or its objective is unknown.
+        ModelError: It is not fitted, its booster is not made of trees or has none, or its objective is unknown.
     """
     estimator = source if hasattr(source, "get_booster") else None
     booster = source if estimator is None else _fitted_booster(estimator)
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     objective = learner["objective"]["name"]
     parameters = learner["learner_model_param"]
-    targets = max(1, int(parameters.get("num_class", "0")), int(parameters.get("num_target", "1")))
+    labels = int(parameters.get("num_target", "1"))
+    targets = max(1, int(parameters.get("num_class", "0")), labels)
     trees = _trees(learner["gradient_booster"])
     features = int(parameters["num_feature"])
     missing = getattr(estimator, "missing", math.nan)
@@ -50,8 +52,11 @@ def convert(source: Any, hints: Hints) -> ir.Model:
     graph = TreeGraph(features, trees, targets, _base(parameters["base_score"], objective, targets), before)
     classes = getattr(estimator, "classes_", None) if estimator is not None else None
     result = _transformed(graph, objective, labels_wanted=classes is None)
+    if classes is not None and labels > 1:
+        return _labels_outputs(graph, result, labels)
     if classes is not None:
-        return class_outputs(graph, result, np.asarray(classes))
+        outputs = two_class_outputs if targets == 1 else class_outputs
+        return outputs(graph, result, np.asarray(classes))
     return float_output(graph, result, 1 if objective == "multi:softmax" else targets)
 
 
@@ -78,6 +83,8 @@ def _trees(gradient_booster: dict[str, Any]) -> list[Tree]:
         weights = [1.0] * len(model["trees"])
     else:
         raise ModelError(f"got an XGBoost model with booster {name!r}, expected gbtree or dart")
+    if not model["trees"]:
+        raise ModelError("got an XGBoost model without trees, expected at least one")
     triples = zip(model["trees"], model["tree_info"], weights, strict=True)
     return [_tree(tree, target, np.float32(weight)) for tree, target, weight in triples]
 
@@ -126,14 +133,33 @@ def _category_sets(tree: dict[str, Any]) -> dict[int, tuple[float, ...]]:
 
 
 def _base(text: str, objective: str, targets: int) -> list[float]:
-    """The sums' start: base_score, which is kept as a prediction, taken back through the objective's link."""
-    numbers = json.loads(text) if text.startswith("[") else [float(text)]
-    scores = [float(number) for number in (numbers if isinstance(numbers, list) else [numbers])]
+    """The sums' start: base_score, which is kept as a prediction, taken back through the objective's link.
+
+    In float32, as XGBoost does it. Where all training labels were of one class it is 0 or 1, which XGBoost moves by
+    1e-6 before it takes the logit; of counts that were all 0 the logarithm is minus infinity there as well.
+    """
+    scores = np.atleast_1d(np.array(json.loads(text), dtype=np.float32))
+    one = np.float32(1)
     if objective in _LOGISTIC:
-        scores = [-math.log(1.0 / score - 1.0) for score in scores]
+        least = np.float32(1e-6)
+        scores = -np.log(one / np.clip(scores, least, one - least) - one)
     elif objective in _EXPONENTIAL:
-        scores = [math.log(score) for score in scores]
-    return scores * targets if len(scores) == 1 else scores
+        with np.errstate(divide="ignore"):
+            scores = np.log(scores)
+    numbers: list[float] = scores.tolist()
+    return numbers * targets if len(numbers) == 1 else numbers
+
+
+def _labels_outputs(graph: TreeGraph, probabilities: ir.Value, labels: int) -> ir.Model:
+    """Several labels at once, each of which a row has or has not."""
+    likely = graph.op("Greater", probabilities, graph.const(np.array(0.5, dtype=np.float32)))
+    label = graph.op("Cast", likely, to=ir.DataType.INT64.value)
+    return graph.finish(
+        {
+            "label": (label, ir.DataType.INT64, ["batch", labels]),
+            "probabilities": (probabilities, ir.DataType.FLOAT, ["batch", labels]),
+        }
+    )
 
 
 def _prepared(graph: TreeGraph, x: ir.Value, features: int, categorical: list[int], missing: float) -> ir.Value:

@@ -179,6 +179,7 @@ class TreeGraph:
     ) -> None:
         self.input = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", features]))
         sets = any(split.mode == MEMBER for tree in trees for split in tree.splits)
+        trees = trees or [Tree([], [0.0], target) for target in range(targets)]  # an ensemble has to have one
         opsets = {"": _OPSET, ML_DOMAIN: _ML_OPSET_SETS if sets else _ML_OPSET_PLAIN}
         self.graph = ir.Graph([self.input], [], nodes=[], opset_imports=opsets, name="trees")
         x = self.input if before is None else before(self, self.input)
@@ -272,9 +273,8 @@ class TreeGraph:
         """A constant."""
         return add_constant(self.graph, "const", array)
 
-    def labels(self, probabilities: ir.Value, classes: np.ndarray[Any, Any]) -> ir.Value:
-        """The class of the highest probability, the first of equals: int64 or string [batch]."""
-        index = self.op("ArgMax", probabilities, axis=1, keepdims=0)
+    def labels(self, index: ir.Value, classes: np.ndarray[Any, Any]) -> ir.Value:
+        """The classes of these indices: int64 or string [batch]."""
         if classes.dtype.kind in "iub":
             table = self.const(classes.astype(np.int64))
         elif classes.dtype.kind in "OUS":
@@ -305,19 +305,42 @@ def float_output(graph: TreeGraph, value: ir.Value, targets: int) -> ir.Model:
 def class_outputs(graph: TreeGraph, probabilities: ir.Value, classes: np.ndarray[Any, Any]) -> ir.Model:
     """The model with outputs ``label`` [batch] and ``probabilities`` float32 [batch, classes].
 
+    The label is the class of the highest probability, the first of equals.
+
     Args:
         graph: What `probabilities` is part of.
-        probabilities: [batch, classes], or [batch, 1] of the second class of two.
+        probabilities: [batch, classes].
         classes: The labels, in the order of the probabilities.
     """
-    if len(classes) == 2:
-        other = graph.op("Sub", graph.const(np.array(1, dtype=np.float32)), probabilities)
-        probabilities = graph.op("Concat", other, probabilities, axis=1)
-    labels = graph.labels(probabilities, classes)
+    return _class_outputs(graph, graph.op("ArgMax", probabilities, axis=1, keepdims=0), probabilities, classes)
+
+
+def two_class_outputs(
+    graph: TreeGraph, second: ir.Value, classes: np.ndarray[Any, Any], is_second: ir.Value | None = None
+) -> ir.Model:
+    """The model with outputs ``label`` [batch] and ``probabilities`` float32 [batch, 2].
+
+    Args:
+        graph: What `second` is part of.
+        second: [batch, 1], the probability of the second class.
+        classes: The two labels, or one, where the training data had no other: then every label is that.
+        is_second: bool [batch, 1], which rows are of the second class; None for those where it is the more probable.
+    """
+    first = graph.op("Sub", graph.const(np.array(1, dtype=np.float32)), second)
+    if is_second is None:
+        is_second = graph.op("Greater", second, first)
+    index = graph.op("Squeeze", is_second, graph.const(np.array([1], dtype=np.int64)))
+    index = graph.op("Cast", index, to=ir.DataType.INT64.value)
+    return _class_outputs(graph, index, graph.op("Concat", first, second, axis=1), np.resize(classes, 2))
+
+
+def _class_outputs(
+    graph: TreeGraph, index: ir.Value, probabilities: ir.Value, classes: np.ndarray[Any, Any]
+) -> ir.Model:
     dtype = ir.DataType.STRING if classes.dtype.kind in "OUS" else ir.DataType.INT64
     return graph.finish(
         {
-            "label": (labels, dtype, ["batch"]),
+            "label": (graph.labels(index, classes), dtype, ["batch"]),
             "probabilities": (probabilities, ir.DataType.FLOAT, ["batch", len(classes)]),
         }
     )

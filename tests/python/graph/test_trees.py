@@ -199,6 +199,59 @@ def test_xgboost_classifiers_give_labels_and_probabilities(data, hard, classes: 
     np.testing.assert_allclose(probabilities, classifier.predict_proba(hard), rtol=0, atol=PROBABILITY_TOLERANCE)
 
 
+@pytest.mark.parametrize("base_score", [None, 0.1, 0.5, 1e-7], ids=str)
+@pytest.mark.parametrize("objective", ["binary:logistic", "binary:logitraw", "reg:logistic"])
+def test_xgboost_takes_its_start_back_through_the_link(data, hard, objective: str, base_score: float | None) -> None:
+    x, y = data
+    parameters = {"objective": objective, "nthread": 1} | ({} if base_score is None else {"base_score": base_score})
+    trained = xgboost.train(parameters, xgboost.DMatrix(x, TARGETS["binary"](y), nthread=1), 3)
+    want = trained.predict(xgboost.DMatrix(hard, nthread=1))
+    np.testing.assert_allclose(run(load(trained), hard)[0], want, rtol=0, atol=PROBABILITY_TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("objective", "target"), [("binary:logistic", 0), ("binary:logistic", 1), ("count:poisson", 0)]
+)
+def test_xgboost_trained_on_one_value(data, objective: str, target: int) -> None:
+    x, _ = data
+    trained = xgboost.train({"objective": objective, "nthread": 1}, xgboost.DMatrix(x, np.full(ROWS, target)), 2)
+    want = trained.predict(xgboost.DMatrix(x[:5], nthread=1))
+    np.testing.assert_allclose(run(load(trained), x[:5])[0], want, rtol=0, atol=1e-7)
+
+
+def test_classifiers_of_two_columns_of_one_class_and_of_raw_scores(data, hard) -> None:
+    x, y = data
+    target = TARGETS["binary"](y)
+    small: dict[str, Any] = {"n_estimators": 3, "n_jobs": 1}
+    two_columns = xgboost.XGBClassifier(objective="multi:softprob", num_class=2, **small).fit(x, target)
+    raw = xgboost.XGBClassifier(objective="binary:logitraw", **small).fit(x, target)
+    one_class = lightgbm.LGBMClassifier(verbose=-1, **small).fit(x, 0 * target)
+    softmax = lightgbm.LGBMClassifier(objective="multiclass", num_class=2, verbose=-1, **small).fit(x, target)
+    for classifier in (two_columns, raw, one_class, softmax):
+        label, probabilities = run(load(classifier), hard)
+        want = classifier.predict_proba(hard)
+        np.testing.assert_allclose(probabilities, want, rtol=0, atol=PROBABILITY_TOLERANCE)
+        np.testing.assert_array_equal(label, want.argmax(axis=1))
+    labels = np.stack([target, x[:, 1] > 0, x[:, 5] == 0], axis=1).astype(int)
+    several = xgboost.XGBClassifier(**small).fit(x, labels)
+    label, probabilities = run(load(several), hard)
+    np.testing.assert_array_equal(label, several.predict(hard))
+    np.testing.assert_allclose(probabilities, several.predict_proba(hard), rtol=0, atol=PROBABILITY_TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore:.*customized objective function")
+def test_a_lightgbm_classifier_with_an_objective_of_its_own_answers_raw_scores(data, hard) -> None:
+    x, y = data
+
+    def objective(target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return scores - target, np.ones_like(scores)
+
+    classifier = lightgbm.LGBMClassifier(objective=objective, n_estimators=3, n_jobs=1, verbose=-1)
+    classifier.fit(x, TARGETS["binary"](y))
+    (prediction,) = run(load(classifier), hard)
+    np.testing.assert_allclose(prediction, classifier.predict_proba(hard), rtol=0, atol=VALUE_TOLERANCE)
+
+
 def test_xgboost_estimators_use_their_best_iteration_and_their_missing_value(data, hard) -> None:
     x, y = data
     early = xgboost.XGBRegressor(n_estimators=60, early_stopping_rounds=2, n_jobs=1)
@@ -217,3 +270,5 @@ def test_what_xgboost_cannot_be_imported_says_why(data) -> None:
     linear = xgboost.train({"booster": "gblinear", "nthread": 1}, xgboost.DMatrix(np.nan_to_num(x), y, nthread=1), 3)
     with pytest.raises(ModelError, match="gblinear"):
         load(linear)
+    with pytest.raises(ModelError, match="without trees"):
+        load(xgboost.train({"nthread": 1}, xgboost.DMatrix(x, y, nthread=1), 0))
