@@ -64,7 +64,7 @@ def convert(source: Any, hints: Hints) -> ir.Model:
     before = (lambda graph, x: _truncated(graph, x, features, categorical)) if categorical else None
     graph = TreeGraph(features, trees, per_iteration, before=before)
     result = _transformed(graph, header.get("objective", "custom"))
-    if hasattr(estimator, "classes_") and "objective" in header:
+    if estimator is not None and hasattr(estimator, "classes_") and "objective" in header:
         outputs = two_class_outputs if per_iteration == 1 else class_outputs
         return outputs(graph, result, np.asarray(estimator.classes_))
     return float_output(graph, result, per_iteration)
