@@ -112,7 +112,7 @@ def test_a_whole_model_by_cublaslt_gives_the_cpus_results_in_any_batch(
     with sample.model.compile(backend="native", device=DEVICE, precision=precision) as engine:
         products = engine.plan.details["products"]
         before = library.stand_in_products()
-        engine.run_batch(sample.requests)
+        engine.run_batch(sample.requests[:1])
         assert library.stand_in_products() - before == products["by_cublaslt"] > 0
     assert products["by_own_kernels"] == 0
     assert f"products with weights: {products['by_cublaslt']} by cuBLASLt 13.2.3, 0 by own kernels" in str(engine.plan)
