@@ -2,14 +2,17 @@
 
 A real model, one Engine with one thread, requests of one size, open-loop Poisson arrivals: the client does not wait for
 answers, so that queues build as they would. The cost of a Batch (fixed and per request) and its noise are measured
-beforehand, with the Engine alone; nothing is fitted to the run.
+beforehand, with the Engine alone, and so is what only shows behind a Batcher, in rehearsals of three seconds as the
+planner has them; nothing is fitted to the run.
 """
 
 from __future__ import annotations
 
 import ctypes
+import statistics
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,8 @@ from headrace.backend import Request
 from headrace.engine import Engine
 from headrace.errors import DeadlineExceeded, Overloaded
 from headrace.measure import uncollected
+from headrace.planner.cost import Cost
+from headrace.planner.rehearsal import rehearse
 from headrace.simulate import Outcome, Sample, Service, Trace, simulate
 
 TOKENS = 48
@@ -30,6 +35,8 @@ MAX_BATCH = 16
 SLO_S = 0.1
 LOADS = (0.5, 0.7, 0.85)  # of the capacity that was measured
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
+# Before the runs, at the first of the loads and other times of arrival.
+REHEARSALS = 3
 # The last stretch to an arrival is spun, since a sleeping thread wakes late: a short one, because who spins keeps the
 # interpreter from the thread that notes when answers came.
 SPIN_S = 0.00005
@@ -63,6 +70,22 @@ def measure_cost(engine: Engine, request: Request, rounds: int) -> Service:
     fixed, per = max(0.0, float(fixed)), float(per)
     ratios = taken / (fixed + per * sizes)
     return Service(fixed, per, tuple(ratios.tolist()), MAX_BATCH, slo_s=SLO_S)
+
+
+def rehearsed(engine: Engine, request: Request, service: Service) -> tuple[Service, float]:
+    """The service as it is behind a Batcher, and the seconds of a request outside of queue and Batch.
+
+    Batches that begin after a pause find cold caches, and the threads that send and answer take their part.
+    """
+    cost = Cost(service.fixed_s, service.per_request_s, {}, {1: service.ratios})
+    rate_rps = LOADS[0] * service.capacity_rps
+    found = [rehearse(engine, cost, [request], MAX_BATCH, rate_rps) for _ in range(REHEARSALS)]
+    slowness = statistics.median(one.slowness for one in found)
+    wake_s = statistics.median(one.wake_s for one in found)
+    slower = replace(
+        service, fixed_s=slowness * service.fixed_s, per_request_s=slowness * service.per_request_s, wake_s=wake_s
+    )
+    return slower, statistics.median(one.outside_s for one in found)
 
 
 def run_real(
@@ -114,16 +137,20 @@ def measure(options: Options) -> dict[str, Any]:
     options.progress("measuring the cost of Batches")
     measure_cost(engine, request, 3)  # to warm up
     service = measure_cost(engine, request, rounds)
+    options.progress("rehearsing")
+    behind, outside_s = rehearsed(engine, request, service)
     rows = []
     for load in LOADS:
         rate = load * service.capacity_rps
         options.progress(f"{seconds:g} s at {rate:.0f} requests/s")
         arrivals_s = np.cumsum(np.random.default_rng(2).exponential(1 / rate, round(rate * seconds)))
         real, lost = run_real(engine, request, arrivals_s)
-        rows.append({"load": load, "rate_rps": rate} | _compare(real, lost, _simulated(arrivals_s, service)))
+        rows.append({"load": load, "rate_rps": rate} | _compare(real, lost, _simulated(arrivals_s, behind), outside_s))
     return {
         "fixed_ms": 1e3 * service.fixed_s, "per_request_ms": 1e3 * service.per_request_s,
         "noise": float(np.std(service.ratios)), "capacity_rps": service.capacity_rps, "rows": rows,
+        "slowness": behind.per_request_s / service.per_request_s, "wake_ms": 1e3 * behind.wake_s,
+        "outside_ms": 1e3 * outside_s,
     }  # fmt: skip
 
 
@@ -132,12 +159,12 @@ def _simulated(arrivals_s: npt.NDArray[np.float64], service: Service) -> Outcome
     return simulate(trace, service, One())
 
 
-def _compare(real: npt.NDArray[np.float64], lost: int, simulated: Outcome) -> dict[str, Any]:
+def _compare(real: npt.NDArray[np.float64], lost: int, simulated: Outcome, outside_s: float) -> dict[str, Any]:
     found: dict[str, Any] = {"requests": len(real) + lost, "lost": lost}
     found["lost_simulated"] = simulated.counts["refused"] + simulated.counts["expired"]
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         found[f"{name}_s"] = float(np.quantile(real, share))
-        found[f"{name}_simulated_s"] = simulated.quantiles_s[name]
+        found[f"{name}_simulated_s"] = outside_s + simulated.quantiles_s[name]
     return found
 
 
@@ -154,7 +181,9 @@ def table(result: dict[str, Any]) -> str:
     headings = ("load", "requests/s", "requests", "p50 ms", *pair, "p99 ms", *pair, "lost", "simulated")
     about = (
         f"A Batch of n: {result['fixed_ms']:.2f} ms + n x {result['per_request_ms']:.2f} ms, noise "
-        f"{result['noise']:.0%}; capacity {result['capacity_rps']:.0f}/s."
+        f"{result['noise']:.0%}; capacity {result['capacity_rps']:.0f}/s. Behind a Batcher it is "
+        f"{result['slowness']:.2f} times that, after a pause {result['wake_ms']:.2f} ms more, and a request spends "
+        f"{result['outside_ms']:.2f} ms elsewhere."
     )
     return f"{about}\n\n{markdown(headings, rows)}"
 

@@ -26,6 +26,7 @@ class Service:
         fixed_s: Seconds per Batch. The Batcher reports it as ``cost_fixed_s``.
         per_request_s: Seconds per Request. ``cost_per_work_s`` times the work of a Request.
         ratios: Measured over predicted times of Batches; () if all take as long as predicted.
+        wake_s: What a Batch takes longer that an idle Engine runs: its thread wakes, its caches are cold.
         max_batch: Requests per Batch at most.
         max_queue: Requests that may wait in a replica.
         slo_s: The deadline of a request, and what its latency is held against.
@@ -39,6 +40,7 @@ class Service:
     max_queue: int = 1024
     slo_s: float = 0.1
     cold_start_s: float = 5.0
+    wake_s: float = 0.0
 
     @property
     def capacity_rps(self) -> float:
@@ -171,6 +173,7 @@ class _Run:
             fixed_s=service.fixed_s, per_request_s=service.per_request_s, ratios=list(service.ratios),
             max_batch=service.max_batch, max_queue=service.max_queue, deadline_s=service.slo_s,
             objective_s=service.slo_s, cold_start_s=service.cold_start_s, held_max=1 << 20, choices=2, seed=seed,
+            wake_s=service.wake_s,
         )  # fmt: skip
         low, high = policy.bounds
         needed = math.ceil(trace.rates[0] / (service.capacity_rps * _START_UTILISATION))
