@@ -233,6 +233,8 @@ def test_arrivals_of_a_trace_are_replayed_as_they_are() -> None:
     assert outcome.series["rate_rps"] == [2, 0, 0, 2, 0, 0, 0, 0, 0, 1]
     assert outcome.attainment == 1.0
     assert outcome.replica_hours == pytest.approx(10 * 1 / 3600, rel=0.01)
+    woken = simulate(Trace("five", 1.0, np.zeros(10), at_s), Service(0, 0.1, slo_s=1.0, wake_s=0.2), Fixed(1))
+    assert woken.quantiles_s["p50"] == pytest.approx(0.3, rel=0.03), "three of five find it idle"
 
 
 @pytest.mark.parametrize(
