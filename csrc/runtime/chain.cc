@@ -1,6 +1,7 @@
 #include "runtime/chain.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace headrace {
 namespace {
@@ -66,23 +67,45 @@ ChainWorkspace::ChainWorkspace(const Program& program)
 }
 
 void ChainWorkspace::cut(const Segments& whole, const ChainPart& part, Slice& to) const {
-  int64_t first;
+  to.shapes.clear();
+  to.offsets.assign(1, 0);
+  int64_t first = 0;
+  auto add = [&](const Shape& shape, int64_t begin) {
+    if (to.shapes.empty()) first = begin;
+    to.shapes.push_back(shape);
+    to.offsets.push_back(to.offsets.back() + shape.elements());
+  };
   if (part.images) {
-    to.shape = whole.shape(part.request);
-    int64_t image = to.shape.elements() / to.shape[0];
-    first = whole.offsets[part.request] + part.begin * image;
-    to.shape[0] = part.end - part.begin;
+    int64_t image = 0;
+    for (size_t r = 0; r < whole.shapes.size(); ++r) {
+      Shape shape = whole.shapes[r];
+      int64_t begin = std::max<int64_t>(part.begin - image, 0);
+      int64_t end = std::min(part.end - image, shape[0]);
+      image += shape[0];
+      if (begin >= end) continue;
+      shape[0] = end - begin;
+      add(shape, whole.offsets[r] + shape.elements(1, shape.rank()) * begin);
+    }
   } else {
-    to.shape = {part.end - part.begin, width_of(whole)};
-    first = part.begin * width_of(whole);
+    add({part.end - part.begin, width_of(whole)}, part.begin * width_of(whole));
   }
-  to.offsets[0] = 0;
-  to.offsets[1] = to.shape.elements();
   to.segments = {.dtype = whole.dtype,
                  .data = whole.data ? whole.data + first * size_of(whole.dtype) : nullptr,
-                 .shapes = {&to.shape, 1},
+                 .shapes = to.shapes,
                  .offsets = to.offsets,
                  .shared = false};
+}
+
+// Memory of the chain's own for the step's output: that of an input where the step may write there.
+std::byte* ChainWorkspace::room_for(const Step& step, const Segments& output) {
+  if (step.overwrites >= 0) {
+    auto input = static_cast<size_t>(step.overwrites);
+    std::byte*& own = own_[static_cast<size_t>(step.inputs[input])];
+    if (own != nullptr && std::ranges::equal(inputs_[input].offsets, output.offsets)) {
+      return std::exchange(own, nullptr);
+    }
+  }
+  return arena_.allocate(output.elements() * size_of(output.dtype));
 }
 
 void ChainWorkspace::run_step(const Step& step, std::span<const Segments> values,
@@ -106,10 +129,10 @@ void ChainWorkspace::run_step(const Step& step, std::span<const Segments> values
   Segments& output = outputs_[0];
   output = slices_.back().segments;
   if (output.data == nullptr) {
-    own_[made] = arena_.allocate(output.elements() * size_of(output.dtype));
+    own_[made] = room_for(step, output);
     output.data = own_[made];
   }
-  OpRun run(1, inputs, outputs_, pool, 1, arena_);
+  OpRun run(output.shapes.size(), inputs, outputs_, pool, 1, arena_);
   step.kernel->run(run);
   run.release_scratch();
 }

@@ -3,8 +3,8 @@
 // Row by row: in a transformer everything between two attentions is one chain. A thread takes some
 // rows through all of it before it takes the next: what the ops hand each other stays in its cache
 // and is never a tensor of the whole Batch, and the threads meet once per chain instead of once per
-// op. Image by image: convolutions are chained likewise, while the maps of all images together are
-// too large for the caches.
+// op. Image by image: convolutions are chained likewise, as many images at a time as leave their
+// maps in the caches.
 #pragma once
 
 #include <cstddef>
@@ -18,10 +18,9 @@
 
 namespace headrace {
 
-// What a chain is taken through at a time: rows over all Requests, or images of one.
+// What a chain is taken through at a time: rows or images, counted over all Requests.
 struct ChainPart {
   bool images;
-  size_t request;  // of the images
   int64_t begin, end;
 };
 
@@ -39,13 +38,14 @@ class ChainWorkspace {
   int64_t arena_bytes() const { return arena_.capacity_bytes(); }
 
  private:
-  // The part as one segment.
+  // The part of a value: rows as one segment, images as one for each Request that they are of.
   struct Slice {
-    Shape shape;
-    int64_t offsets[2];
+    std::vector<Shape> shapes;
+    std::vector<int64_t> offsets;
     Segments segments;
   };
   void cut(const Segments& whole, const ChainPart& part, Slice& to) const;
+  std::byte* room_for(const Step& step, const Segments& output);
   void run_step(const Step& step, std::span<const Segments> values, const ChainPart& part,
                 ThreadPool& pool);
 

@@ -13,22 +13,11 @@ using Clock = std::chrono::steady_clock;
 // than keeping track of that.
 constexpr int64_t kOwnBytes = 16384;
 
-// Rows that a chain takes through at a time: enough to use packed weights well, few enough that
-// what the ops hand each other stays in a core's cache.
-constexpr int64_t kChainRows = 112;
-// Rows per thread from which on it is better that each thread reads all weights.
-constexpr int64_t kMinChainRows = 24;
+}  // namespace
 
-// Maps of all images together that leave a core's caches: from here on images go one by one.
-constexpr int64_t kMapBytes = 4 << 20;
-// Where threads do not share the images evenly, each should have as many as this.
-constexpr int64_t kUnevenImages = 4;
-
-[[noreturn]] void rethrow_at(const Step& step, const Error& error) {
+void rethrow_at(const Step& step, const Error& error) {
   fail(error.kind(), step.op, " (node '", step.name, "'): ", error.what());
 }
-
-}  // namespace
 
 RunState::RunState(const Program& program)
     : program_(program),
@@ -270,105 +259,6 @@ void RunState::execute_step(const Step& step, ThreadPool& pool, int threads) {
     rethrow_at(step, error);
   }
   for (ValueId root : step.dead) release(root);
-}
-
-// False, and nothing done, where the rows are too few for it.
-bool RunState::execute_chain(std::span<const Step> steps, ThreadPool& pool, int threads) {
-  const int64_t rows = chain_rows(value(steps.front().inputs[0]));
-  if (rows < kMinChainRows * threads) return false;
-  for (const Step& step : steps) {
-    try {
-      infer(step);
-    } catch (const Error& error) {
-      rethrow_at(step, error);
-    }
-    ValueId output = step.outputs[0];
-    if (!program_.values[static_cast<size_t>(output)].inner) place(step);
-  }
-  make_workspaces(threads);
-  int64_t blocks = (rows + kChainRows - 1) / kChainRows;
-  blocks = (blocks + threads - 1) / threads * threads;
-  auto run_block = [&](int64_t block, int thread) {
-    ChainPart part{false, 0, rows * block / blocks, rows * (block + 1) / blocks};
-    workspaces_[static_cast<size_t>(thread)]->run(steps, values_, part, pool);
-  };
-  pool.run(blocks, run_block, threads);
-  for (const Step& step : steps) {
-    for (ValueId root : step.dead) release(root);
-  }
-  return true;
-}
-
-void RunState::make_workspaces(int threads) {
-  while (static_cast<int>(workspaces_.size()) < threads) {
-    workspaces_.push_back(std::make_unique<ChainWorkspace>(program_));
-  }
-}
-
-// True if both values have the same number of images in every Request.
-bool RunState::same_images(ValueId id, ValueId as) {
-  for (size_t r = 0; r < requests_; ++r) {
-    if (shapes_of(id)[r].rank() < 1 || shapes_of(id)[r][0] != shapes_of(as)[r][0]) return false;
-  }
-  return true;
-}
-
-// Infers `steps` and returns how many of them, from the first, are worth chaining: up to the last
-// that reads or writes maps too large for the caches.
-size_t RunState::infer_images(std::span<const Step> steps) {
-  ValueId first = steps.front().inputs[0];
-  size_t count = 0;
-  for (size_t s = 0; s < steps.size(); ++s) {
-    const Step& step = steps[s];
-    try {
-      infer(step);
-    } catch (const Error& error) {
-      rethrow_at(step, error);
-    }
-    bool large = false;
-    for (ValueId id : {step.inputs[0], step.outputs[0]}) {
-      if (!same_images(id, first)) return count;
-      Segments& segments = value(id);
-      large = large || segments.elements() * size_of(segments.dtype) >= kMapBytes;
-    }
-    if (large) count = s + 1;
-  }
-  return count;
-}
-
-// Takes each image through some of the first of `steps`. Returns how many; 0, and nothing done,
-// where that is not worth it.
-size_t RunState::execute_images(std::span<const Step> steps, ThreadPool& pool, int threads) {
-  ValueId first = steps.front().inputs[0];
-  int64_t images = 0;
-  for (size_t r = 0; r < requests_; ++r) {
-    if (shapes_of(first)[r].rank() < 1) return 0;
-    images += shapes_of(first)[r][0];
-  }
-  // A lone image is worked on by all threads.
-  if (images < 2 || (images % threads != 0 && images < kUnevenImages * threads)) return 0;
-  size_t count = infer_images(steps);
-  if (count < 2) return 0;
-  steps = steps.first(count);
-  for (size_t s = 0; s < count; ++s) {
-    ValueId made = steps[s].outputs[0];
-    bool dies = std::ranges::any_of(steps.subspan(s), [&](const Step& step) {
-      return std::ranges::count(step.dead, made) > 0;
-    });
-    if (!dies) place(steps[s]);
-  }
-  make_workspaces(threads);
-  auto run_image = [&](int64_t image, int thread) {
-    size_t request = 0;
-    while (image >= shapes_of(first)[request][0]) image -= shapes_of(first)[request++][0];
-    ChainPart part{true, request, image, image + 1};
-    workspaces_[static_cast<size_t>(thread)]->run(steps, values_, part, pool);
-  };
-  pool.run(images, run_image, threads);
-  for (const Step& step : steps) {
-    for (ValueId root : step.dead) release(root);
-  }
-  return count;
 }
 
 int64_t RunState::arena_bytes() const {

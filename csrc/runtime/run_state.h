@@ -1,4 +1,5 @@
-// The values of one running Batch: their shapes, segments and storage.
+// The values of one running Batch: their shapes, segments and storage (run_state.cc), and how they
+// are taken through chains of ops (run_chains.cc).
 #pragma once
 
 #include <span>
@@ -10,6 +11,9 @@
 #include "runtime/plan.h"
 
 namespace headrace {
+
+// Throws the error again, with the step's op and name in front.
+[[noreturn]] void rethrow_at(const Step& step, const Error& error);
 
 // Reused from Batch to Batch, so that its vectors and its arena stop growing. One thread at a time.
 class RunState {
@@ -38,8 +42,10 @@ class RunState {
   void run_step(const Step& step, ThreadPool& pool, int threads);
   bool execute_chain(std::span<const Step> steps, ThreadPool& pool, int threads);
   size_t execute_images(std::span<const Step> steps, ThreadPool& pool, int threads);
-  size_t infer_images(std::span<const Step> steps);
+  void infer_link(const Step& step);
+  std::span<const Step> infer_images(std::span<const Step> steps, int threads);
   bool same_images(ValueId id, ValueId as);
+  int64_t map_bytes(const Step& step);
   void make_workspaces(int threads);
   void copy_constant(const Step& step);
   void release(ValueId root);
