@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.errors import PlanError
+from headrace.errors import ConfigError, PlanError
+from headrace.threads import checked_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,6 +105,23 @@ class CompileOptions:
     device: str | None = None
     winograd: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses what means nothing to any Backend, so that none is asked and "auto" takes none because of it.
+
+        Raises:
+            ConfigError: A value is of the wrong type, or so many threads would take the machine down.
+        """
+        if self.threads is not None:
+            object.__setattr__(self, "threads", checked_threads(self.threads, "compile: threads"))
+        kinds = (("precision", str, "text"), ("device", str | None, "text or None"), ("winograd", bool, "a bool"))
+        for name, kind, expected in kinds:
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ConfigError(f"compile: {name}: got {value!r}, expected {expected}")
+        for name, value in self.options.items():
+            if not isinstance(value, str):
+                raise ConfigError(f"compile: options[{name!r}]: got {value!r}, expected text")
 
     def resolved_threads(self) -> int:
         """How many threads that is, here."""

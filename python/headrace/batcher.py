@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from headrace import _core
+from headrace import _core, explain
 from headrace.backend import Request, Result
-from headrace.errors import BackendUnavailable, ConfigError, HeadraceError
+from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, RequestError
 from headrace.sideline import Sideline
 from headrace.ticket_future import Notifier, TicketFuture
 
@@ -74,6 +74,8 @@ class Batcher:
         *,
         ledger_fd: int = -1,
     ) -> None:
+        if not hasattr(engine, "executable"):
+            raise ConfigError(f"Batcher: got {type(engine).__name__} for engine, expected an Engine (model.compile())")
         _check_options(slo_ms, max_queue, max_batch)
         slo_s = 0.0 if slo_ms is None else slo_ms / 1e3
         plan = getattr(engine.executable, "core", None)
@@ -119,8 +121,12 @@ class Batcher:
             DeadlineExceeded: The deadline has already passed.
             BackendUnavailable: The Batcher is closed.
         """
-        request = req if type(req) is dict else dict(req)
-        return TicketFuture(self._enqueue(request, deadline_ms, priority, _hash(caller), False), self._notifier)
+        try:
+            request = req if type(req) is dict else dict(req)
+            ticket = self._enqueue(request, deadline_ms, priority, _hash(caller), False)
+        except (TypeError, ValueError, RequestError) as error:
+            explain.refuse(self._engine.signature, req, error)
+        return TicketFuture(ticket, self._notifier)
 
     async def infer(
         self, req: Request, *, deadline_ms: float | None = None, priority: int = 0, caller: Hashable = None
@@ -147,10 +153,14 @@ class Batcher:
         mailbox = None if loops is None else loops.get(loop)
         if mailbox is None:
             mailbox = self._open_mailbox(loop)
-        request = req if type(req) is dict else dict(req)
-        if self._string_inputs and self._has_many_strings(request):
+        try:
+            request = req if type(req) is dict else dict(req)
+            beside = self._string_inputs and self._has_many_strings(request)
+            ticket = None if beside else self._enqueue(request, deadline_ms, priority, _hash(caller), True)
+        except (TypeError, ValueError, RequestError) as error:
+            explain.refuse(self._engine.signature, req, error)
+        if ticket is None:
             return await self._infer_beside(request, deadline_ms, priority, caller)
-        ticket = self._enqueue(request, deadline_ms, priority, _hash(caller), True)
         if ticket.done:
             self._answered_here += 1
             if self._answered_here % _TURN == 0:

@@ -22,6 +22,7 @@ import msgspec
 from headrace.config_file import convert, decode_toml
 from headrace.errors import ConfigError
 from headrace.plan_file import PLAN_FILE
+from headrace.threads import checked_threads
 
 MODEL_FILE = "model.onnx"
 PLAN_TOML = "plan.toml"
@@ -104,7 +105,7 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     backend: str = "auto"
     precision: Literal["fp32", "bf16", "int8", "auto"] = "fp32"
     winograd: bool = False
-    threads: Positive | None = None
+    threads: int | None = None
     slo_ms: PositiveFloat | None = None
     max_queue: Positive = 1024
     max_batch: Positive = 64
@@ -120,6 +121,14 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     plan: str | None = None
     on_other_hardware: OnOtherHardware | None = None
     rollout: RolloutSettings = RolloutSettings()
+
+    def __post_init__(self) -> None:
+        """Refuses threads that cannot be had."""
+        if self.threads is not None:
+            try:
+                checked_threads(self.threads)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):

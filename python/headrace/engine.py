@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from headrace import _core, device_arrays, discovery
+from headrace import _core, device_arrays, discovery, explain
 from headrace.backend import Backend, CompileOptions, Executable, Plan, Request, Result
-from headrace.errors import BackendUnavailable, HeadraceError, UnsupportedOp
+from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, RequestError, UnsupportedOp
 from headrace.precision import compile_lowered
 from headrace.signature import Signature
 
@@ -71,7 +71,12 @@ class Engine:
             ExecutionError: The Engine failed while it ran the Request.
         """
         if self._run_one is not None:
-            return self._run_one(request)  # type: ignore[no-any-return]
+            try:
+                return self._run_one(request)  # type: ignore[no-any-return]
+            except (TypeError, RequestError) as error:
+                if isinstance(request, Mapping) and not isinstance(request, dict):
+                    return self(dict(request))
+                explain.refuse(self.signature, request, error)
         return self.executable.run_batch([self.check(request)])[0]
 
     def run_batch(self, requests: Sequence[Request]) -> list[Result]:
@@ -81,9 +86,14 @@ class Engine:
             RequestError: One of the Requests does not fit the signature; none was run.
             ExecutionError: The Engine failed.
         """
-        if self._run_one is not None:
+        try:
+            if self._run_one is None:
+                requests = [self._checked(request) for request in requests]
             return self.executable.run_batch(requests)
-        return self.executable.run_batch([self.check(request) for request in requests])
+        except (TypeError, ValueError, RequestError) as error:
+            if isinstance(error, TypeError) and _other_mappings(requests):
+                return self.run_batch([dict(request) for request in requests])
+            explain.refuse_batch(self.signature, requests, error)
 
     def check(self, request: Request) -> Result:
         """The Request as C-contiguous arrays, checked against the signature.
@@ -93,6 +103,12 @@ class Engine:
         Raises:
             RequestError: It does not fit.
         """
+        try:
+            return self._checked(request)
+        except (TypeError, ValueError, AttributeError, RequestError) as error:
+            explain.refuse(self.signature, request, error)
+
+    def _checked(self, request: Request) -> Result:
         if self._device_arrays and any(map(device_arrays.is_on_device, request.values())):
             return device_arrays.check(self.signature, request)
         return self._checker.check(dict(request))
@@ -127,6 +143,15 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _other_mappings(requests: Sequence[Request]) -> bool:
+    """Whether these are Requests that the extension module did not take, because some are mappings but no dicts."""
+    return (
+        isinstance(requests, Sequence)
+        and all(isinstance(request, Mapping) for request in requests)
+        and not all(isinstance(request, dict) for request in requests)
+    )
 
 
 def backends() -> dict[str, Backend]:
@@ -189,6 +214,7 @@ def compile_model(
             device, without `options`. The plan's reasons and ``details["fallback_from"]`` say so.
 
     Raises:
+        ConfigError: An argument is of no use to any backend; none was asked.
         ParityError: The named precision's error is above the tolerance.
         UnsupportedOp: The named backend (or, for auto, every backend) lacks ops of the model.
         BackendUnavailable: The backend, precision, device or option is not there, or it has no Winograd
@@ -196,9 +222,11 @@ def compile_model(
         ExecutionError: A backend broke down while compiling. Neither ``"auto"`` nor `fallback` go on from that.
     """
     wanted = CompileOptions(precision, threads, device, winograd, dict(options or {}))
+    _check_precision(precision)
     if backend != "auto":
         executable = _compile_named(model, backend, fallback, wanted, samples, tolerance)
         return Engine(model.signature, executable, model.name, model.sha256, wanted)
+    _core.selected_isa()  # where HEADRACE_ISA is wrong, that is an error and no reason to take another backend
     refusals: list[tuple[str, HeadraceError]] = []
     for name, candidate in backends().items():
         availability = candidate.usable()
@@ -219,6 +247,22 @@ def compile_model(
     raise BackendUnavailable(
         f"no backend can run model {model.name!r}:\n" + "\n".join(f"  {name}: {error}" for name, error in refusals)
     )
+
+
+def _check_precision(precision: str) -> None:
+    """Refuses what no installed backend has.
+
+    Raises:
+        ConfigError: It is such.
+    """
+    from headrace.graph.precision import PRECISIONS  # a Model was loaded, so that it costs nothing more
+
+    if precision in ("auto", *PRECISIONS):
+        return
+    others = {one for backend in backends().values() for one in backend.capabilities().precisions} - {*PRECISIONS}
+    if precision not in others:
+        known = ", ".join((*PRECISIONS, *sorted(others), "auto"))
+        raise ConfigError(f"compile: got precision {precision!r}, expected one of {known}")
 
 
 def _compile_named(

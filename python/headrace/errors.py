@@ -15,7 +15,7 @@
     |   |-- DtypeMismatch
     |   |-- MalformedRequest       the body could not be decoded at all
     |   `-- RequestTooLarge        the body is longer than the server accepts
-    |-- ConfigError                a configuration file or folder cannot be used
+    |-- ConfigError                an option, or a configuration file or folder, cannot be used
     |-- NotFound                   no such model or version
     |-- NotOffered                 the protocol has it, this server does not
     |-- Unauthenticated            the token that a request needs is missing or wrong
@@ -106,7 +106,7 @@ class RequestTooLarge(RequestError):
 
 
 class ConfigError(HeadraceError):
-    """A configuration file or a model repository cannot be used. The message names the file and the key."""
+    """An option, a configuration file or a model repository cannot be used. The message names it, or file and key."""
 
 
 class NotFound(HeadraceError):

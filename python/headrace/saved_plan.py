@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from headrace import _core
 from headrace.backend import CompileOptions, Plan
 from headrace.engine import Engine
-from headrace.errors import InvalidPlan, ModelError, StalePlan
+from headrace.errors import ConfigError, InvalidPlan, ModelError, StalePlan
 from headrace.native import NativeExecutable
-from headrace.plan_file import Blocks, PlanFile
+from headrace.plan_file import PLAN_FILE, Blocks, PlanFile
 from headrace.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def load_plan(
     """Maps a Plan that `Engine.save` wrote.
 
     Args:
-        folder: The folder it was saved to.
+        folder: The folder it was saved to, or the file ``plan.headrace`` in it.
         model: The model it must have been made of: a loaded one, or the path of its file. None takes the Plan's word.
         verify: Whether to compare a hash of the whole file first, which reads it once (some 0.1 s per GB that is in
             the page cache). Without, only its header, sizes and manifest are checked, and pages are read from disk
@@ -52,7 +52,8 @@ def load_plan(
         InvalidPlan: There is none, or it is truncated, damaged or something else.
         FileNotFoundError: The model's file does not exist.
     """
-    file = PlanFile(Path(folder))
+    path = Path(folder)
+    file = PlanFile(path.parent if path.name == PLAN_FILE and path.is_file() else path)
     manifest = file.manifest
     try:
         _check_key(manifest, file.path, model, options)
@@ -159,7 +160,7 @@ def _engine(manifest: Mapping[str, Any], file: PlanFile) -> Engine:
     signature = Signature(*(_specs(manifest["signature"][kind]) for kind in ("inputs", "outputs")))
     try:
         options = CompileOptions(**manifest["options"])
-    except TypeError as error:
+    except (TypeError, ConfigError) as error:
         raise StalePlan(f"{file.path}: options: got {manifest['options']}: {error}") from error
     threads = options.resolved_threads()
     core = _core.NativePlan(_program(manifest, signature, file), threads)

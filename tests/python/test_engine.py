@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 import headrace as hr
-from headrace.errors import BackendUnavailable, UnsupportedOp
+from headrace.errors import (
+    BackendUnavailable,
+    ConfigError,
+    DtypeMismatch,
+    HeadraceError,
+    InvalidModel,
+    MalformedRequest,
+    MissingInput,
+    UnknownInput,
+    UnsupportedOp,
+)
+from headrace.threads import checked_threads
 
 
 def model_of(*nodes: tuple[str, list[str], list[str]], dtype: int = TensorProto.FLOAT) -> hr.Model:
@@ -71,9 +85,99 @@ def test_an_unknown_backend_is_an_error_that_names_the_known_ones() -> None:
         model_of(("Relu", ["x"], ["y"])).compile(backend="tpu")
 
 
-def test_threads_must_be_positive() -> None:
-    with pytest.raises(BackendUnavailable, match="got threads=0, expected at least 1"):
-        model_of(("Relu", ["x"], ["y"])).compile(backend="native", threads=0)
+@pytest.mark.parametrize("backend", ["auto", "native", "torch"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads: got 0, expected an integer from 1 to"),
+        ({"threads": -1}, "threads: got -1, expected an integer from 1 to"),
+        ({"threads": "2"}, "threads: got '2', expected an integer from 1 to"),
+        ({"threads": True}, "threads: got True, expected an integer from 1 to"),
+        ({"threads": 100_000}, "threads: got 100000, expected an integer from 1 to"),
+        ({"precision": "fp23"}, "got precision 'fp23', expected one of fp32, bf16, int8, auto"),
+        ({"precision": None}, "precision: got None, expected text"),
+        ({"device": 1}, "device: got 1, expected text or None"),
+        ({"options": {"mode": 1}}, r"options\['mode'\]: got 1, expected text"),
+    ],
+)
+def test_an_option_that_no_backend_could_mean_is_refused_before_one_is_asked(
+    options: dict[str, object], message: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(("Relu", ["x"], ["y"]))
+    monkeypatch.setattr("headrace.engine.compile_lowered", lambda *_: pytest.fail("a backend was asked"))
+    with pytest.raises(ConfigError, match=message):
+        model.compile(backend=backend, **options)  # type: ignore[arg-type]
+
+
+def test_a_number_of_threads_may_be_numpys_and_fits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = model_of(("Relu", ["x"], ["y"])).compile(threads=np.int64(2))  # type: ignore[arg-type]
+    assert type(engine.plan.threads) is int
+    monkeypatch.setattr("headrace.hardware.usable_cores", lambda: 500)
+    assert checked_threads(2000) == 2000
+    with pytest.raises(ConfigError, match="got 2001, expected an integer from 1 to 2000"):
+        checked_threads(2001)
+
+
+def test_auto_takes_no_other_backend_because_of_a_wrong_isa(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(("Relu", ["x"], ["y"]))
+    monkeypatch.setenv("HEADRACE_ISA", "avx9000")
+    with pytest.raises(BackendUnavailable, match=r"^HEADRACE_ISA: got 'avx9000'"):
+        model.compile()
+
+
+_X = np.ones((2, 4), np.float32)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(
+    ("request_", "kind", "message"),
+    [
+        (_X, MalformedRequest, r"request: got a ndarray, expected a dict of arrays: x: float32\[n, 4\]"),
+        (None, MalformedRequest, "request: got None, expected a dict of arrays"),
+        ("x", MalformedRequest, "request: got a str, expected a dict of arrays"),
+        ({"x": None}, DtypeMismatch, r"input 'x': got None, expected x: float32\[n, 4\]"),
+        ({"X": _X}, MissingInput, r"inputs: got 'X', expected x: float32\[n, 4\]"),
+        ({"x": _X, "z": _X}, UnknownInput, "inputs: got 'z', expected only: x"),
+        ({"x": [[1.0] * 4]}, DtypeMismatch, r"got dtype float64, expected float32: a list .*numpy\.asarray\("),
+    ],
+)
+def test_what_is_no_request_is_told_by_an_error_of_ours(
+    request_: object, kind: type[HeadraceError], message: str, backend: str
+) -> None:
+    engine = model_of(("Relu", ["x"], ["y"])).compile(backend=backend)
+    with hr.Batcher(engine) as batcher:
+        ways = [
+            engine,
+            engine.check,
+            lambda one: engine.run_batch([{"x": _X}, one]),
+            batcher.submit,
+            lambda one: asyncio.run(batcher.infer(one)),
+        ]
+        for way in ways:
+            with pytest.raises(kind, match=message) as caught:
+                way(request_)  # type: ignore[operator]
+            assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_a_batch_is_a_sequence_of_mappings_of_any_kind(backend: str) -> None:
+    engine = model_of(("Relu", ["x"], ["y"])).compile(backend=backend)
+    for wrong, got in (({"x": _X}, "a dict"), (_X, "a ndarray"), (None, "None")):
+        with pytest.raises(MalformedRequest, match=f"run_batch: got {got}, expected a sequence of requests"):
+            engine.run_batch(wrong)  # type: ignore[arg-type]
+    mapping = MappingProxyType({"x": _X})
+    np.testing.assert_array_equal(engine(mapping)["y"], _X)
+    np.testing.assert_array_equal(engine.run_batch([{"x": _X}, mapping])[1]["y"], _X)
+
+
+def test_a_batcher_is_given_an_engine() -> None:
+    with pytest.raises(ConfigError, match="Batcher: got NoneType for engine, expected an Engine"):
+        hr.Batcher(None)  # type: ignore[arg-type]
+
+
+def test_a_folder_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match=r"got a folder, expected an \.onnx file"):
+        hr.load(tmp_path)
 
 
 def test_anything_array_like_is_taken() -> None:

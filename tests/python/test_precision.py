@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 import headrace as hr
 from headrace import parity
-from headrace.errors import BackendUnavailable, ParityError
+from headrace.errors import ConfigError, ParityError
 from headrace.graph.precision import PRECISIONS, assign
 
 
@@ -162,8 +162,9 @@ def test_a_plan_says_its_precision_and_how_much_of_the_model_has_it(model):
 
 
 def test_an_unknown_precision_is_refused(model):
-    with pytest.raises(BackendUnavailable, match="got precision 'fp8', expected one of fp32, bf16, int8"):
-        model.compile(backend="native", precision="fp8")
+    for backend in ("native", "auto"):
+        with pytest.raises(ConfigError, match=r"got precision 'fp8', expected one of fp32, bf16, int8, auto$"):
+            model.compile(backend=backend, precision="fp8")
 
 
 def test_a_named_precision_is_checked_where_a_tolerance_is_given(model):

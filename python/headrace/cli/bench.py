@@ -89,7 +89,9 @@ def bench(
 
     from headrace import hardware
     from headrace.measure import Candidate, interleave
+    from headrace.threads import checked_threads
 
+    checked_threads(threads, "bench: threads")  # peers would start them
     engines, refused = _compile(model, precision, threads, only)
     if plan is not None:
         from headrace import load_plan

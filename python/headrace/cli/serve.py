@@ -64,9 +64,12 @@ def command(
         grpc_port = port + 1 if port else 0
     from headrace.config import load_repository
     from headrace.errors import ExecutionError
-    from headrace.serving.host import ModelHost
-    from headrace.serving.repository import read_token
-    from headrace.serving.server import run
+    from headrace.extras import needs
+
+    with needs("serve", "headrace serve"):
+        from headrace.serving.host import ModelHost
+        from headrace.serving.repository import read_token
+        from headrace.serving.server import run
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.errors import ModelError
+from headrace.extras import needs
 from headrace.graph._onnx_ir import ir
 from headrace.graph.join import join
 from headrace.graph.onnx_file import from_proto
@@ -32,6 +33,7 @@ def convert(source: Any, hints: Hints) -> ir.Model:
 
     Raises:
         ModelError: It is not fitted, or skl2onnx lacks a converter for one of its parts.
+        BackendUnavailable: skl2onnx is needed, and not installed.
     """
     from sklearn.exceptions import NotFittedError
     from sklearn.utils.validation import check_is_fitted
@@ -73,7 +75,8 @@ def _own_converter(estimator: Any, hints: Hints) -> Callable[[Any], ir.Model] | 
 
 def _through_skl2onnx(source: Any, inputs: list[tuple[str, Any]], whole: Any) -> ir.Model:
     """`source`, all of `whole` or its first steps, with these inputs."""
-    from skl2onnx import convert_sklearn
+    with needs("sklearn", f"headrace.load: a {type(whole).__name__} of scikit-learn"):
+        from skl2onnx import convert_sklearn
 
     name = type(whole).__name__
     options = {id(part): {"zipmap": False} for part in _parts(source) if hasattr(part, "predict_proba")}
@@ -99,7 +102,8 @@ def _parts(estimator: Any) -> Iterator[Any]:
 
 
 def _inputs(source: Any, hints: Hints) -> list[tuple[str, Any]]:
-    from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+    with needs("sklearn", f"headrace.load: a {type(source).__name__} of scikit-learn"):
+        from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 
     kinds = {"float": FloatTensorType, "int": Int64TensorType, "string": StringTensorType}
     columns = _columns(source, hints.example_inputs)

@@ -95,6 +95,9 @@ def read(path: Path) -> tuple[ir.Model, str]:
     """
     import onnx
 
+    if path.is_dir():
+        others = "headrace.load_plan maps a saved plan; `headrace serve` takes a folder of models"
+        raise InvalidModel(f"{path}: got a folder, expected an .onnx file ({others})")
     file = DataFile(path)
     try:
         stripped, detached = _detach_weights(file)

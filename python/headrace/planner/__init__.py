@@ -76,12 +76,14 @@ def plan(
     """
     from headrace.hardware import probe
     from headrace.planner.search import Search
+    from headrace.threads import checked_threads
 
     for name, value in (("slo_ms", slo_ms), ("rate", rate), ("budget_s", budget_s), ("gpu_cores", gpu_cores)):
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"plan: got {name}={value!r}, expected a positive number")
     if tolerance is not None and not tolerance >= 0:
         raise ConfigError(f"plan: got tolerance={tolerance!r}, expected 0 or more")
+    threads = [checked_threads(count, "plan: threads") for count in threads]
     hardware = probe()
     question = Question(None if slo_ms is None else slo_ms / 1e3, rate, tolerance, hardware.cores, gpu_cores)
     space = space_of(model, hardware.cores, backends, precisions, threads)

@@ -209,7 +209,13 @@ class ModelHost:
     def _open(self, config: ModelConfig, version: int) -> ServedModel:
         path = config.files[version]
         source = _source(path, config.settings)
-        engine = self._engine_opener(path, config.settings)
+        try:
+            engine = self._engine_opener(path, config.settings)
+        except ParityError:
+            raise  # `find` says which model it is of
+        except HeadraceError as error:
+            error.args = (f"model {config.name!r} version {version} ({path}): {error}", *error.args[1:])
+            raise
         try:
             engine.run_batch([warmup_request(engine.signature, path.parent.parent)])
             if self._ledger is None:

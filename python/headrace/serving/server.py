@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.errors import BackendUnavailable, ExecutionError
+from headrace.errors import ExecutionError
+from headrace.extras import needs
 from headrace.serving.app import OipApp
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.heap import settle
@@ -155,10 +156,6 @@ async def _serve(
 
 async def _start_grpc(service: OipService, address: str, port: int) -> GrpcListener:
     """Imports gRPC only where it is wanted: it is an extra, and takes a quarter of a second."""
-    try:
+    with needs("serve", "gRPC", ", or not asked for (--no-grpc)"):
         from headrace.serving import grpc_app, grpc_server
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(
-            f"gRPC: got {error}, expected it installed (pip install 'headrace[serve]') or not asked for (--no-grpc)"
-        ) from error
     return await grpc_server.start(grpc_app.GrpcApp(service), address, port, service.body_bytes_max)

@@ -1,4 +1,4 @@
-"""Replicas, latency and cost over time, drawn with matplotlib (``pip install headrace[plot]``)."""
+"""Replicas, latency and cost over time, drawn with matplotlib (the extra ``plot``)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import ConfigError
+from headrace.extras import how_to_install
 from headrace.simulate.world import Outcome
 
 
@@ -21,7 +22,7 @@ def draw(outcomes: Sequence[Outcome], title: str, slo_s: float) -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError("plot: got no matplotlib, expected it: pip install headrace[plot]") from error
+        raise ConfigError(f"plot: got no matplotlib, expected it: {how_to_install('plot')}") from error
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "headrace"  # else every file gets other ids
     from matplotlib import pyplot

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from headrace.errors import ConfigError
+from headrace.extras import how_to_install
 from headrace.serving.autoscaling import Observation, PolicyConfig, PolicyState, ReplicaReport, decide
 from headrace.serving.load import RATE_TAU_S
 from headrace.simulate.world import Sample, Service
@@ -109,7 +110,7 @@ class RayPolicy:
             from ray.serve.config import AutoscalingConfig
         except ImportError as error:
             raise ConfigError(
-                f"policy ray: got {error}, expected Ray to be installed: pip install headrace[ray]"
+                f"policy ray: got {error}, expected Ray to be installed: {how_to_install('ray')}"
             ) from error
         self.name = name
         self._ray = autoscaling_policy

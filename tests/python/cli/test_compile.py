@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 import headrace as hr
 from headrace.cli.main import cli
+from headrace.errors import ConfigError
 from headrace.plan_file import PLAN_FILE
 
 
@@ -50,3 +51,9 @@ def test_bench_times_a_saved_plan_beside_the_backends(model_file: Path, tmp_path
     rows = {row["name"]: row for row in json.loads(result.stdout)["rows"]}
     assert set(rows) == {"native", "saved plan"}
     assert rows["saved plan"]["max_abs_diff"] == 0
+
+
+def test_bench_starts_no_threads_that_nobody_has(model_file: Path) -> None:
+    done = CliRunner().invoke(cli, ["bench", str(model_file), "--threads", "100000"])
+    assert isinstance(done.exception, ConfigError)
+    assert "bench: threads: got 100000, expected an integer from 1 to" in str(done.exception)

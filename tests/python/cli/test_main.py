@@ -45,6 +45,30 @@ def test_our_errors_end_with_one_line_and_exit_code_1(tmp_path: Path, capsys: py
     assert "Traceback" not in out + err
 
 
+@pytest.mark.parametrize(
+    ("absent", "what", "extra"),
+    [
+        ("httptools", "main(['serve', 'models'])", "serve"),
+        ("uvicorn", "main(['serve', 'models'])", "serve"),
+        ("yaml", "main(['deploy', 'app.yaml'])", "ray"),
+        ("skl2onnx", "hr.load(make_pipeline(StandardScaler()).fit([[1.0], [2.0]]))", "sklearn"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_told_with_the_extra_that_has_it(
+    absent: str, what: str, extra: str, tmp_path: Path
+) -> None:
+    (tmp_path / "app.yaml").write_text("models: []")
+    code = f"import sys\nsys.modules[{absent!r}] = None\nfrom headrace.cli.main import main\nimport headrace as hr\n"
+    if extra == "sklearn":
+        code += "from sklearn.pipeline import make_pipeline\nfrom sklearn.preprocessing import StandardScaler\n"
+    done = subprocess.run([sys.executable, "-c", code + what], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "BackendUnavailable: " in last
+    assert f"pip install 'headrace[{extra}]' (in a checkout: pip install '.[{extra}]')" in last
+    assert ("Traceback" in done.stderr) == (extra == "sklearn")
+
+
 def test_an_unknown_command_is_a_usage_error() -> None:
     result = CliRunner().invoke(cli, ["frobnicate"])
     assert result.exit_code == 2

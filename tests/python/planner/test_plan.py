@@ -307,6 +307,8 @@ def test_given_samples_are_what_is_measured_and_must_fit(doubling: hr.Model, ins
     for wrong in ({"slo_ms": 0}, {"rate": math.inf}, {"budget_s": -1}, {"tolerance": math.nan}):
         with pytest.raises(ConfigError, match=f"got {next(iter(wrong))}="):
             hr.plan(doubling, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="plan: threads: got 100000, expected an integer from 1 to"):
+        hr.plan(doubling, threads=[1, 100_000])
 
 
 def test_a_model_that_runs_nothing_made_up_needs_samples(install: Install) -> None:

@@ -36,6 +36,17 @@ def test_progress_is_told_and_a_second_load_changes_nothing() -> None:
     assert len(told) == len(served.engines) == 2
 
 
+def test_what_cannot_be_opened_is_named() -> None:
+    def engine_opener(path: Path, settings: Any) -> FakeEngine:
+        raise BackendUnavailable("got backend 'nativ', expected 'native'", retry_after_s=2.0)
+
+    host = ModelHost([make_config()], engine_opener=engine_opener)
+    expected = r"^model 'doubler' version 1 \(.*doubler.*\): got backend 'nativ', expected 'native'$"
+    with pytest.raises(BackendUnavailable, match=expected) as caught:
+        host.load()
+    assert caught.value.retry_after_s == 2.0
+
+
 def test_a_model_that_fails_its_warm_up_never_gets_ready_and_leaks_no_engine() -> None:
     engines: list[FakeEngine] = []
 
