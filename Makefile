@@ -12,12 +12,23 @@ CXX_SOURCES := $(shell find csrc -name '*.cc' -o -name '*.h') CMakeLists.txt set
 
 .PHONY: setup ext demo test untimed untimed-extension timed build-cpp build-asan build-tsan test-cpp
 .PHONY: test-cuda-host test-cuda-build gpu-test test-neon test-asan test-tsan test-python lint format stubs protos
-.PHONY: bench bench-ops chaos clean
+.PHONY: bench bench-kernels bench-ops chaos clean
 
 setup: $(STAMPS)/built
 
+# What a Python of a distribution may lack, told before half of a virtual environment is made.
+define HAS_WHAT_BUILDS
+import os, sys, sysconfig
+try: import venv, ensurepip
+except ImportError as error: sys.exit(f"$(PYTHON): got {error}, expected the module: apt install python3-venv (or your system's like)")
+header = os.path.join(sysconfig.get_path("include"), "Python.h")
+os.path.isfile(header) or sys.exit(f"$(PYTHON): got no {header}, expected it: apt install python3-dev (or your system's like)")
+endef
+export HAS_WHAT_BUILDS
+
 # What builds the C++ core: there in seconds, where the rest takes two minutes.
 $(STAMPS)/tools: requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -c "$$HAS_WHAT_BUILDS"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	grep -E '^(cmake|ninja)==' requirements.lock | $(BIN)/python -m pip install --quiet --no-deps -r /dev/stdin
 	mkdir -p $(STAMPS) && touch $@
@@ -34,8 +45,9 @@ $(STAMPS)/built: $(STAMPS)/deps $(CXX_SOURCES)
 	  --no-build-isolation -e .
 	touch $@
 
-# Rebuilds only what changed in the extension module; the lock keeps two callers apart.
-ext:
+# Rebuilds only what changed in the extension module; the lock keeps two callers apart. Where nothing was built yet, or all was
+# cleaned away, everything is set up first.
+ext: $(if $(wildcard build/python*/build.ninja),,setup)
 	flock build/.lock $(CMAKE) -B $(EXT_BUILD) -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/python/headrace > /dev/null
 	flock build/.lock $(CMAKE) --build $(EXT_BUILD) --target _core
 
@@ -144,11 +156,14 @@ stubs: setup
 protos: $(STAMPS)/deps
 	$(BIN)/python -m grpc_tools.protoc -I python/headrace/serving --descriptor_set_out=python/headrace/serving/oip.desc oip.proto
 
-# Everything docs/performance.md quotes, and its tables; an hour or less on two quiet cores. BENCH="--only minilm --quick"
-# passes options on. Peers that nothing else needs are installed here and nowhere else.
-bench: setup $(STAMPS)/bench-peers
+# The programs headrace_bench_* in build/python3.*, each of which times one kind of kernel.
+bench-kernels: setup
 	$(CMAKE) -B $(EXT_BUILD) -DHEADRACE_BENCH=ON > /dev/null
 	$(CMAKE) --build $(EXT_BUILD) --target headrace_bench_kernels
+
+# Everything docs/performance.md quotes, and its tables; an hour or less on two quiet cores. BENCH="--only minilm --quick"
+# passes options on. Peers that nothing else needs are installed here and nowhere else.
+bench: bench-kernels $(STAMPS)/bench-peers
 	$(BIN)/python -m benchmarks $(BENCH)
 
 $(STAMPS)/bench-peers: benchmarks/requirements.lock $(STAMPS)/deps
