@@ -98,7 +98,16 @@ def run_real(
     max_batch: int = MAX_BATCH,
 ) -> tuple[npt.NDArray[np.float64], int]:
     """Sends requests when they are due. Returns the latencies from the due time, in seconds, and how many had none."""
-    done_s = np.full(len(arrivals_s), np.nan)
+    _, done_s = send(engine, request, arrivals_s, slo_s, max_batch)
+    latencies = (done_s - arrivals_s)[~np.isnan(done_s)]
+    return latencies, len(arrivals_s) - len(latencies)
+
+
+def send(
+    engine: Engine, request: Request, arrivals_s: npt.NDArray[np.float64], slo_s: float | None, max_batch: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sends requests when they are due. Returns when each was sent and answered, in seconds; NaN where none was."""
+    sent_s, done_s = np.zeros(len(arrivals_s)), np.full(len(arrivals_s), np.nan)
     left = threading.Semaphore(0)
     # Linux lets a thread sleep some 50 us longer than it was told to, unless it asks for less.
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
@@ -119,6 +128,7 @@ def run_real(
                 time.sleep(wait)
             while time.perf_counter() < start + due:
                 pass
+            sent_s[place] = time.perf_counter() - start
             try:
                 future = batcher.submit(request)
             except (Overloaded, DeadlineExceeded):
@@ -127,8 +137,7 @@ def run_real(
             future.add_done_callback(lambda future, place=place: note(place, future))
         for _ in range(submitted):
             left.acquire()
-    latencies = (done_s - arrivals_s)[~np.isnan(done_s)]
-    return latencies, len(arrivals_s) - len(latencies)
+    return sent_s, done_s
 
 
 def measure(options: Options) -> dict[str, Any]:

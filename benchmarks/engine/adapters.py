@@ -76,22 +76,27 @@ def measure(options: Options) -> dict[str, list[dict[str, Any]]]:
 
 
 def over_kernels(options: Options) -> list[dict[str, Any]]:
-    """One entry per native model: the medians of its ops together and of a call of the Engine, in microseconds."""
+    """One entry per native model: medians of its ops together, a call of the Plan and one of the Engine, in us."""
     rows = []
     for name, (model, x) in native_models().items():
         engine = model.compile(backend="native", threads=1)
         request = {model.signature.inputs[0].name: x}
-        core, ops_us = cast(Any, engine.executable).core, []
+        core = cast(Any, engine.executable).core
+        ops_us: list[float] = []
 
         def profile(core: Any = core, request: Any = request, ops_us: list[float] = ops_us) -> None:
             ops_us.append(sum(step.ns for step in core.profile([request])) / 1e3)
 
         candidates = [
             Candidate("ops", profile),
+            Candidate("plan", lambda core=core, request=request: core.run(request)),  # type: ignore[misc]
             Candidate("engine", lambda engine=engine, request=request: engine(request)),  # type: ignore[misc]
         ]
-        _, ours = interleave(candidates, rounds=2 if options.quick else 9, block_s=0.1)
-        rows.append({"model": name, "ops_us": statistics.median(ops_us), "engine_us": ours.median_s * 1e6})
+        _, plan, ours = interleave(candidates, rounds=2 if options.quick else 9, block_s=0.1)
+        rows.append({
+            "model": name, "ops_us": statistics.median(ops_us), "plan_us": plan.median_s * 1e6,
+            "engine_us": ours.median_s * 1e6,
+        })  # fmt: skip
     return rows
 
 
@@ -127,10 +132,12 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         ["us per call, one thread", "the torch module", "engine on the torch backend", "ratio"], cells
     )
     cells = [
-        [row["model"], number(row["ops_us"]), number(row["engine_us"]), f"**{row['engine_us'] - row['ops_us']:.2f}**"]
+        [row["model"], *(number(row[f"{what}_us"]) for what in ("ops", "plan", "engine"))]
+        + [f"**{row['engine_us'] - row[f'{what}_us']:.2f}**" for what in ("plan", "ops")]
         for row in found["native"]
     ]
-    return f"{over_torch}\n\n{markdown(['us per call, one thread', 'its ops', 'engine, native', 'added'], cells)}"
+    headings = ("us per call, one thread", "its ops", "the native Plan", "engine", "added to the Plan", "to its ops")
+    return f"{over_torch}\n\n{markdown(headings, cells)}"
 
 
 SECTIONS = [Section("adapters", "What an Engine adds to what it runs", measure, table)]

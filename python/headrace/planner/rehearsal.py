@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -28,8 +29,9 @@ _S_MAX = 3.0
 _RPS_MAX = 1000.0
 # Beyond that, something else was measured.
 _SLOWNESS = (0.7, 2.0)
-# Fewer Batches after a pause say nothing about those.
+# Fewer Batches after a pause, or in a row, say nothing about those.
 _WOKEN_MIN = 10.0
+_ROW_MIN = 20
 # Calls for a median, at least.
 _CALLS_MIN = 3
 
@@ -67,25 +69,52 @@ def rehearse(engine: Engine, cost: Cost, samples: Sequence[Request], max_batch: 
     rate_rps = min(rate_rps, _RPS_MAX)
     lasts_s = min(_S_MAX, max(_S_MIN, _REQUESTS / rate_rps))
     gaps_s = np.random.default_rng(0).exponential(1 / rate_rps, max(2, round(lasts_s * rate_rps)))
-    latencies_s, elapsed_s, stats = _send(engine, samples, np.cumsum(gaps_s).tolist(), max_batch)
+    sent_s, done_s, elapsed_s, stats = _send(engine, samples, np.cumsum(gaps_s).tolist(), max_batch)
+    requests = len(sent_s)
     batches = [(size, count, stats["batch_seconds"][size]) for size, count in enumerate(stats["batch_sizes"]) if count]
     ran_s = sum(seconds for _, _, seconds in batches)
-    expected_s = sum(count * cost.seconds(size) * cost.noise(size) for size, count, _ in batches)
+    expected_s = _expected(cost, batches)
     inside_s = stats["queue_delay"]["total_s"] + sum(size * seconds for size, _, seconds in batches)
-    outside_s = max(0.0, statistics.fmean(latencies_s) - inside_s / len(latencies_s))
+    outside_s = max(0.0, (math.fsum(done_s) - math.fsum(sent_s) - inside_s) / requests)
+    in_a_row = float(np.clip(_in_a_row(cost, batches, sent_s, done_s), *_SLOWNESS))
     # Poisson arrivals find the Engine idle as often as it is, and each that does is a Batch of its own.
-    woken, wake_s = len(latencies_s) * max(0.0, 1 - ran_s / elapsed_s), 0.0
-    if ran_s > expected_s and woken >= _WOKEN_MIN:
-        wake_s = min((ran_s - expected_s) / woken, cost.seconds(1))
+    woken, wake_s = requests * max(0.0, 1 - ran_s / elapsed_s), 0.0
+    if ran_s > in_a_row * expected_s and woken >= _WOKEN_MIN:
+        wake_s = min((ran_s / in_a_row - expected_s) / woken, cost.seconds(1))
     # What waking does not explain slows all Batches, and what they take longer for waking with the rest.
     slowness = ran_s / (expected_s + woken * wake_s)
     return Rehearsal(float(np.clip(slowness, *_SLOWNESS)), wake_s, outside_s)
 
 
+def _expected(cost: Cost, batches: Sequence[tuple[int, int, float]]) -> float:
+    """Seconds that (size, how many, seconds) Batches should have taken together."""
+    return sum(count * cost.seconds(size) * cost.noise(size) for size, count, _ in batches)
+
+
+def _in_a_row(
+    cost: Cost, batches: Sequence[tuple[int, int, float]], sent_s: Sequence[float], done_s: Sequence[float]
+) -> float:
+    """Times as long as measured that Batches took which came right after another; 1 where that were too few.
+
+    Beside a client the machine is slower than with one core at work, after a pause or not. A Batch of several Requests
+    formed while another one ran. Where all are of one, a Request had waited that was sent before the one before it was
+    answered.
+    """
+    if batches[-1][0] > 1:
+        several = [batch for batch in batches if batch[0] > 1]
+        if sum(count for _, count, _ in several) < _ROW_MIN:
+            return 1.0
+        return sum(seconds for _, _, seconds in several) / _expected(cost, several)
+    ran_s = [done - before for sent, before, done in zip(sent_s[1:], done_s, done_s[1:], strict=False) if sent < before]
+    if len(ran_s) < _ROW_MIN:
+        return 1.0
+    return statistics.fmean(ran_s) / _expected(cost, [(1, 1, 0.0)])
+
+
 def _send(
     engine: Engine, samples: Sequence[Request], due_s: Sequence[float], max_batch: int
-) -> tuple[list[float], float, dict[str, Any]]:
-    """Requests to a Batcher when they are due: their latencies, how long all took, and what the Batcher counted."""
+) -> tuple[list[float], list[float], float, dict[str, Any]]:
+    """Requests to a Batcher when they are due: when each was sent and answered, how long all took, what it counted."""
     from headrace.batcher import Batcher
 
     clock = time.perf_counter
@@ -108,7 +137,7 @@ def _send(
         elapsed_s = clock() - start_s
         stats = batcher.stats()
     # Closing it has waited for the callbacks.
-    return [done - sent for sent, done in zip(sent_s, done_s, strict=True)], elapsed_s, stats
+    return sent_s, done_s, elapsed_s, stats
 
 
 def slowdown(engine: Engine, others: Sequence[Engine], request: Request, seconds: float = 0.3) -> float:

@@ -116,7 +116,8 @@ def test_a_rehearsal_finds_batches_that_take_longer_than_they_were_measured_to()
 def test_an_engine_that_is_slower_in_general_is_not_taken_for_one_that_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100 requests in a second, each a Batch of its own that was measured to take 3 ms, and takes 1.8 times that."""
     stats = {"batch_sizes": [0, 100], "batch_seconds": [0.0, 0.54], "queue_delay": {"total_s": 0.0}}
-    monkeypatch.setattr(rehearsal, "_send", lambda *_: ([0.0054] * 100, 1.0, stats))
+    sent_s = [0.01 * place for place in range(100)]
+    monkeypatch.setattr(rehearsal, "_send", lambda *_: (sent_s, [one + 0.0054 for one in sent_s], 1.0, stats))
     spec = hr.TensorSpec("x", "float32", (1,))
     engine = hr.Engine(hr.Signature((spec,), (hr.TensorSpec("y", "float32", (1,)),)), _Sleeps())
     found = rehearse(engine, even(0.003, 0.0), [], 1, 100.0)
@@ -127,3 +128,25 @@ def test_an_engine_that_is_slower_in_general_is_not_taken_for_one_that_wakes(mon
     stats["batch_seconds"] = [0.0, 0.4]
     found = rehearse(engine, even(0.003, 0.0), [], 1, 100.0)
     assert (found.slowness, found.wake_s) == pytest.approx((1.0, 0.1 / 60)), "what waking explains is no slowness"
+
+
+def test_batches_that_are_slower_right_after_another_are_not_taken_for_ones_that_woke(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All take 1.2 times the 3 ms that were measured, and those that found the Engine idle a millisecond more."""
+    spec = hr.TensorSpec("x", "float32", (1,))
+    engine = hr.Engine(hr.Signature((spec,), (hr.TensorSpec("y", "float32", (1,)),)), _Sleeps())
+    woken = 100 * (1 - 0.40)
+    stats = {"batch_sizes": [0, 50, 25], "batch_seconds": [0.0, 0.40 - 0.09, 0.09], "queue_delay": {"total_s": 0.0}}
+    monkeypatch.setattr(rehearsal, "_send", lambda *_: ([0.0] * 100, [0.1] * 100, 1.0, stats))
+    found = rehearse(engine, even(0.003, 0.0), [], 2, 100.0)
+    assert found.slowness == pytest.approx(1.2)
+    assert found.slowness * (0.225 + woken * found.wake_s) == pytest.approx(0.40), "all that ran is accounted for"
+    # Of one Request each: pairs, the second of which is sent while the first runs.
+    sent_s = [0.02 * (place // 2) + 0.001 * (place % 2) for place in range(100)]
+    done_s = [0.02 * (place // 2) + 0.005 + 0.0036 * (place % 2) for place in range(100)]
+    stats = {"batch_sizes": [0, 100], "batch_seconds": [0.0, 0.41], "queue_delay": {"total_s": 0.0}}
+    monkeypatch.setattr(rehearsal, "_send", lambda *_: (sent_s, done_s, 1.0, stats))
+    found = rehearse(engine, even(0.003, 0.0), [], 1, 100.0)
+    assert found.slowness == pytest.approx(1.2)
+    assert found.wake_s == pytest.approx((0.41 / 1.2 - 0.3) / 59)
