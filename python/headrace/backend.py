@@ -136,9 +136,9 @@ class CompileOptions:
 class Plan:
     """What was chosen for a Model, and why. `str(plan)` is for people, `to_dict()` for programs.
 
-    Of the `details`, which are each backend's own, the planner reads two where they are there: ``lowered_ops``, how many
-    ops run in less than fp32, and ``winograd_ops``, how many convolutions by Winograd's filtering. A Plan that was to
-    have some and has none is the same as one in fp32.
+    Of the `details`, which are each backend's own, the planner reads two where they are there: ``lowered_ops``, how
+    many ops run in less than fp32, and ``winograd_ops``, how many convolutions by Winograd's filtering. A Plan that was
+    to have some and has none is the same as one in fp32.
     """
 
     backend: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from dataclasses import dataclass
 
 import grpc
@@ -50,8 +52,25 @@ async def start(app: grpc.GenericRpcHandler, address: str, port: int, body_bytes
     )
     shown = f"[{address}]" if ":" in address else address
     try:
+        _refuse_taken(address, port)
         bound: int = server.add_insecure_port(f"{shown}:{port}")
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise ConfigError(f"gRPC address: got {shown}:{port}, expected a free one ({error})") from error
     await server.start()
     return GrpcListener(server, f"{shown}:{bound}")
+
+
+def _refuse_taken(address: str, port: int) -> None:
+    """Asks for a port in use before gRPC does, which would write a line of its own beside our error.
+
+    Raises:
+        OSError: Somebody listens there.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        # As gRPC does: connections of a server that has just ended are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # of all else gRPC is the judge
+                raise

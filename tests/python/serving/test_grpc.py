@@ -396,13 +396,14 @@ async def test_bytes_in_flight_are_bounded_over_both_protocols() -> None:
     assert service.in_flight.bytes == 0
 
 
-async def test_a_port_in_use_is_an_error_that_names_it() -> None:
+async def test_a_port_in_use_is_an_error_that_names_it(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"got 127\.0\.0\.1:{port}, expected a free one"):
             await grpc_server.start(GrpcApp(make_served().app.service), "127.0.0.1", port, 1000)
+    assert capfd.readouterr().err == ""  # of gRPC's own
 
 
 def test_the_messages_have_the_stock_clients_names_numbers_and_types() -> None:
