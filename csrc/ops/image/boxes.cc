@@ -151,10 +151,7 @@ class RoiAlign : public PerRequestOp {
       if (image >= 0 && image < x[0]) continue;
       fail(ErrorKind::kExecution, "got image ", image, ", expected one below ", x[0]);
     }
-    for (float at : inputs[1].span<float>()) {
-      constexpr float kMost = 1e6f;
-      if (!(std::abs(at) <= kMost)) fail(ErrorKind::kExecution, "got a region at ", at);
-    }
+    check_regions(inputs[1].span<float>(), x);
     outputs[0] = {rois[0], x[1], height_, width_};
   }
 
@@ -188,6 +185,24 @@ class RoiAlign : public PerRequestOp {
   }
 
  private:
+  // How many samples a region takes may follow from its size: no request is to keep a thread for
+  // minutes.
+  void check_regions(std::span<const float> regions, const Shape& x) const {
+    constexpr float kMost = 1e6f, kImages = 16;
+    for (size_t i = 0; i < regions.size(); ++i) {
+      if (!(std::abs(regions[i]) <= kMost)) {
+        fail(ErrorKind::kExecution, "got a region at ", regions[i]);
+      }
+      if (sampling_ > 0 || i % 4 < 2) continue;
+      const float length = (regions[i] - regions[i - 2]) * scale_;
+      const int64_t image = x[i % 4 == 2 ? 3 : 2];
+      if (length > kImages * static_cast<float>(image)) {
+        fail(ErrorKind::kExecution, "got a region of ", length, " pixels in an image of ", image,
+             ", expected at most 16 times as many");
+      }
+    }
+  }
+
   struct Grid {
     float top, left, bin_h, bin_w;
     int64_t rows, columns;

@@ -62,7 +62,8 @@ HR_INLINE RowQuantizer quantizer_of(const T* row, int64_t k, RowScale* scale) {
   const Vf zero = round(splat(-bottom * s.inverse));
   float zeros[kLanes];
   store(zeros, zero);
-  *scale = {s.step, static_cast<int32_t>(zeros[0])};
+  // A row that is not finite has no zero either; its step makes all of it NaN.
+  *scale = {s.step, zeros[0] == zeros[0] ? static_cast<int32_t>(zeros[0]) : 0};
   return {splat(s.inverse), zero};
 }
 

@@ -64,6 +64,17 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(array.reshape(()))
 
 
+def same_rank(value: ir.Value | None, other: ir.Value | None) -> bool:
+    """Whether both have the same, known rank. Constants of one element may add dims to what they are combined with."""
+    return (
+        value is not None
+        and other is not None
+        and value.shape is not None
+        and other.shape is not None
+        and len(value.shape) == len(other.shape)
+    )
+
+
 def ints(value: ir.Value | None) -> list[int] | None:
     """The elements of a small integer constant as a flat list, or None."""
     array = constant(value)

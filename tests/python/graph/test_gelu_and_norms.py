@@ -53,6 +53,22 @@ def test_what_only_looks_like_gelu_stays(optimise, f32, body: str) -> None:
     result.agrees(x=f32(5, 8), z=f32(5, 8))
 
 
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (ERF[0], "one"),
+        (TANH[0], "half"),
+        ("p = Pow(x, two)  m = ReduceMean(p, axis)  a = Add(m, eps)  r = Sqrt(a)  y = Div(x, r)", "eps"),
+        ("p = Pow(x, two)  m = ReduceMean(p, axis)  a = Add(m, eps)  r = Sqrt(a)  y = Div(x, r)", "two"),
+    ],
+)
+def test_a_constant_that_adds_a_dim_is_no_scalar(optimise, f32, body: str, name: str) -> None:
+    constants = {**SCALARS, "axis": np.array([-1]), name: SCALARS[name].reshape(1, 1, 1)}
+    result = optimise(f"g (float[n, 8] x) => (float[1, n, 8] y) {{ {body} }}", constants)
+    assert not {"Gelu", "RMSNormalization"} & set(result.ops)
+    result.agrees(x=f32(5, 8))
+
+
 def test_a_gelu_whose_inside_is_an_output_stays(optimise, f32) -> None:
     result = optimise(f"g (float[n, 8] x) => (float[n, 8] y, float[n, 8] a) {{ {ERF[0]} }}", SCALARS)
     assert "Gelu" not in result.ops

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from headrace.graph._onnx_ir import ir
-from headrace.graph.edit import attribute, input_at, is_op, replace_node, scalar, single_use
+from headrace.graph.edit import attribute, input_at, is_op, replace_node, same_rank, scalar, single_use
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _fuse_around(graph: ir.Graph, node: ir.Node, kind: str) -> bool:
         if root is None or root.domain != "" or root.op_type not in ("Add", "Mul", "Div"):
             return False
         for source in sources:
-            values = _evaluate(root, source)
+            values = _evaluate(root, source) if same_rank(root.outputs[0], source) else None
             if values is not None and np.allclose(values, _GELU[kind], rtol=_TOLERANCE, atol=_TOLERANCE):
                 replace_node(graph, root.outputs[0], ir.node("Gelu", [source], {"approximate": kind}))
                 return True

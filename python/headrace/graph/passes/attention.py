@@ -25,6 +25,7 @@ from headrace.graph.edit import (
     is_used,
     producer,
     replace_node,
+    same_rank,
     scalar,
     single_use,
 )
@@ -208,6 +209,7 @@ def _nan_guard(weights: ir.Value) -> tuple[ir.Value, bool]:
     if len(uses) != 2 or test is None or where is None or weights.is_graph_output():
         return weights, False
     same = where.inputs[0] is test.outputs[0] and where.inputs[2] is weights and scalar(where.inputs[1]) == 0.0
+    same = same and same_rank(where.outputs[0], weights)
     return (where.outputs[0], True) if same and single_use(test.outputs[0]) is where else (weights, False)
 
 

@@ -16,6 +16,7 @@ from headrace.graph.edit import (
     is_used,
     producer,
     replace_node,
+    same_rank,
     scalar,
     single_use,
     static_dims,
@@ -102,7 +103,7 @@ def _over_last_axis(reduce: ir.Node) -> bool:
 
 def _emit(graph: ir.Graph, node: ir.Node, op_type: str, source: ir.Value, epsilon: float) -> bool:
     shape = dims(source)
-    if shape is None or not shape or not isinstance(shape[-1], int):
+    if shape is None or not shape or not isinstance(shape[-1], int) or not same_rank(source, node.outputs[0]):
         return False
     width, output = shape[-1], node.outputs[0]
     scale = _next_constant(output, "Mul", width)
