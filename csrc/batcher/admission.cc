@@ -10,10 +10,12 @@ namespace headrace {
 namespace {
 
 // An estimate that only ever refuses would never be corrected. After so many refusals in a row by
-// an idle Engine, and so many times the estimate since the last Batch (at most 5% of its time), one
-// Job is let in as a probe.
-constexpr int kProbeRefusals = 16;
-constexpr double kProbeEstimates = 20;
+// an idle Engine, and so many times as long as the last Batch took since it began, one Job is let
+// in as a probe: two at first, so that an Engine that was slow for a while refuses no longer than
+// that again, and twice as many after each probe that was as slow as estimated. An Engine that
+// stays slow spends 5% of its time on them.
+constexpr double kProbeSpacingMin = 2;
+constexpr double kProbeSpacingMax = 20;
 // While callers compete, none may have more waiting than so many times what is still free: dynamic
 // queue-length thresholds (Choudhury and Hahne, 1998). One greedy caller gets 2/3 of the room, two
 // get 2/5 each, n get 2/(1 + 2n), and what is left is there for whoever asks for little.
@@ -59,16 +61,31 @@ void Batcher::admit(Job& job, Clock::time_point now, bool contended) {
     if (contended) check_share(job, ahead, (left_s - own_s) / factor, now);
     return;
   }
-  if (idle && ++refused_idle_ > kProbeRefusals &&
-      seconds_between(batch_start_, now) > kProbeEstimates * own_s) {
-    refused_idle_ = 0;
-    job.probe = true;
-    return;
+  double retry_s = needed_s - left_s;
+  if (idle) {
+    // Nothing will have changed by then but that another probe is due.
+    retry_s = probe_spacing_ * batch_took_s_ - seconds_between(batch_start_, now);
+    if (++refused_idle_ > probe_spacing_ && retry_s < 0) {
+      refused_idle_ = 0;
+      job.probe = true;
+      return;
+    }
   }
   throw OverloadedError(
       str("got a deadline in ", left_s * 1e3, " ms, expected at least ", needed_s * 1e3,
           " ms: ", ahead.jobs, " Requests wait ahead, ", ledger_.running, " run"),
-      std::max(needed_s - left_s, kRetryMin_s));
+      std::max(retry_s, kRetryMin_s));
+}
+
+// Spaces probes by what a Batch showed. One that failed, `learnt` is false, confirms nothing, and
+// says as little against the estimate.
+void Batcher::space_probes(double seconds, bool learnt) {
+  batch_took_s_ = seconds;
+  if (learnt && CostModel::is_outlier(seconds, batch_estimate_s_)) {
+    probe_spacing_ = kProbeSpacingMin;
+  } else if (std::ranges::any_of(batch_, [](const Job* job) { return job->probe; })) {
+    probe_spacing_ = std::min(2 * probe_spacing_, kProbeSpacingMax);
+  }
 }
 
 // Throws if the Job would give its caller more than its share of the work that `backlog_s` seconds

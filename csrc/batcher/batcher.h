@@ -115,6 +115,7 @@ class Batcher {
   void update_ready();
   bool is_short(double work, Clock::time_point now) const;
   void note_surprise(double seconds, bool learnt, Clock::time_point now);
+  void space_probes(double seconds, bool learnt);
   void admit(Job& job, Clock::time_point now, bool contended);
   void check_share(const Job& job, const JobQueue::Ahead& ahead, double backlog_s,
                    Clock::time_point now) const;
@@ -148,7 +149,9 @@ class Batcher {
   Clock::time_point here_from_{};  // before it, no Job is run where it came in
   int64_t running_work_ = 0;       // of the running Batch, and by caller
   std::array<int64_t, JobQueue::kCallers> running_work_of_{};
-  int refused_idle_ = 0;  // Jobs in a row that an idle Engine was estimated to be too slow for
+  double batch_took_s_ = 0;   // the last one that ended
+  int refused_idle_ = 0;      // Jobs in a row that an idle Engine was estimated to be too slow for
+  double probe_spacing_ = 2;  // see admit()
   Contention contention_;
   RateMeter offered_;
   RateMeter offered_work_;

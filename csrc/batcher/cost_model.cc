@@ -61,13 +61,17 @@ void CostModel::fit(std::span<const Sample> samples) {
   solve();
 }
 
+bool CostModel::is_outlier(double seconds, double estimate) {
+  return seconds > kOutlier * estimate || kOutlier * seconds < estimate;
+}
+
 double CostModel::without_outliers(double seconds, double estimate) {
-  double ratio = seconds / estimate;
-  int side = ratio > kOutlier ? 1 : ratio < 1 / kOutlier ? -1 : 0;
-  if (side == 0) {
+  if (!is_outlier(seconds, estimate)) {
     streak_ = 0;
     return seconds;
   }
+  double ratio = seconds / estimate;
+  int side = ratio > 1 ? 1 : -1;
   if (side * streak_ <= 0) {
     streak_ = 0;
     streak_ratio_ = ratio;
@@ -85,11 +89,15 @@ double CostModel::without_outliers(double seconds, double estimate) {
 
 void CostModel::observe(double work, double seconds) {
   seconds = std::max(seconds, kSecondsMin);
-  if (!known_) {
+  // That less work takes in proportion less is no surprise.
+  double lone_s = lone_work_ > 0 ? this->seconds(lone_work_) * std::min(work / lone_work_, 1.0) : 0;
+  if (!known_ || kOutlier * seconds < lone_s) {
     Sample first{work, seconds};
     fit({&first, 1});
+    lone_work_ = known_ ? work : 0;
     return;
   }
+  lone_work_ = 0;
   double estimate = std::max(this->seconds(work), kSecondsMin);
   seconds = without_outliers(seconds, estimate);
   recent_.scale(kFade);

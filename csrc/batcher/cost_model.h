@@ -9,7 +9,8 @@ namespace headrace {
 // Fitted once from warm-up runs, then corrected by every Batch: least squares on relative errors,
 // with exponentially fading weights. One slow Batch (a page fault, a descheduled thread) counts at
 // most as twice the estimate; three in a row on the same side are a change of speed, and rescale
-// the whole model at once. Not thread-safe.
+// the whole model at once. Of a single observation nobody knows whether it is a slow one: it gives
+// way to another that is much faster. Not thread-safe.
 class CostModel {
  public:
   struct Sample {
@@ -21,6 +22,8 @@ class CostModel {
   void fit(std::span<const Sample> samples);
   // Corrects the model by one Batch that ran.
   void observe(double work, double seconds);
+  // Whether a Batch took so much more or less than estimated that the estimate is in doubt.
+  static bool is_outlier(double seconds, double estimate);
 
   // False until the first sample or observation: then seconds() is 0.
   bool known() const { return known_; }
@@ -40,6 +43,7 @@ class CostModel {
   void solve();
 
   bool known_ = false;
+  double lone_work_ = 0;  // of the one observation that is all there is; else 0
   double fixed_s_ = 0;
   double per_work_s_ = 0;
   // What the fit was, with a small weight that never fades: a stream of equal Batches says nothing

@@ -133,8 +133,9 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
     if (deadline_ms && std::isnan(*deadline_ms)) {
       fail(ErrorKind::kDeadlineExceeded, "deadline_ms: got nan, expected milliseconds from now");
     }
-    if (deadline_ms && *deadline_ms < kDeadlineMax_ms) {
-      std::chrono::duration<double, std::milli> in(std::max(*deadline_ms, -kDeadlineMax_ms));
+    if (deadline_ms) {
+      std::chrono::duration<double, std::milli> in(
+          std::clamp(*deadline_ms, -kDeadlineMax_ms, kDeadlineMax_ms));
       ticket.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(in);
     }
     ticket.hold(weak_from_this());

@@ -27,6 +27,7 @@ import numpy as np
 
 from headrace import _core
 from headrace.errors import InvalidPlan, StalePlan
+from headrace.whole_file import replacing
 
 PLAN_FILE = "plan.headrace"
 FORMAT_VERSION = 1
@@ -62,26 +63,21 @@ class Blocks:
         start = _aligned(_HEADER.size + len(text), _PAGE)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / PLAN_FILE
-        temporary = folder / f".{PLAN_FILE}.{os.getpid()}"
-        try:
-            with temporary.open("wb") as file:
-                for offset, block in self._blocks:
-                    file.seek(start + offset)
-                    file.write(block.data)
-                file.truncate(start + self._end)
-                file.flush()
-                end = _HEADER.size + len(text)
-                blocks_hash = _core.MappedFile(str(temporary)).hash(end, start + self._end - end)
-                file.seek(0)
-                file.write(_header(text, start + self._end, blocks_hash) + text)
-                file.flush()
-                os.fsync(file.fileno())
-                # What is written piece by piece is cached in small pages. Let go, and read anew by whoever maps it, it
-                # comes in huge ones where the system has them.
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as file:
+            for offset, block in self._blocks:
+                file.seek(start + offset)
+                file.write(block.data)
+            file.truncate(start + self._end)
+            file.flush()
+            end = _HEADER.size + len(text)
+            blocks_hash = _core.MappedFile(file.name).hash(end, start + self._end - end)
+            file.seek(0)
+            file.write(_header(text, start + self._end, blocks_hash) + text)
+            file.flush()
+            os.fsync(file.fileno())
+            # What is written piece by piece is cached in small pages. Let go, and read anew by whoever maps it, it
+            # comes in huge ones where the system has them.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return path
 
 

@@ -57,6 +57,21 @@ HR_TEST(cost_model_shrugs_off_an_outlier_and_follows_a_change) {
   HR_CHECK_NEAR(model.seconds(10) / 2e-3, 1.0, 0.15);
 }
 
+HR_TEST(cost_model_lets_a_lone_slow_observation_go) {
+  CostModel model;
+  model.observe(8, 0.2);
+  model.observe(8, 1e-3);
+  HR_CHECK_NEAR(model.seconds(8) / 1e-3, 1.0, 1e-6);
+  // Later ones have to come three in a row, and that less work takes less says nothing of the rest.
+  model.observe(8, 1e-3);
+  model.observe(8, 1e-5);
+  HR_CHECK(model.seconds(8) > 0.5e-3);
+  CostModel other;
+  other.observe(100, 1e-3);
+  other.observe(1, 1e-5);
+  HR_CHECK(other.seconds(100) > 0.8e-3);
+}
+
 HR_TEST(rate_meter_measures_from_the_start) {
   RateMeter meter;
   Clock::time_point now{std::chrono::hours(1)};

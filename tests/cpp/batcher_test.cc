@@ -303,8 +303,55 @@ HR_TEST(batcher_puts_an_estimate_that_refuses_all_to_the_test) {
     }
   }
   HR_CHECK(answered);
-  HR_CHECK(refused >= 16);
+  HR_CHECK(refused >= 2);
   HR_CHECK(bench.batcher.stats().cost_fixed_s < 0.02);
+}
+
+HR_TEST(batcher_soon_forgets_that_an_idle_engine_was_slow) {
+  Bench bench;
+  int slow = 3;
+  bench.runner.body = [&](auto) {
+    if (slow-- > 0) std::this_thread::sleep_for(milliseconds(40));
+  };
+  fit_linear(bench.batcher, 0.001, 0);
+  for (size_t i = 1; i <= 3; ++i) {
+    bench.submit();
+    bench.sink.wait_for(i);
+  }
+  HR_CHECK(bench.batcher.stats().cost_fixed_s > 0.03);
+  size_t answered = 0;
+  int refused = 0;
+  while (answered < 6 && refused < 1000) {
+    try {
+      bench.submit(0, milliseconds(20));
+      bench.sink.wait_for(3 + ++answered);
+    } catch (const OverloadedError&) {
+      ++refused;
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+  }
+  HR_CHECK(refused < 200);  // as long as one slow Batch, and a few between the probes
+}
+
+HR_TEST(batcher_does_not_flood_a_slow_engine_with_probes) {
+  Bench bench;
+  bench.runner.body = [](auto) { std::this_thread::sleep_for(milliseconds(20)); };
+  fit_linear(bench.batcher, 0.02, 0);
+  double retry_s = 0;
+  auto start = Clock::now();
+  while (Clock::now() - start < milliseconds(600)) {
+    try {
+      bench.submit(0, milliseconds(15));
+    } catch (const OverloadedError& error) {
+      retry_s = std::max(retry_s, error.retry_after_s());
+    }
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  // Four; every second time, where nothing makes them rare, there would be 15.
+  size_t probes = bench.runner.runs().size();
+  HR_CHECK(probes >= 1);
+  HR_CHECK(probes <= 10);
+  HR_CHECK(retry_s > 0.05);  // until the next one, far longer than a Batch
 }
 
 // Three times more is offered than the Engine can do: it stays busy, and nearly all it accepts is

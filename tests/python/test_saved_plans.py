@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,27 @@ def test_a_failed_save_leaves_the_old_plan(saved: Path, tmp_path: Path, monkeypa
         hr.load_plan(folder).save(folder)
     assert [path.name for path in folder.iterdir()] == [PLAN_FILE]
     assert (folder / PLAN_FILE).read_bytes() == (saved / PLAN_FILE).read_bytes()
+
+
+def test_saves_of_two_threads_into_one_folder_leave_a_whole_plan(tmp_path: Path) -> None:
+    engines = [hr.load(model()).compile(backend="native") for model in (mlp, lone_batch_norm)]
+    failures: list[Exception] = []
+
+    def save(engine: Any) -> None:
+        try:
+            for _ in range(8):
+                engine.save(tmp_path)
+                hr.load_plan(tmp_path).close()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=save, args=(engine,)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert [path.name for path in tmp_path.iterdir()] == [PLAN_FILE]
 
 
 def test_a_backend_that_cannot_save_says_so(tmp_path: Path) -> None:

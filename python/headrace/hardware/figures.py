@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.whole_file import replace_text
+
 if TYPE_CHECKING:
     from headrace.hardware.machine import Hardware
 
@@ -123,11 +125,9 @@ def _path(hardware: Hardware, folder: Path | None) -> Path:
 
 def _write(path: Path, figures: Figures) -> None:
     """Keeps them for the next process. A cache that cannot be written only costs that one its second."""
-    temporary = path.with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(figures.to_dict(), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        replace_text(path, json.dumps(figures.to_dict(), indent=2) + "\n")
 
 
 def _measure(hardware: Hardware, progress: Callable[[str], None]) -> Figures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import msgspec
 
 from headrace.config import OnOtherHardware
 from headrace.errors import InvalidPlan, PlanError
+from headrace.whole_file import replace_text
 
 if TYPE_CHECKING:
     from headrace.planner.report import Report
@@ -167,13 +167,7 @@ def write(report: Report, path: Path) -> None:
         PlanError: The report has no choice.
         OSError: The file cannot be written.
     """
-    text = dumps(of_report(report), str(report.choice.candidate) if report.choice else "")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_text(path, dumps(of_report(report), str(report.choice.candidate) if report.choice else ""))
 
 
 def dumps(plan: PlanToml, about: str = "") -> str:

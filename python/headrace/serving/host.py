@@ -74,14 +74,17 @@ class ModelHost:
         Args:
             progress: Told ``"NAME version V"`` before each load.
 
-        A version that fails its parity check is not served, and `find` says why; all others are.
+        A version that fails its parity check is not served, and `find` says why; all others are. After `drain` no other
+        load begins.
 
         Raises:
             HeadraceError: A model could not be loaded or did not survive its warm-up; those before it stay loaded.
         """
         for name, config in self._models.items():
             for version in config.files:
-                if version in self._served[name]:
+                if self._draining:
+                    return
+                if version in self._served.get(name, {version: None}):  # or the model was withdrawn
                     continue
                 if progress is not None:
                     progress(f"{name} version {version}")
@@ -90,6 +93,9 @@ class ModelHost:
                 except ParityError as error:
                     log.error("model %s version %d is not served: %s", name, version, error)
                     self._refused[name, version] = str(error)
+                    continue
+                if name not in self._served:
+                    served.close()
                     continue
                 # A new dict, because the event loop may be looking through the old one.
                 self._served[name] = {**self._served[name], version: served}

@@ -33,6 +33,9 @@ BODY_S_MAX = 30.0
 BODY_BYTES_PER_S_MIN = 32 * 1024
 # More of a body is not read before the application has asked for what is there.
 UNREAD_BYTES_MAX = 64 * 1024
+# Who takes nothing of an answer is sent away after the time that an idle connection may last, or this one once the
+# server ends. Slow clients take something all the time, but the kernel, which buffers some MB, tells of it seldom.
+UNTAKEN_S_MAX = 10.0
 # A longer answer is not copied behind its head.
 JOINED_BYTES_MAX = 64 * 1024
 # Nobody is cut off earlier than allowed, and at most this much later.
@@ -157,6 +160,9 @@ class HttpProtocol(asyncio.Protocol):
         self._refusal: tuple[int, str] | None = None
         self._ends = False
         self._idle_since: float | None = None
+        # What the client has yet to take of the answers, in bytes, and since when it has taken nothing of it.
+        self._untaken = 0
+        self._untaken_since = 0.0
         self._reading = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -349,7 +355,10 @@ class HttpProtocol(asyncio.Protocol):
             self.transport.close()
 
     def check_time(self, now: float) -> None:
-        """Cuts off a request that takes too long to arrive, and a connection on which nothing is asked."""
+        """Cuts off a request that takes too long to arrive, a connection without any, and a client that reads none."""
+        if self._takes_nothing(now):
+            self.transport.abort()  # to close it would wait for the client
+            return
         if self.since is None:
             if self._idle_since is not None and now - self._idle_since > self._idle_s_max:
                 self.transport.close()
@@ -369,6 +378,14 @@ class HttpProtocol(asyncio.Protocol):
                 f"body: got {self.received} bytes in {took:.0f} s, expected all of it within {BODY_S_MAX:g} s, "
                 f"or {BODY_BYTES_PER_S_MIN} bytes per second",
             )
+
+    def _takes_nothing(self, now: float) -> bool:
+        """Whether the client has taken nothing of its answers for too long."""
+        untaken = self.transport.get_write_buffer_size()
+        if untaken == 0 or untaken < self._untaken or self._untaken == 0:
+            self._untaken_since = now
+        self._untaken = untaken
+        return now - self._untaken_since > (min(UNTAKEN_S_MAX, self._idle_s_max) if self._ends else self._idle_s_max)
 
     def refuse(self, status: int, message: str) -> None:
         """Answers with an error, in the form of the protocol's, and closes the connection.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from headrace.errors import BackendUnavailable, PlanError
 from headrace.plan_file import PLAN_FILE, PlanFile
 from headrace.serving.warmup import parity_requests
 from headrace.signature import Signature
+from headrace.whole_file import replace_text
 
 if TYPE_CHECKING:
     from headrace.engine import Engine
@@ -169,9 +169,7 @@ def _parity(path: Path, plan: Path | None, model: Model | None, engine: Engine, 
     verdict = check_parity(model, engine, settings, parity_requests(engine.signature, path.parent.parent))
     if plan is not None and verdict.compared:
         with contextlib.suppress(OSError):  # a read-only repository is checked each time
-            temporary = note.with_suffix(f".{os.getpid()}")
-            temporary.write_text(f"{key}\n{verdict}\n", encoding="utf-8")
-            temporary.replace(note)
+            replace_text(note, f"{key}\n{verdict}\n")
     return str(verdict)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import signal
 import socket
@@ -60,7 +61,8 @@ def run(
     Raises:
         ConfigError: The address and a port cannot be listened on.
         BackendUnavailable: gRPC is asked for, and not installed.
-        ExecutionError: A model is stuck in a Batch and could not be closed; its thread still runs.
+        ExecutionError: A model is stuck in a Batch and could not be closed, or was loading when the second signal came;
+            its thread still runs.
         HeadraceError: A model could not be loaded.
     """
     service = OipService(
@@ -124,10 +126,13 @@ async def _serve(
     calls = None if grpc_port is None else await _start_grpc(service, listener.getsockname()[0], grpc_port)
     loop = asyncio.get_running_loop()
     stops: list[asyncio.Task[None]] = []  # the loop alone would not keep them
+    hurried = loop.create_future()
 
     def stop() -> None:
         # The second signal means it: what is still running is cut off.
-        server.force_exit = server.should_exit
+        server.force_exit = host.draining
+        if server.force_exit and not hurried.done():
+            hurried.set_result(None)
         server.should_exit = True
         host.drain()
         if calls is not None:
@@ -137,7 +142,7 @@ async def _serve(
         loop.add_signal_handler(number, stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     sweeping = asyncio.create_task(sweep(server.server_state.connections))
-    loading = asyncio.create_task(asyncio.to_thread(host.load, progress))
+    loading = _begin_load(host, progress)
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done() and loading.exception() is not None:
         server.should_exit = True
@@ -151,7 +156,28 @@ async def _serve(
     sweeping.cancel()
     if calls is not None:
         await calls.server.stop(DRAIN_S_MAX)
+    await asyncio.wait({loading, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    if not loading.done():
+        loading.cancel()  # the wait for it alone
+        raise ExecutionError("load: got a second signal while a model loads, expected time for it to end")
     await loading
+
+
+def _begin_load(host: ModelHost, progress: Callable[[str], None] | None) -> asyncio.Future[None]:
+    """Loads on a thread that neither the event loop nor the interpreter waits for at their end."""
+    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+    ended.set_running_or_notify_cancel()
+
+    def load() -> None:
+        try:
+            host.load(progress)
+        except BaseException as error:
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    threading.Thread(target=load, name="headrace-load", daemon=True).start()
+    return asyncio.wrap_future(ended)
 
 
 async def _start_grpc(service: OipService, address: str, port: int) -> GrpcListener:

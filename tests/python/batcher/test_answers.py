@@ -266,6 +266,17 @@ def test_the_expired_are_answered_while_the_engine_hangs(gated: Gated) -> None:
     check_balance(gated.batcher.stats())
 
 
+@pytest.mark.parametrize("deadline_ms", [1e12, 1e300, float("inf")])
+def test_a_deadline_that_never_comes_is_not_the_slo(make_gated: Callable[..., Gated], deadline_ms: float) -> None:
+    gated = make_gated(slo_ms=20)
+    gated.occupy()
+    patient = gated.batcher.submit(vector(2), deadline_ms=deadline_ms)
+    with pytest.raises(DeadlineExceeded, match="waited"):
+        gated.batcher.submit(vector(1)).result(WAIT_S)
+    gated.release()
+    assert patient.result(WAIT_S)["y"][0] == 4
+
+
 @pytest.mark.parametrize("deadline_ms", [0, -5.0, -1e300, float("nan")])
 def test_a_deadline_in_the_past_is_refused(gated: Gated, deadline_ms: float) -> None:
     with pytest.raises(DeadlineExceeded):

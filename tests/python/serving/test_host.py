@@ -47,6 +47,23 @@ def test_what_cannot_be_opened_is_named() -> None:
     assert caught.value.retry_after_s == 2.0
 
 
+def test_no_load_begins_after_drain() -> None:
+    served = make_served(make_config(), make_config("other"), load=False)
+    served.host.load(lambda what: served.host.drain())
+    assert len(served.engines) == 1
+    assert not served.host.loaded
+    served.host.close()
+    assert served.engines[0].closed
+
+
+def test_a_model_that_is_withdrawn_while_it_loads_is_closed() -> None:
+    served = make_served(make_config(), make_config("other"), load=False)
+    served.host.load(lambda what: served.host.withdraw("doubler") if what == "doubler version 1" else None)
+    assert [engine.closed for engine in served.engines] == [True, False]
+    assert served.host.names == ["other"]
+    assert served.host.ready
+
+
 def test_a_model_that_fails_its_warm_up_never_gets_ready_and_leaks_no_engine() -> None:
     engines: list[FakeEngine] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -333,6 +334,37 @@ async def test_a_client_that_does_not_read_is_sent_no_more(server: Server) -> No
     assert len((await client.answer())[1]) > BIG
     for _ in range(5):
         await client.answer()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_client_that_takes_nothing_of_its_answer_is_sent_away(ends: bool) -> None:
+    @over_sockets
+    async def run(server: Server) -> None:
+        client = await server.connect()
+        client.writer.write(post("/big"))
+        while not server.state.total_requests:
+            await asyncio.sleep(0.005)
+        (connection,) = server.state.connections
+        now = monotonic()
+        if ends:
+            connection.shutdown()
+        limit_s = 10 if ends else 75
+        connection.check_time(now)
+        connection.check_time(now + limit_s - 1)
+        left = connection.transport.get_write_buffer_size()
+        while connection.transport.get_write_buffer_size() == left:
+            await client.reader.read(1 << 20)
+        await asyncio.sleep(0.05)  # the reader's own buffer is soon full
+        connection.check_time(now + limit_s + 1)
+        connection.check_time(now + 2 * limit_s)
+        await asyncio.sleep(0)
+        assert server.state.connections
+        connection.check_time(now + 2 * limit_s + 2)
+        async with asyncio.timeout(WAIT_S):
+            while server.state.connections:
+                await asyncio.sleep(0.005)
+
+    run()
 
 
 @over_sockets

@@ -145,6 +145,13 @@ async def test_the_first_request_starts_a_replica_and_all_others_wait_for_it() -
         assert (await waiting).status == 503
 
 
+async def test_the_wait_for_a_replica_takes_of_a_long_deadline_what_it_took() -> None:
+    async with deployed(Replica()) as deployment:
+        _, left_s = await deployment.pool.wait(300.0)  # far longer than anybody waits for a replica
+        assert left_s is not None
+        assert 290 < left_s <= 300
+
+
 async def test_a_client_that_goes_away_takes_its_request_out_of_the_queue() -> None:
     replica = Replica()
     batcher = replica.served.batchers[0]

@@ -89,6 +89,48 @@ def test_sigterm_answers_what_was_accepted_then_exits_with_0() -> None:
             socket.create_connection((address, port), timeout=1).close()
 
 
+LOADS_FOR_EVER = """
+import time
+from pathlib import Path
+from serving_fakes import make_config
+from headrace.serving.host import ModelHost
+from headrace.serving.server import run
+
+class Host(ModelHost):
+    def drain(self):
+        super().drain()
+        print("draining", flush=True)
+
+def open_engine(path, settings):
+    print("loading", flush=True)
+    time.sleep(600)
+
+run(Host([make_config()], engine_opener=open_engine), port=0)
+"""
+
+
+def test_a_second_signal_does_not_wait_for_a_model_that_loads() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOADS_FOR_EVER],
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "draining\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 1
+        assert "ExecutionError: load: got a second signal while a model loads" in said
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_closed_connection_leaves_the_queue() -> None:
     with server(delay_s=0.3) as (_, address, port):
         body = rows(1, 2, 3)

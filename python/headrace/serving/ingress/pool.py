@@ -205,11 +205,12 @@ class Pool:
             )
         loop = asyncio.get_running_loop()
         patience_s = WAIT_S_MAX if deadline_s is None else min(WAIT_S_MAX, deadline_s)
-        end = loop.time() + patience_s
+        start = loop.time()
+        end = start + patience_s
         self._waiting += 1
         try:
             while not self._closed:
-                left_s = None if deadline_s is None else end - loop.time()
+                left_s = None if deadline_s is None else start + deadline_s - loop.time()
                 if (replica := self.choose(left_s)) is not None:
                     return replica, left_s
                 self._arrived.clear()
