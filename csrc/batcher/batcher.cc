@@ -1,6 +1,7 @@
 #include "batcher/batcher.h"
 
 #include <algorithm>
+#include <system_error>
 
 #include "core/pause.h"
 
@@ -22,6 +23,8 @@ constexpr int kIdleSweeps = 100;
 // A Batch this short is run where it came in: handing it over takes the caller's thread as long,
 // two wake-ups and the call of an event loop, and then somebody waits for both.
 constexpr double kHere_s = 20e-6;
+// What close() waits at a time; any.
+constexpr auto kCloseSlice = std::chrono::hours(1);
 
 int positive(int value, const char* name) {
   if (value < 1) {
@@ -29,6 +32,11 @@ int positive(int value, const char* name) {
          ", expected at least 1");
   }
   return value;
+}
+
+[[noreturn]] void fail_forked(const char* what) {
+  fail(ErrorKind::kBackendUnavailable, "batcher: got ", what,
+       " in a process that was forked from the Batcher's, expected a Batcher that was made there");
 }
 
 }  // namespace
@@ -45,8 +53,18 @@ Batcher::Batcher(BatchRunner& runner, CompletionSink& sink, BatcherOptions optio
   batch_.reserve(static_cast<size_t>(options.max_batch));
   late_.reserve(static_cast<size_t>(options.max_queue));
   swept_.reserve(static_cast<size_t>(options.max_queue));
-  scheduler_ = std::thread([this] { schedule(); });
-  sweeper_ = std::thread([this] { sweep(); });
+  try {
+    scheduler_ = std::thread([this] { schedule(); });
+    sweeper_ = std::thread([this] { sweep(); });
+  } catch (const std::system_error& error) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!scheduler_.joinable()) scheduler_ended_ = true;
+    }
+    close(false);
+    fail(ErrorKind::kBackendUnavailable,
+         "batcher: got fewer threads than the two it needs: ", error.what());
+  }
 }
 
 Batcher::~Batcher() {
@@ -54,6 +72,7 @@ Batcher::~Batcher() {
 }
 
 void Batcher::fit(std::span<const CostModel::Sample> samples) {
+  if (forked()) return;
   std::lock_guard lock(mutex_);
   cost_.fit(samples);
 }
@@ -67,6 +86,7 @@ bool Batcher::submit_or_run(Job& job) {
 }
 
 void Batcher::count_refused() {
+  if (forked()) return;
   auto now = Clock::now();
   std::lock_guard lock(mutex_);
   offered_.add(now, 1);
@@ -76,6 +96,7 @@ void Batcher::count_refused() {
 
 // True if the Job was run here, or was found to be too late to.
 bool Batcher::enter(Job& job, bool may_run) {
+  if (forked()) fail_forked("a Request");
   auto now = Clock::now();
   bool here;
   bool wake;
@@ -122,6 +143,7 @@ bool Batcher::is_short(double work, Clock::time_point now) const {
 }
 
 bool Batcher::cancel(Job& job) {
+  if (forked()) return false;
   {
     std::lock_guard lock(mutex_);
     if (job.status != JobStatus::kQueued) return false;
@@ -139,11 +161,28 @@ bool Batcher::cancel(Job& job) {
 }
 
 void Batcher::close(bool drain) {
+  while (!close_within(drain, kCloseSlice)) {
+  }
+}
+
+bool Batcher::inside() const {
+  if (forked()) return false;
+  std::lock_guard lock(mutex_);
+  return inside_locked();
+}
+
+bool Batcher::inside_locked() const {
+  auto self = std::this_thread::get_id();
+  return (busy_ && running_ == self) || sweeper_.get_id() == self;
+}
+
+bool Batcher::close_within(bool drain, Clock::duration wait) {
+  if (forked()) return true;
+  auto end = Clock::now() + wait;
   std::vector<Job*> dropped;
   {
     std::lock_guard lock(mutex_);
-    auto self = std::this_thread::get_id();
-    if ((busy_ && running_ == self) || sweeper_.get_id() == self) {
+    if (inside_locked()) {
       fail(ErrorKind::kExecution, "got close() from inside a Batch, expected it from outside");
     }
     closing_ = true;
@@ -162,6 +201,10 @@ void Batcher::close(bool drain) {
   }
   if (!dropped.empty()) sink_.completed(dropped);
   {
+    std::unique_lock lock(mutex_);
+    if (!quiet_.wait_until(lock, end, [this] { return scheduler_ended_; })) return false;
+  }
+  {
     std::lock_guard lock(join_mutex_);
     if (scheduler_.joinable()) scheduler_.join();
     {
@@ -173,10 +216,14 @@ void Batcher::close(bool drain) {
   }
   std::unique_lock lock(mutex_);
   quiet_.wait(lock, [this] { return cancelling_ == 0; });
+  return true;
 }
 
 void Batcher::schedule() {
   while (take_batch()) run_taken();
+  std::lock_guard lock(mutex_);
+  scheduler_ended_ = true;
+  quiet_.notify_all();
 }
 
 // Waits for work and takes the Engine and a Batch. False when closed and drained.
@@ -202,6 +249,7 @@ void Batcher::spin_for_work() const {
 }
 
 bool Batcher::help(Job& job) {
+  if (forked()) return false;
   {
     std::lock_guard lock(mutex_);
     if (busy_ || job.status != JobStatus::kQueued || queue_.front() != &job) return false;
@@ -319,6 +367,7 @@ void Batcher::dispatch(Clock::time_point now) {
 }
 
 BatcherStats Batcher::stats() const {
+  if (forked()) fail_forked("stats()");
   auto now = Clock::now();
   std::lock_guard lock(mutex_);
   BatcherStats stats;

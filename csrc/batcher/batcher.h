@@ -17,6 +17,7 @@
 #include "batcher/ledger.h"
 #include "batcher/meters.h"
 #include "batcher/queue.h"
+#include "core/fork.h"
 
 namespace headrace {
 
@@ -50,11 +51,16 @@ struct BatcherStats {
 // for its Job may lend a hand, and one whose Job is short may run it itself. A second thread sweeps
 // out Jobs whose deadline passes while a Batch takes long. All methods are thread-safe.
 //
+// A process that is forked from this one has none of these threads. There the Batcher can only be
+// left where it is: it takes no Jobs, knows of no end, close() returns at once, and it must not be
+// destroyed, which waits for threads that wait.
+//
 // Callers share fairly: while more than one wants the Engine, none is admitted beyond its share of
 // the backlog, so that whoever asks for little gets all of it however much another asks for.
 class Batcher {
  public:
-  // Runner and sink are borrowed and must outlive the Batcher.
+  // Runner and sink are borrowed and must outlive the Batcher. Throws Error(kBackendUnavailable)
+  // where no thread can be made.
   Batcher(BatchRunner& runner, CompletionSink& sink, BatcherOptions options);
   // Like close(false).
   ~Batcher();
@@ -66,7 +72,8 @@ class Batcher {
 
   // Takes the Job, or throws and leaves it with the caller: OverloadedError if there is no room,
   // its caller has had its share or the Job could not be done by its deadline,
-  // Error(kDeadlineExceeded) if that has passed already, Error(kBackendUnavailable) once closed.
+  // Error(kDeadlineExceeded) if that has passed already, Error(kBackendUnavailable) once closed or
+  // in a forked process.
   void submit(Job& job);
 
   // As submit(), for a thread with other things to do, such as an event loop's: where the Engine is
@@ -90,7 +97,15 @@ class Batcher {
   // idle and the sink has been told of every Job. Not to be called from inside a runner, or a sink
   // that was told of a Batch or of expired Jobs: throws Error(kExecution) there.
   void close(bool drain);
+  // As close(), but waits no longer than that: false if it has to be called again.
+  bool close_within(bool drain, Clock::duration wait);
 
+  // Whether this thread runs a Batch or tells of expired Jobs, where close() throws.
+  bool inside() const;
+  // Whether this process was forked from the Batcher's.
+  bool forked() const { return forks() != forks_; }
+
+  // Throws Error(kBackendUnavailable) in a forked process.
   BatcherStats stats() const;
 
  private:
@@ -108,6 +123,7 @@ class Batcher {
   void tell_expired(std::span<Job* const> jobs, Clock::time_point now);
 
   // Under the mutex.
+  bool inside_locked() const;
   void pack();
   void dispatch(Clock::time_point now);
   bool too_late(const Job& job, Clock::time_point now) const;
@@ -129,6 +145,7 @@ class Batcher {
   CompletionSink& sink_;
   const BatcherOptions options_;
   const bool spin_;  // whether another core can bring work meanwhile
+  const int forks_ = forks();
 
   mutable std::mutex mutex_;  // guards everything down to compute_
   std::condition_variable work_came_;
@@ -176,6 +193,7 @@ class Batcher {
   std::condition_variable sweep_;
   bool sweeper_parked_ = false;  // under the mutex, as is the next
   bool sweeper_stops_ = false;
+  bool scheduler_ended_ = false;  // under the mutex too: quiet_ tells
   std::mutex join_mutex_;
   std::thread scheduler_;
   std::thread sweeper_;

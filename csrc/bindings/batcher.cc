@@ -3,8 +3,11 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <system_error>
+#include <thread>
 
 #include "bindings/bind.h"
+#include "bindings/gil.h"
 #include "bindings/ticket.h"
 #include "core/pause.h"
 
@@ -62,7 +65,9 @@ class PythonRunner : public BatchRunner {
       }
       for (size_t i = 0; i < jobs.size(); ++i) ticket_of(jobs[i]).python().result = results[i];
     } catch (const py::error_already_set& error) {
-      if (jobs.size() == 1) ticket_of(jobs[0]).python().error = error.value();
+      // A StopIteration would mean something else to those who wait in generators and coroutines.
+      bool own = !error.matches(PyExc_StopIteration);
+      if (own && jobs.size() == 1) ticket_of(jobs[0]).python().error = error.value();
       fail(ErrorKind::kExecution, error.what());
     }
   }
@@ -109,17 +114,9 @@ struct SchedulerOptions {
 // A Batcher with its runner, its sink and the file of its books.
 class Scheduler : public std::enable_shared_from_this<Scheduler> {
  public:
-  Scheduler(std::unique_ptr<BatchRunner> runner, const SchedulerOptions& options)
-      : runner_(std::move(runner)),
-        ledger_(options.ledger_fd < 0 ? nullptr : std::make_unique<LedgerFile>(options.ledger_fd)),
-        batcher_(*runner_, sink_,
-                 {.max_queue = options.max_queue,
-                  .max_batch = options.max_batch,
-                  .slo_s = options.slo_s,
-                  .ledger = ledger_ ? &ledger_->ledger() : nullptr}) {}
-  ~Scheduler() {
-    py::gil_scoped_release release;  // the runner may need it to finish
-    batcher_.close(false);
+  static std::shared_ptr<Scheduler> make(std::unique_ptr<BatchRunner> runner,
+                                         const SchedulerOptions& options) {
+    return {new Scheduler(std::move(runner), options), &drop};
   }
 
   Batcher& batcher() { return batcher_; }
@@ -141,7 +138,7 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
     ticket.hold(weak_from_this());
     try {
       if (here) {
-        py::gil_scoped_release release;
+        GilReleased released;
         batcher_.submit_or_run(ticket);
       } else {
         batcher_.submit(ticket);
@@ -158,6 +155,37 @@ class Scheduler : public std::enable_shared_from_this<Scheduler> {
   }
 
  private:
+  Scheduler(std::unique_ptr<BatchRunner> runner, const SchedulerOptions& options)
+      : runner_(std::move(runner)),
+        ledger_(options.ledger_fd < 0 ? nullptr : std::make_unique<LedgerFile>(options.ledger_fd)),
+        batcher_(*runner_, sink_,
+                 {.max_queue = options.max_queue,
+                  .max_batch = options.max_batch,
+                  .slo_s = options.slo_s,
+                  .ledger = ledger_ ? &ledger_->ledger() : nullptr}) {}
+
+  // With the GIL, wherever the last reference ends: a garbage collection may be anywhere.
+  static void drop(Scheduler* scheduler) {
+    if (scheduler->batcher_.forked()) return;  // must not be destroyed here
+    if (!scheduler->batcher_.inside()) {
+      {
+        GilReleased released;  // the runner may need it to finish
+        scheduler->batcher_.close(false);
+      }
+      delete scheduler;
+      return;
+    }
+    // In its own Batch, which another thread can wait for. Without one it stays, which costs two
+    // idle threads.
+    try {
+      std::thread([scheduler] {
+        scheduler->batcher_.close(false);
+        with_gil([scheduler] { delete scheduler; });
+      }).detach();
+    } catch (const std::system_error&) {
+    }
+  }
+
   const bool spins_ = usable_cores() > 1;
   std::unique_ptr<BatchRunner> runner_;
   std::unique_ptr<LedgerFile> ledger_;
@@ -195,7 +223,7 @@ std::shared_ptr<Ticket> submit_checked(Scheduler& scheduler, py::dict arrays, in
 bool cancel(Ticket& ticket) {
   std::shared_ptr<Scheduler> scheduler = ticket.scheduler().lock();
   if (!scheduler) return false;
-  py::gil_scoped_release release;
+  GilReleased released;
   return scheduler->batcher().cancel(ticket);
 }
 
@@ -203,10 +231,14 @@ py::object result_within(Ticket& ticket, std::optional<double> timeout_s) {
   if (!ticket.done()) {
     Clock::duration spin{};
     if (std::shared_ptr<Scheduler> scheduler = ticket.scheduler().lock()) {
+      if (scheduler->batcher().forked()) {
+        fail(ErrorKind::kBackendUnavailable, "batcher: got result() in a process that was forked ",
+             "from the one that runs the Request, expected it there");
+      }
       spin = scheduler->spin();
       // Not for callers in a hurry: a Batch may take longer than they want to wait.
       if (!timeout_s) {
-        py::gil_scoped_release release;
+        GilReleased released;
         scheduler->batcher().help(ticket);
       }
     }
@@ -292,6 +324,17 @@ py::dict stats(Scheduler& scheduler) {
   return dict;
 }
 
+void close(Scheduler& scheduler, bool drain) {
+  auto closed = [&] {
+    GilReleased released;
+    return scheduler.batcher().close_within(drain, kSignalPeriod);
+  };
+  while (!closed()) {
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+  PythonSide::sweep();
+}
+
 void fit(Scheduler& scheduler, const std::vector<std::pair<double, double>>& pairs) {
   std::vector<CostModel::Sample> samples;
   for (auto [work, seconds] : pairs) samples.push_back({work, seconds});
@@ -351,9 +394,8 @@ void bind_batcher(py::module_& module) {
           "of_plan",
           [](std::shared_ptr<Plan> plan, int max_queue, int max_batch, double slo_s,
              int ledger_fd) {
-            return std::make_shared<Scheduler>(
-                std::make_unique<NativeRunner>(std::move(plan)),
-                SchedulerOptions{max_queue, max_batch, slo_s, ledger_fd});
+            return Scheduler::make(std::make_unique<NativeRunner>(std::move(plan)),
+                                   SchedulerOptions{max_queue, max_batch, slo_s, ledger_fd});
           },
           py::arg("plan"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
           py::arg("ledger_fd"),
@@ -361,9 +403,8 @@ void bind_batcher(py::module_& module) {
       .def_static(
           "of_function",
           [](py::object run_batch, int max_queue, int max_batch, double slo_s, int ledger_fd) {
-            return std::make_shared<Scheduler>(
-                std::make_unique<PythonRunner>(std::move(run_batch)),
-                SchedulerOptions{max_queue, max_batch, slo_s, ledger_fd});
+            return Scheduler::make(std::make_unique<PythonRunner>(std::move(run_batch)),
+                                   SchedulerOptions{max_queue, max_batch, slo_s, ledger_fd});
           },
           py::arg("run_batch"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
           py::arg("ledger_fd"),
@@ -380,16 +421,9 @@ void bind_batcher(py::module_& module) {
           "count_refused", [](Scheduler& scheduler) { scheduler.batcher().count_refused(); },
           "Enters a Request in the books that was refused before it was submitted.")
       .def("fit", &fit, py::arg("samples"), "Teaches the cost model (work, seconds) pairs.")
-      .def(
-          "close",
-          [](Scheduler& scheduler, bool drain) {
-            {
-              py::gil_scoped_release release;
-              scheduler.batcher().close(drain);
-            }
-            PythonSide::sweep();
-          },
-          py::arg("drain"), "Runs (drain) or cancels what waits; returns when all has ended.")
+      .def("close", &close, py::arg("drain"),
+           "Runs (drain) or cancels what waits; returns when all has ended. "
+           "A signal handler that raises (Ctrl-C) ends the wait, not the closing.")
       .def("stats", &stats, "The ledger and the measurements.");
 }
 

@@ -3,6 +3,8 @@
 #include <array>
 #include <cstring>
 
+#include "bindings/gil.h"
+
 namespace py = pybind11;
 
 namespace headrace {
@@ -67,7 +69,7 @@ DType integer_dtype(char kind, int64_t bytes) {
 constexpr size_t kTurn = 1024;
 
 void let_others_run() {
-  py::gil_scoped_release release;
+  GilReleased released;
 }
 
 StringRef utf8_of(py::handle text, const TensorName& where) {

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bind.h"
+#include "bindings/gil.h"
 #include "core/cpu.h"
 #include "core/error.h"
 #include "core/figures.h"
@@ -42,7 +43,7 @@ void bind_hardware(py::module_& module) {
       "fork_join_seconds",
       [](int threads) {
         check_threads(threads);
-        py::gil_scoped_release release;
+        GilReleased released;
         return fork_join_seconds(threads);
       },
       py::arg("threads"),
@@ -51,7 +52,7 @@ void bind_hardware(py::module_& module) {
       "copy_bytes_per_second",
       [](int threads, int64_t bytes) {
         check_threads(threads);
-        py::gil_scoped_release release;
+        GilReleased released;
         return copy_bytes_per_second(threads, bytes);
       },
       py::arg("threads"), py::arg("bytes"),

@@ -1,6 +1,7 @@
 #include "core/mapped_file.h"
 
 #include "bindings/bind.h"
+#include "bindings/gil.h"
 #include "core/hash.h"
 
 namespace py = pybind11;
@@ -31,7 +32,7 @@ void bind_mapped_file(py::module_& module) {
           "hash",
           [](const MappedFile& file, int64_t offset, int64_t length) {
             std::span<const std::byte> bytes = file.bytes(offset, length);
-            py::gil_scoped_release release;
+            GilReleased released;
             return hash_bytes(bytes);
           },
           py::arg("offset"), py::arg("length"), "`hash_bytes` of a part, without the GIL.");

@@ -5,6 +5,7 @@
 
 #include "bindings/bind.h"
 #include "bindings/convert.h"
+#include "bindings/gil.h"
 
 namespace py = pybind11;
 
@@ -16,7 +17,7 @@ using ResultDict = py::typing::Dict<py::str, py::array>;
 // Runs with the GIL released; an error comes out with it held again.
 Run run_released(Plan& plan, std::span<const RequestInputs> requests,
                  std::vector<StepTime>* profile) {
-  py::gil_scoped_release release;
+  GilReleased released;
   return plan.run(requests, profile);
 }
 

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bind.h"
+#include "bindings/gil.h"
 #include "simulate/pool.h"
 
 namespace py = pybind11;
@@ -70,13 +71,13 @@ void bind_simulate(py::module_& module) {
           [](Pool& pool,
              const py::array_t<double, py::array::c_style | py::array::forcecast>& at_s) {
             std::span<const double> arrivals(at_s.data(), static_cast<size_t>(at_s.size()));
-            py::gil_scoped_release release;
+            GilReleased released;
             pool.offer(arrivals);
           },
           py::arg("arrivals_s"))
       .def("offer_poisson", &Pool::offer_poisson, py::arg("rate_rps"), py::arg("until_s"),
-           py::call_guard<py::gil_scoped_release>())
-      .def("advance", &Pool::advance, py::arg("until_s"), py::call_guard<py::gil_scoped_release>())
+           py::call_guard<GilReleased>())
+      .def("advance", &Pool::advance, py::arg("until_s"), py::call_guard<GilReleased>())
       .def("scale", &Pool::scale, py::arg("target"))
       .def("start_now", &Pool::start_now, py::arg("count"))
       .def("state", &Pool::state)

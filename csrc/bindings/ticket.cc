@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "bindings/gil.h"
 #include "core/pause.h"
 
 namespace py = pybind11;
@@ -11,8 +12,6 @@ namespace headrace {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-// How often a thread that waits for long looks for signals (Ctrl-C).
-constexpr auto kSignalPeriod = std::chrono::milliseconds(50);
 
 int64_t aligned(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -106,7 +105,7 @@ bool Ticket::wait(std::optional<double> timeout_s, Clock::duration spin) {
                          std::clamp(timeout_s.value_or(1e9), 0., 1e9)));
   while (true) {
     {
-      py::gil_scoped_release release;
+      GilReleased released;
       auto spin_end = std::min(start + spin, end);
       while (!done() && Clock::now() < spin_end) {
         for (int i = 0; i < 8; ++i) spin_pause();
@@ -193,7 +192,7 @@ py::list Mailbox::fetch() {
 }
 
 bool Mailbox::wait() {
-  py::gil_scoped_release release;
+  GilReleased released;
   {
     // The last fetch() may have taken the signal of close() with it.
     std::lock_guard lock(mutex_);

@@ -20,6 +20,9 @@ namespace headrace {
 class Mailbox;
 class Scheduler;
 
+// How often a thread that waits for long looks for signals (Ctrl-C).
+constexpr auto kSignalPeriod = std::chrono::milliseconds(50);
+
 // The outputs of one Request, copied out of a Run, in one block.
 class OutputBlock {
  public:

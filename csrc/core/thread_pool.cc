@@ -1,9 +1,14 @@
 #include "core/thread_pool.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <new>
+#include <system_error>
 
+#include "core/error.h"
 #include "core/pause.h"
 
 namespace headrace {
@@ -27,7 +32,8 @@ struct ThreadPool::Region {
   std::exception_ptr error;  // written by the one thread that set failed
 };
 
-ThreadPool::ThreadPool(int threads) {
+// Delegates, so that the destructor ends the workers there are where another one cannot be made.
+ThreadPool::ThreadPool(int threads) : ThreadPool() {
   grow(threads);
 }
 
@@ -42,9 +48,23 @@ void ThreadPool::grow(int threads) {
   std::lock_guard busy(busy_);
   for (int index = this->threads(); index < threads; ++index) {
     Worker& worker = workers_.emplace_back();
-    worker.thread = std::thread([this, &worker, index] { work(worker, index); });
+    try {
+      worker.thread = std::thread([this, &worker, index] { work(worker, index); });
+    } catch (const std::system_error& error) {
+      workers_.pop_back();
+      fail(ErrorKind::kBackendUnavailable, "thread pool: got ", index, " of ", threads,
+           " threads, then: ", error.what());
+    }
     threads_.store(index + 1, std::memory_order_relaxed);
   }
+}
+
+void ThreadPool::leave_workers() {
+  int threads = std::max(this->threads(), left_threads_.load());
+  // In its place, without an end of the old one: that would join threads, and wait for those that
+  // wait on its condition variables. What its workers' list holds of the heap stays there.
+  auto* pool = new (this) ThreadPool;
+  if (threads > 1) pool->left_threads_ = threads;
 }
 
 // Starts a new generation and wakes those of the first threads that are parked.
@@ -74,6 +94,10 @@ void ThreadPool::take_tasks(Region& region, int thread) {
 
 void ThreadPool::run(int64_t tasks, Task task, int threads) {
   if (tasks <= 0) return;
+  if (int left = left_threads_.load(std::memory_order_relaxed); left > 0) {
+    grow(left);
+    left_threads_ = 0;
+  }
   threads = std::min(threads, this->threads());
   Region region{task, tasks, threads, {}, {}, {}};
   std::unique_lock busy(busy_, std::defer_lock);
@@ -129,12 +153,37 @@ void ThreadPool::work(Worker& self, int thread) {
   }
 }
 
+namespace {
+
+struct Shared {
+  std::mutex mutex;
+  std::weak_ptr<ThreadPool> pool;
+};
+
+// Leaked on purpose: a process may fork while it ends.
+Shared& shared() {
+  static auto* shared = new Shared;
+  return *shared;
+}
+
+// Forks hold the mutex, so that a child finds the pool whole.
+void register_forks() {
+  [[maybe_unused]] static const int registered =
+      pthread_atfork([] { shared().mutex.lock(); }, [] { shared().mutex.unlock(); },
+                     [] {
+                       if (std::shared_ptr<ThreadPool> pool = shared().pool.lock())
+                         pool->leave_workers();
+                       shared().mutex.unlock();
+                     });
+}
+
+}  // namespace
+
 std::shared_ptr<ThreadPool> shared_pool(int threads) {
-  static std::mutex mutex;
-  static std::weak_ptr<ThreadPool> shared;
-  std::lock_guard lock(mutex);
-  std::shared_ptr<ThreadPool> pool = shared.lock();
-  if (!pool) shared = pool = std::make_shared<ThreadPool>(threads);
+  register_forks();
+  std::lock_guard lock(shared().mutex);
+  std::shared_ptr<ThreadPool> pool = shared().pool.lock();
+  if (!pool) shared().pool = pool = std::make_shared<ThreadPool>(threads);
   pool->grow(threads);
   return pool;
 }

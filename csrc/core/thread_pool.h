@@ -33,15 +33,23 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return threads_.load(std::memory_order_relaxed); }
-  // Adds workers until there are `threads`; never takes any away.
+  // Adds workers until there are `threads`; never takes any away. Where no thread can be made,
+  // throws Error(kBackendUnavailable) and keeps those there are.
   void grow(int threads);
 
   // Runs task(0) .. task(tasks - 1) and returns when all are done, on the caller and workers whose
   // index is below `threads`; the others are not woken. If tasks throw, the first exception is
-  // rethrown after all have ended. Must not be called from inside a task.
+  // rethrown after all have ended. Must not be called from inside a task. The first call after a
+  // fork makes the workers anew, and throws as grow() does.
   void run(int64_t tasks, Task task, int threads = std::numeric_limits<int>::max());
 
+  // For the only thread of a process that was forked: makes this a pool without workers, since
+  // those it had are in the other process, until they are needed. Nobody else looks at it.
+  void leave_workers();
+
  private:
+  ThreadPool() = default;
+
   struct Region;
   struct Worker {
     std::thread thread;
@@ -55,15 +63,17 @@ class ThreadPool {
 
   std::deque<Worker> workers_;  // stay where they are; added and counted under busy_
   std::atomic<int> threads_{1};
-  std::mutex busy_;                       // held by the caller that has the workers
-  std::atomic<uint64_t> generation_{0};   // +1 for every region; workers wait for a change
+  std::atomic<int> left_threads_{0};     // what threads() was before a fork, until run() makes them
+  std::mutex busy_;                      // held by the caller that has the workers
+  std::atomic<uint64_t> generation_{0};  // +1 for every region; workers wait for a change
   std::atomic<Region*> region_{nullptr};  // null once its tasks are all taken
   std::atomic<int> inside_{0};            // workers that may be looking at region_
   std::atomic<bool> stop_{false};
   std::mutex park_mutex_;
 };
 
-// The pool that all Plans of this process share, of at least that many threads.
+// The pool that all Plans of this process share, of at least that many threads. It stays usable in
+// a process that is forked from this one.
 std::shared_ptr<ThreadPool> shared_pool(int threads);
 
 }  // namespace headrace

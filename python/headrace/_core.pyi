@@ -305,7 +305,7 @@ class Scheduler:
         """
     def close(self, drain: bool) -> None:
         """
-        Runs (drain) or cancels what waits; returns when all has ended.
+        Runs (drain) or cancels what waits; returns when all has ended. A signal handler that raises (Ctrl-C) ends the wait, not the closing.
         """
     def count_refused(self) -> None:
         """

@@ -15,6 +15,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import os
 import threading
 import time
 import weakref
@@ -24,7 +25,7 @@ import numpy as np
 
 from headrace import _core, explain
 from headrace.backend import Request, Result
-from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, RequestError
+from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, RequestError
 from headrace.sideline import Sideline
 from headrace.ticket_future import Notifier, TicketFuture
 
@@ -52,7 +53,13 @@ class Batcher:
     """Runs the Requests of any number of callers together.
 
     Safe to call from any number of threads and event loops. A Request's arrays must not be changed until it is
-    answered: they are not copied. What a `fork` leaves in the child cannot be used there.
+    answered: they are not copied.
+
+    A process that is forked from this one, by `multiprocessing` say, has none of the Batcher's threads: there a Batcher
+    refuses Requests with `BackendUnavailable`, and closing it does nothing. The Engine can be used there, in a Batcher
+    of the child's own too, where no thread was inside it at the fork.
+
+    One that is dropped without `close` cancels what waits; at the end of the process, all do.
 
     Args:
         engine: Runs the Batches. It stays the caller's to close, after the Batcher.
@@ -63,6 +70,7 @@ class Batcher:
 
     Raises:
         ConfigError: An argument is out of range.
+        BackendUnavailable: The system gives the process no more threads or file descriptors.
     """
 
     def __init__(
@@ -94,6 +102,9 @@ class Batcher:
         self._scheduler.fit(_warmup_runs(engine, max_batch))
         # None once closed.
         self._loops: dict[asyncio.AbstractEventLoop, _core.Mailbox] | None = {}
+        self._loops_dropped = weakref.finalize(self, _close_mailboxes, self._loops)
+        self._loops_dropped.atexit = False
+        self._process = os.getpid()
         self._loops_lock = threading.Lock()
         self._notifier = Notifier()
         _live.add(self)
@@ -209,24 +220,28 @@ class Batcher:
     def close(self, drain: bool = True) -> None:
         """Takes no more Requests, answers those accepted, and returns when the Engine is idle.
 
+        Ctrl-C ends the wait, while what was accepted is still being answered; a second call waits for that, or, without
+        `drain`, cancels what then waits.
+
         Args:
             drain: True to run what waits; False to cancel it (its callers get `Cancelled`).
         """
+        if os.getpid() != self._process:  # forked: the other one's
+            return
         self._scheduler.close(drain)
         self._sideline.close()
         self._notifier.close()
         with self._loops_lock:
-            loops, self._loops = self._loops, None
-        for loop, mailbox in (loops or {}).items():
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and its watch on the mailbox with it
-                loop.call_soon_threadsafe(_close_mailbox, loop, mailbox)
+            self._loops = None
+        self._loops_dropped()
         _live.discard(self)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        # Whoever presses Ctrl-C or leaves by sys.exit() does not want to wait for what is queued.
+        self.close(drain=kind is None or not issubclass(kind, KeyboardInterrupt | SystemExit))
 
     def _check_and_submit(
         self,
@@ -245,6 +260,11 @@ class Batcher:
         with self._loops_lock:
             if self._loops is None:  # nobody would close this one
                 raise BackendUnavailable("got a Request for a closed Batcher")
+            if os.getpid() != self._process:
+                raise BackendUnavailable(
+                    f"got a Request in process {os.getpid()}, which was forked from the Batcher's, {self._process}, "
+                    f"expected a Batcher that was made there"
+                )
             for other in [other for other in self._loops if other.is_closed()]:
                 del self._loops[other]
             mailbox = _core.Mailbox()
@@ -273,9 +293,24 @@ def _deliver(mailbox: _core.Mailbox) -> None:
         if future.done():  # its task was cancelled
             continue
         try:
-            future.set_result(ticket.result())
+            result = ticket.result()
         except BaseException as error:
-            future.set_exception(error)
+            _deliver_error(future, error)
+        else:
+            future.set_result(result)
+
+
+def _deliver_error(future: asyncio.Future[Result], error: BaseException) -> None:
+    try:
+        future.set_exception(error)
+    except Exception as refusal:  # others wait behind this one
+        future.set_exception(ExecutionError(f"got {error!r}, which a future does not take: {refusal}"))
+
+
+def _close_mailboxes(loops: dict[asyncio.AbstractEventLoop, _core.Mailbox]) -> None:
+    for loop, mailbox in loops.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and its watch on the mailbox with it
+            loop.call_soon_threadsafe(_close_mailbox, loop, mailbox)
 
 
 def _close_mailbox(loop: asyncio.AbstractEventLoop, mailbox: _core.Mailbox) -> None:
@@ -301,7 +336,7 @@ def _warmup_runs(engine: Engine, max_batch: int) -> list[tuple[float, float]]:
                 engine.executable.run_batch([request] * size)
                 runs_s.append(time.perf_counter() - start_s)
             samples.append((float(size * work), min(runs_s)))
-    except (HeadraceError, ValueError, TypeError, RuntimeError):
+    except Exception:  # whatever a backend raises
         return []
     return samples
 
@@ -320,9 +355,16 @@ def _smallest_request(signature: Signature) -> Request:
 
 # A scheduler thread that outlives the interpreter would run a Python backend without one.
 _live: weakref.WeakSet[Batcher] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_live.clear)
 
 
 @atexit.register
 def _close_all() -> None:
+    errors = []
     for batcher in list(_live):
-        batcher.close(drain=False)
+        try:
+            batcher.close(drain=False)
+        except Exception as error:  # the others are to be closed all the same
+            errors.append(error)
+    if errors:
+        raise ExceptionGroup("closing the Batchers that were still open", errors)

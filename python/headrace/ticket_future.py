@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import threading
+import weakref
 from typing import Any
 
 from headrace import _core
 from headrace.backend import Result
+
+_LOG = logging.getLogger(__name__)
 
 
 class TicketFuture(concurrent.futures.Future[Result]):
@@ -83,10 +87,14 @@ _materialise = threading.RLock()
 
 
 class Notifier:
-    """A thread that settles futures whose callbacks or waiters must be told; started when the first one asks."""
+    """A thread that settles futures whose callbacks or waiters must be told; started when the first one asks.
+
+    It ends with `close`, or when nobody holds the Notifier any more: every future does that it has to settle.
+    """
 
     def __init__(self) -> None:
         self._mailbox = _core.Mailbox()
+        weakref.finalize(self, self._mailbox.close).atexit = False
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -115,4 +123,7 @@ class Notifier:
 def _settle_all(mailbox: _core.Mailbox) -> None:
     while mailbox.wait():
         for ticket in mailbox.fetch():
-            ticket.take_target().settle()
+            try:
+                ticket.take_target().settle()
+            except BaseException:  # of a callback; the standard library lets those pass that are no Exception
+                _LOG.exception("got an exception from a callback of a future of a Batcher")

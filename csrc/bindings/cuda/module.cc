@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/convert.h"
+#include "bindings/gil.h"
 #include "cuda/plan.h"
 
 namespace py = pybind11;
@@ -23,7 +24,7 @@ py::list run_batch(DevicePlan& plan, const std::vector<py::dict>& requests) {
   for (const py::dict& request : requests) held.emplace_back(signature, request);
   for (const HeldRequest& request : held) inputs.push_back(request.inputs());
   DeviceRun run = [&] {
-    py::gil_scoped_release release;
+    GilReleased released;
     return plan.run(inputs);
   }();
   for (size_t r = 0; r < requests.size(); ++r) {
