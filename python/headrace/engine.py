@@ -27,6 +27,9 @@ class Engine:
         engine = hr.load("model.onnx").compile()
         out = engine({"x": array})
         outs = engine.run_batch([{"x": a}, {"x": b}])   # shapes may differ
+
+    On the native backend, one on the CPU can be used in a process that is forked from this one too, where it gets
+    threads of its own, unless a thread was inside it at the fork.
     """
 
     def __init__(
