@@ -10,10 +10,10 @@ namespace headrace {
 namespace {
 
 // An estimate that only ever refuses would never be corrected. After so many refusals in a row by
-// an idle Engine, and so many times as long as the last Batch took since it began, one Job is let
-// in as a probe: two at first, so that an Engine that was slow for a while refuses no longer than
-// that again, and twice as many after each probe that was as slow as estimated. An Engine that
-// stays slow spends 5% of its time on them.
+// an idle Engine, and so many times as long after the last probe as this Job is believed to take,
+// it is let in as a probe: two at first, so that an Engine that was slow for a while is soon found
+// out to be fast again, and twice as many after each probe that was as slow as estimated. An Engine
+// that stays slow spends 5% of its time on them.
 constexpr double kProbeSpacingMin = 2;
 constexpr double kProbeSpacingMax = 20;
 // While callers compete, none may have more waiting than so many times what is still free: dynamic
@@ -63,8 +63,10 @@ void Batcher::admit(Job& job, Clock::time_point now, bool contended) {
   }
   double retry_s = needed_s - left_s;
   if (idle) {
-    // Nothing will have changed by then but that another probe is due.
-    retry_s = probe_spacing_ * batch_took_s_ - seconds_between(batch_start_, now);
+    // Nothing will have changed by then but that another probe is due. Where the last one was
+    // faster than estimated, so may this Job be.
+    double believed_s = own_s * std::min(probe_ratio_, 1.0);
+    retry_s = probe_spacing_ * believed_s - seconds_between(probed_, now);
     if (++refused_idle_ > probe_spacing_ && retry_s < 0) {
       refused_idle_ = 0;
       job.probe = true;
@@ -77,15 +79,16 @@ void Batcher::admit(Job& job, Clock::time_point now, bool contended) {
       std::max(retry_s, kRetryMin_s));
 }
 
-// Spaces probes by what a Batch showed. One that failed, `learnt` is false, confirms nothing, and
-// says as little against the estimate.
-void Batcher::space_probes(double seconds, bool learnt) {
-  batch_took_s_ = seconds;
-  if (learnt && CostModel::is_outlier(seconds, batch_estimate_s_)) {
-    probe_spacing_ = kProbeSpacingMin;
-  } else if (std::ranges::any_of(batch_, [](const Job* job) { return job->probe; })) {
-    probe_spacing_ = std::min(2 * probe_spacing_, kProbeSpacingMax);
-  }
+// Spaces probes by what one showed. One that failed, `learnt` is false, confirms nothing, and says
+// as little against the estimate. Other Batches may be of far less work.
+void Batcher::space_probes(double seconds, bool learnt, Clock::time_point now) {
+  bool probe = std::ranges::any_of(batch_, [](const Job* job) { return job->probe; });
+  if (!probe) return;
+  probed_ = now;
+  if (!learnt) return;
+  probe_ratio_ = batch_estimate_s_ > 0 ? seconds / batch_estimate_s_ : 1;
+  bool confirms = !CostModel::is_outlier(seconds, batch_estimate_s_);
+  probe_spacing_ = confirms ? std::min(2 * probe_spacing_, kProbeSpacingMax) : kProbeSpacingMin;
 }
 
 // Throws if the Job would give its caller more than its share of the work that `backlog_s` seconds

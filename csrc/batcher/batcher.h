@@ -131,7 +131,7 @@ class Batcher {
   void update_ready();
   bool is_short(double work, Clock::time_point now) const;
   void note_surprise(double seconds, bool learnt, Clock::time_point now);
-  void space_probes(double seconds, bool learnt);
+  void space_probes(double seconds, bool learnt, Clock::time_point now);
   void admit(Job& job, Clock::time_point now, bool contended);
   void check_share(const Job& job, const JobQueue::Ahead& ahead, double backlog_s,
                    Clock::time_point now) const;
@@ -166,9 +166,10 @@ class Batcher {
   Clock::time_point here_from_{};  // before it, no Job is run where it came in
   int64_t running_work_ = 0;       // of the running Batch, and by caller
   std::array<int64_t, JobQueue::kCallers> running_work_of_{};
-  double batch_took_s_ = 0;   // the last one that ended
   int refused_idle_ = 0;      // Jobs in a row that an idle Engine was estimated to be too slow for
   double probe_spacing_ = 2;  // see admit()
+  double probe_ratio_ = 1;    // how long the last probe took, over its estimate
+  Clock::time_point probed_{};  // when the last probe ended
   Contention contention_;
   RateMeter offered_;
   RateMeter offered_work_;

@@ -57,7 +57,7 @@ void Batcher::note_time(int64_t work, double seconds, bool learnt, Clock::time_p
     if (batch_estimate_s_ > 0) overrun_.observe(seconds / batch_estimate_s_);
     cost_.observe(static_cast<double>(work), seconds);
   }
-  space_probes(seconds, learnt);
+  space_probes(seconds, learnt, now);
   note_surprise(seconds, learnt, now);
 }
 

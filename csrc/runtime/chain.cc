@@ -101,11 +101,18 @@ std::byte* ChainWorkspace::room_for(const Step& step, const Segments& output) {
   if (step.overwrites >= 0) {
     auto input = static_cast<size_t>(step.overwrites);
     std::byte*& own = own_[static_cast<size_t>(step.inputs[input])];
-    if (own != nullptr && std::ranges::equal(inputs_[input].offsets, output.offsets)) {
+    bool is_input = own != nullptr && own == inputs_[input].data;
+    if (is_input && std::ranges::equal(inputs_[input].offsets, output.offsets)) {
       return std::exchange(own, nullptr);
     }
   }
   return arena_.allocate(output.elements() * size_of(output.dtype));
+}
+
+void ChainWorkspace::release(ValueId root) {
+  std::byte*& own = own_[static_cast<size_t>(root)];
+  if (own != nullptr) arena_.release(own);
+  own = nullptr;
 }
 
 void ChainWorkspace::run_step(const Step& step, std::span<const Segments> values,
@@ -133,19 +140,26 @@ void ChainWorkspace::run_step(const Step& step, std::span<const Segments> values
     output.data = own_[made];
   }
   OpRun run(output.shapes.size(), inputs, outputs_, pool, 1, arena_);
-  step.kernel->run(run);
+  try {
+    step.kernel->run(run);
+  } catch (...) {
+    run.release_scratch();
+    throw;
+  }
   run.release_scratch();
 }
 
 void ChainWorkspace::run(std::span<const Step> steps, std::span<const Segments> values,
                          const ChainPart& part, ThreadPool& pool) {
-  for (const Step& step : steps) {
-    run_step(step, values, part, pool);
-    for (ValueId root : step.dead) {
-      std::byte*& own = own_[static_cast<size_t>(root)];
-      if (own != nullptr) arena_.release(own);
-      own = nullptr;
+  try {
+    for (const Step& step : steps) {
+      run_step(step, values, part, pool);
+      for (ValueId root : step.dead) release(root);
     }
+  } catch (...) {
+    // The workspace serves other Batches after this one.
+    for (size_t root = 0; root < own_.size(); ++root) release(static_cast<ValueId>(root));
+    throw;
   }
 }
 

@@ -46,6 +46,7 @@ class ChainWorkspace {
   };
   void cut(const Segments& whole, const ChainPart& part, Slice& to) const;
   std::byte* room_for(const Step& step, const Segments& output);
+  void release(ValueId root);
   void run_step(const Step& step, std::span<const Segments> values, const ChainPart& part,
                 ThreadPool& pool);
 

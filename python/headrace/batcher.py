@@ -257,14 +257,14 @@ class Batcher:
         return self._scheduler.submit_checked(arrays, work, deadline_ms, priority, caller)
 
     def _open_mailbox(self, loop: asyncio.AbstractEventLoop) -> _core.Mailbox:
+        if os.getpid() != self._process:  # where a thread that is gone may hold the lock
+            raise BackendUnavailable(
+                f"got a Request in process {os.getpid()}, which was forked from the Batcher's, {self._process}, "
+                f"expected a Batcher that was made there"
+            )
         with self._loops_lock:
             if self._loops is None:  # nobody would close this one
                 raise BackendUnavailable("got a Request for a closed Batcher")
-            if os.getpid() != self._process:
-                raise BackendUnavailable(
-                    f"got a Request in process {os.getpid()}, which was forked from the Batcher's, {self._process}, "
-                    f"expected a Batcher that was made there"
-                )
             for other in [other for other in self._loops if other.is_closed()]:
                 del self._loops[other]
             mailbox = _core.Mailbox()

@@ -354,6 +354,33 @@ HR_TEST(batcher_does_not_flood_a_slow_engine_with_probes) {
   HR_CHECK(retry_s > 0.05);  // until the next one, far longer than a Batch
 }
 
+// Requests that never can be in time must not be probed as often as those beside them are short.
+HR_TEST(batcher_does_not_spend_a_light_callers_time_on_probes_for_a_heavy_one) {
+  constexpr int64_t kHeavy = 1000;
+  Bench bench;
+  std::atomic<int> heavy{0};
+  bench.runner.body = [&](std::span<Job* const> jobs) {
+    bool is_heavy = std::ranges::any_of(jobs, [](const Job* job) { return job->work >= kHeavy; });
+    heavy += is_heavy ? 1 : 0;
+    std::this_thread::sleep_for(milliseconds(is_heavy ? 62 : 2));
+  };
+  fit_linear(bench.batcher, 0.002, 0.06 / kHeavy);
+  auto start = Clock::now();
+  for (int i = 0; Clock::now() - start < milliseconds(900); ++i) {
+    for (int64_t work : {kHeavy, int64_t{1}}) {
+      if (work == 1 && i % 60 != 0) continue;
+      try {
+        bench.submit(0, milliseconds(30), work);
+      } catch (const OverloadedError&) {
+      }
+    }
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  // At 0, 0.3 and 0.8 s; by the light ones' time it would be one after the other.
+  HR_CHECK(heavy >= 1);
+  HR_CHECK(heavy <= 5);
+}
+
 // Three times more is offered than the Engine can do: it stays busy, and nearly all it accepts is
 // answered in time.
 HR_TEST(batcher_keeps_goodput_under_overload) {

@@ -35,7 +35,7 @@ BODY_BYTES_PER_S_MIN = 32 * 1024
 UNREAD_BYTES_MAX = 64 * 1024
 # Who takes nothing of an answer is sent away after the time that an idle connection may last, or this one once the
 # server ends. Slow clients take something all the time, but the kernel, which buffers some MB, tells of it seldom.
-UNTAKEN_S_MAX = 10.0
+UNTAKEN_S_MAX = 20.0
 # A longer answer is not copied behind its head.
 JOINED_BYTES_MAX = 64 * 1024
 # Nobody is cut off earlier than allowed, and at most this much later.
