@@ -133,11 +133,12 @@ __device__ bool is_integer(DType dtype) {
   return dtype == DType::kI32 || dtype == DType::kI64;
 }
 
-// Towards zero, and INT64_MIN for what does not fit and for NaN, as the CPU's op has it: a device's
-// own conversion saturates, and makes 0 of NaN.
-__device__ int64_t truncate(double number) {
-  constexpr double kTwo63 = 0x1p63;
-  return number >= -kTwo63 && number < kTwo63 ? static_cast<int64_t>(number) : INT64_MIN;
+// Towards zero, and the least integer for what does not fit and for NaN, as the CPU's op has it: a
+// device's own conversion saturates, and makes 0 of NaN.
+__device__ int64_t truncate(double number, DType to) {
+  double end = to == DType::kI32 ? 0x1p31 : 0x1p63;
+  if (number >= -end && number < end) return static_cast<int64_t>(number);
+  return to == DType::kI32 ? INT32_MIN : INT64_MIN;
 }
 
 __global__ void cast_kernel(DType from, DType to, const void* x, void* y, int64_t count) {
@@ -151,7 +152,7 @@ __global__ void cast_kernel(DType from, DType to, const void* x, void* y, int64_
       number = static_cast<double>(whole);
     } else {
       number = load_number(from, x, i);
-      if (is_integer(to)) whole = truncate(number);
+      if (is_integer(to)) whole = truncate(number, to);
     }
     switch (to) {
       case DType::kBool:
