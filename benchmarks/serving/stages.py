@@ -14,7 +14,7 @@ from headrace.serving import listener
 from headrace.serving.app import OipApp
 from headrace.serving.encode import encode
 from headrace.serving.host import ModelHost
-from headrace.serving.http_protocol import HttpProtocol
+from headrace.serving.http.connection import HttpProtocol
 from headrace.serving.service import OipService
 
 CALLS = 3000

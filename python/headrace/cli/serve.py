@@ -67,6 +67,7 @@ def command(
     from headrace.extras import needs
 
     with needs("serve", "headrace serve"):
+        from headrace.serving.aside import given_up
         from headrace.serving.host import ModelHost
         from headrace.serving.repository import read_token
         from headrace.serving.server import run
@@ -104,3 +105,7 @@ def command(
         click.echo(f"headrace: {type(error).__name__}: {error}", err=True)
         sys.stdout.flush()
         os._exit(1)
+    if given_up():
+        # The interpreter's own way out would end under a thread that loads a model, and a crash tell of it.
+        sys.stdout.flush()
+        os._exit(0)

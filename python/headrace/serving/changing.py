@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 
 from headrace.config import ModelConfig
+from headrace.serving.aside import aside
 from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
 from headrace.serving.served import ServedModel
@@ -55,7 +53,6 @@ async def take_over(host: ModelHost, config: ModelConfig, opened: Mapping[int, S
 
 async def retire(host: ModelHost, models: Sequence[ServedModel]) -> None:
     """Closes versions that answer nobody new, on a thread that nobody waits for where the server ends first."""
-    loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def work() -> None:
         try:
@@ -63,9 +60,6 @@ async def retire(host: ModelHost, models: Sequence[ServedModel]) -> None:
         except Exception as error:
             log.error("could not close a version: %s", error)
         settle()
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(done.set)
 
     if models:
-        threading.Thread(target=work, name="headrace-retire", daemon=True).start()
-        await done.wait()
+        await aside("headrace-retire", work)

@@ -35,7 +35,7 @@ from headrace.serving.front_repository import ApplicationsLike, DeployedReposito
 from headrace.serving.front_shared import FRONT_DEPLOYMENT, FrontAddress, deployment_of
 from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
-from headrace.serving.http_protocol import sweep
+from headrace.serving.http.limits import sweep
 from headrace.serving.ingress.bridge import Bridge
 from headrace.serving.ingress.door import DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
@@ -142,6 +142,7 @@ class FrontState:
     async def stop(self) -> None:
         """Answers what is under way, within `DRAIN_S_MAX`, and stops listening; what still comes gets 503."""
         await self.set_names([])
+        self._repository.stop()
         for task in self._beside:
             task.cancel()
         if self._http is not None:

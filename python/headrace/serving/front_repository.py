@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ray import serve
 
 from headrace.config import DeployedModel
-from headrace.errors import ExecutionError, ModelError, NotFound
+from headrace.errors import BackendUnavailable, ExecutionError, ModelError, NotFound
 from headrace.serving.assignment import Assignments, Edition
 from headrace.serving.host import ModelState
 
@@ -77,6 +77,7 @@ class DeployedRepository:
         self._failures: dict[str, str] = {}
         # The loop alone would not keep them.
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     async def index(self) -> list[ModelState]:
         """Every model in the state in which Serve has it, and the versions that are to take over, or were to."""
@@ -163,7 +164,20 @@ class DeployedRepository:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not self._stopped:
+                raise
+            raise BackendUnavailable(
+                "repository: got a change while the deployment ends, expected it running"
+            ) from None
+
+    def stop(self) -> None:
+        """Gives up what is being loaded and unloaded: the front ends, and one that starts again knows what to do."""
+        self._stopped = True
+        for task in self._tasks:
+            task.cancel()
 
     async def _unload(self, name: str) -> None:
         front = self._front

@@ -101,14 +101,18 @@ class ModelHost:
                 self._served[name] = {**self._served[name], version: served}
                 self._publish()
 
-    def prepare(self, config: ModelConfig) -> dict[int, ServedModel]:
+    def prepare(self, config: ModelConfig, given_up: Callable[[], bool] = lambda: False) -> dict[int, ServedModel]:
         """Loads and warms what `config` names beside what serves now. Blocking: call it beside the event loop.
+
+        Args:
+            config: The model, as it is to be.
+            given_up: Asked after each version, on this thread, whether nobody wants it any more.
 
         Returns:
             What to `swap` in: every version, those that would not change as they are.
 
         Raises:
-            HeadraceError: A version could not be loaded or checked; nothing has changed.
+            HeadraceError: A version could not be loaded or checked, or it was given up; nothing has changed.
         """
         current = self._served.get(config.name, {})
         opened: dict[int, ServedModel] = {}
@@ -119,6 +123,8 @@ class ModelHost:
                     opened[version] = kept
                 else:
                     opened[version] = self._open(config, version)
+                if given_up():
+                    raise BackendUnavailable(f"model {config.name!r}: got a load that was given up, expected it wanted")
         except BaseException:
             for version, served in opened.items():
                 if served is not current.get(version):

@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from headrace.errors import ConfigError
-from headrace.serving.http_protocol import HttpProtocol
+from headrace.serving.http.connection import HttpProtocol
 
 # A client that never finishes sending its body must not keep the process alive.
 DRAIN_S_MAX = 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import msgspec
 
 from headrace.config import ModelConfig, load_model_folder
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, MalformedRequest, NotFound, NotOffered
+from headrace.serving.aside import aside
 from headrace.serving.changing import end_trial, retire, take_over, tried_first
 from headrace.serving.decode import check_keys
 from headrace.serving.host import ModelHost, ModelState, ServedModel
@@ -74,6 +76,9 @@ class RepositoryLike(Protocol):
     async def unload(self, name: str) -> None:
         """Takes a model out of service."""
 
+    def stop(self) -> None:
+        """Gives up what is being loaded: the server ends."""
+
 
 class ModelRepository:
     """A folder of models and the host that serves some of them.
@@ -90,6 +95,7 @@ class ModelRepository:
         # Name -> why it is not served as it lies in the folder: the error of the last load, or that it was unloaded.
         self._notes: dict[str, str] = {}
         self._loading: str | None = None
+        self._preparing: asyncio.Future[tuple[ModelConfig, dict[int, ServedModel]]] | None = None
         # Model on trial -> what was opened for it.
         self._on_trial: dict[str, dict[int, ServedModel]] = {}
         # The loop alone would not keep them.
@@ -155,7 +161,8 @@ class ModelRepository:
                 raise NotFound(f"repository: got model {name[:128]!r}, expected one of {', '.join(self._folders())}")
             self._loading = name
             try:
-                config, opened = await asyncio.to_thread(self._prepare, name)
+                self._preparing = aside("headrace-load", partial(self._prepare, name))
+                config, opened = await self._preparing
             except HeadraceError as error:
                 self._notes[name] = f"{type(error).__name__}: {error}"
                 raise
@@ -208,9 +215,17 @@ class ModelRepository:
         """Gives up the candidate of a model, if it has one; returns it for `retire`."""
         return await end_trial(self._host, name, self._on_trial.pop(name)) if self._host.trial(name) else []
 
-    def _prepare(self, name: str) -> tuple[ModelConfig, Any]:
+    def stop(self) -> None:
+        """Gives up the load that is under way: whoever asked for it is told so, and nobody waits for its end.
+
+        Call it after the host's `drain`: other loads do not begin then.
+        """
+        if self._preparing is not None and not self._preparing.done():
+            self._preparing.set_exception(_ending("a load"))
+
+    def _prepare(self, name: str) -> tuple[ModelConfig, dict[int, ServedModel]]:
         config = load_model_folder(self._root / name)
-        return config, self._host.prepare(config)
+        return config, self._host.prepare(config, given_up=lambda: self._host.draining)
 
     async def _unload(self, name: str) -> None:
         async with self._lock:
@@ -221,9 +236,14 @@ class ModelRepository:
         await retire(self._host, leaving)
 
     def _check_running(self, what: str) -> None:
-        if self._host.draining or not self._host.loaded:
-            state = "stopping" if self._host.draining else "starting"
-            raise BackendUnavailable(f"repository: got {what} while the server is {state}, expected it running")
+        if self._host.draining:
+            raise _ending(what)
+        if not self._host.loaded:
+            raise BackendUnavailable(f"repository: got {what} while the server is starting, expected it running")
+
+
+def _ending(what: str) -> BackendUnavailable:
+    return BackendUnavailable(f"repository: got {what} while the server is stopping, expected it running")
 
 
 def read_token(path: Path | None, variable: str | None) -> str | None:

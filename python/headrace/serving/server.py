@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.errors import ExecutionError
 from headrace.extras import needs
 from headrace.serving.app import OipApp
+from headrace.serving.aside import aside
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
 from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
-from headrace.serving.http_protocol import sweep
+from headrace.serving.http.limits import sweep
 from headrace.serving.listener import DRAIN_S_MAX, http_server, listen, url_of
 from headrace.serving.repository import ModelRepository
 from headrace.serving.service import OipService
@@ -134,7 +135,7 @@ async def _serve(
         if server.force_exit and not hurried.done():
             hurried.set_result(None)
         server.should_exit = True
-        host.drain()
+        service.drain()
         if calls is not None:
             stops.append(loop.create_task(calls.server.stop(0 if server.force_exit else DRAIN_S_MAX)))
 
@@ -142,7 +143,7 @@ async def _serve(
         loop.add_signal_handler(number, stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     sweeping = asyncio.create_task(sweep(server.server_state.connections))
-    loading = _begin_load(host, progress)
+    loading = aside("headrace-load", partial(host.load, progress))
     await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done() and loading.exception() is not None:
         server.should_exit = True
@@ -161,23 +162,6 @@ async def _serve(
         loading.cancel()  # the wait for it alone
         raise ExecutionError("load: got a second signal while a model loads, expected time for it to end")
     await loading
-
-
-def _begin_load(host: ModelHost, progress: Callable[[str], None] | None) -> asyncio.Future[None]:
-    """Loads on a thread that neither the event loop nor the interpreter waits for at their end."""
-    ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-    ended.set_running_or_notify_cancel()
-
-    def load() -> None:
-        try:
-            host.load(progress)
-        except BaseException as error:
-            ended.set_exception(error)
-        else:
-            ended.set_result(None)
-
-    threading.Thread(target=load, name="headrace-load", daemon=True).start()
-    return asyncio.wrap_future(ended)
 
 
 async def _start_grpc(service: OipService, address: str, port: int) -> GrpcListener:

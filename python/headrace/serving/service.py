@@ -79,6 +79,12 @@ class OipService:
             raise NotOffered("repository: got a request to a server without one, expected `headrace serve FOLDER`")
         return self._repository
 
+    def drain(self) -> None:
+        """The server ends: what was asked is answered, except that no load is waited for."""
+        self.host.drain()
+        if self._repository is not None:
+            self._repository.stop()
+
     async def statistics(self, name: str | None, version: str | None) -> dict[str, Any]:
         """The statistics of one version, of every version of one model, or (None) of all.
 

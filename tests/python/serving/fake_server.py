@@ -7,9 +7,11 @@ from typing import Any
 from serving_fakes import FakeBatcher, FakeEngine, make_config
 
 from headrace.serving.host import ModelHost
+from headrace.serving.http import limits
 from headrace.serving.server import run
 
 delay_s, body_bytes_max = float(sys.argv[1]), int(sys.argv[2])
+limits.LINGER_S_MAX, limits.SWEEP_S = 0.3, 0.1
 
 
 class SlowEngine(FakeEngine):

@@ -3,12 +3,12 @@
 import sys
 
 from headrace.config import load_repository
-from headrace.serving import http_protocol
 from headrace.serving.host import ModelHost
+from headrace.serving.http import limits
 from headrace.serving.server import run
 
-http_protocol.HEAD_S_MAX = http_protocol.BODY_S_MAX = 0.5
-http_protocol.SWEEP_S = 0.1
+limits.HEAD_S_MAX = limits.BODY_S_MAX = 0.5
+limits.SWEEP_S = 0.1
 run(
     ModelHost(load_repository(sys.argv[1])),
     port=0,

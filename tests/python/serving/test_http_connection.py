@@ -3,123 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import gc
+import socket
+import weakref
 from time import monotonic
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
+from http_fakes import BIG, WAIT_S, Server, over_sockets, post
 
-from headrace.serving import http_protocol
-from headrace.serving.http_protocol import HttpProtocol, sweep
-
-WAIT_S = 10.0
-# More than the kernel takes for a client that does not read.
-BIG = 20_000_000
-
-
-class App:
-    """Answers each request with what it was asked, when it may."""
-
-    def __init__(self) -> None:
-        self.may = asyncio.Event()
-        self.may.set()
-        self.asked: list[str] = []
-        self.tasks: list[bool] = []
-        self.gone = 0
-
-    async def __call__(self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Any) -> None:
-        self.asked.append(scope["path"])
-        if scope["path"] == "/broken":
-            raise ValueError("broken")
-        if scope["path"] == "/silent":
-            return
-        body = b""
-        if scope["path"] != "/early":
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    self.gone += 1
-                    return
-                body += message["body"]
-                more = message["more_body"]
-        if not self.may.is_set():
-            await self.may.wait()
-        with contextlib.suppress(RuntimeError):
-            self.tasks.append(asyncio.current_task() is not None)
-        answer = f"{scope['method']} {scope['path']} {scope['query_string'].decode()} ".encode() + body
-        answer += bytes(BIG if scope["path"] == "/big" else 0)
-        length = (b"content-length", str(len(answer)).encode())
-        await send({"type": "http.response.start", "status": 200, "headers": [length]})
-        await send({"type": "http.response.body", "body": answer})
-
-
-class Server:
-    """Connections to an App."""
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-        self.state = SimpleNamespace(connections=set(), tasks=set(), total_requests=0)
-        self.config = SimpleNamespace(loaded_app=app, timeout_keep_alive=75)
-        self.port = 0
-
-    def protocol(self) -> HttpProtocol:
-        return HttpProtocol(self.config, self.state, {}, asyncio.get_running_loop())
-
-    async def connect(self) -> Client:
-        return Client(*await asyncio.open_connection("127.0.0.1", self.port))
-
-
-class Client:
-    """One connection, as bytes."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def answer(self) -> tuple[bytes, bytes]:
-        """The head of the next answer, and its body."""
-        async with asyncio.timeout(WAIT_S):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
-            return head, await self.reader.readexactly(length)
-
-    async def ended(self) -> bytes:
-        """All that comes until the connection is closed."""
-        async with asyncio.timeout(WAIT_S):
-            return await self.reader.read()
-
-
-@contextlib.asynccontextmanager
-async def serving() -> AsyncIterator[Server]:
-    server = Server(App())
-    listener = await asyncio.get_running_loop().create_server(server.protocol, "127.0.0.1", 0)
-    server.port = listener.sockets[0].getsockname()[1]
-    try:
-        yield server
-    finally:
-        listener.close()
-        for connection in list(server.state.connections):
-            connection.transport.abort()
-        await asyncio.sleep(0)
-
-
-def over_sockets(test: Callable[[Server], Awaitable[None]]) -> Callable[[], None]:
-    async def main() -> None:
-        async with serving() as server:
-            await test(server)
-
-    def run() -> None:
-        asyncio.run(main())
-
-    run.__name__ = test.__name__
-    return run
-
-
-def post(path: str, body: bytes = b"", *lines: str) -> bytes:
-    head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *lines]
-    return "\r\n".join(head).encode() + b"\r\n\r\n" + body
+from headrace.serving.http import limits
+from headrace.serving.http.connection import UNREAD_BYTES_MAX
+from headrace.serving.http.limits import HEAD_BYTES_MAX, sweep
 
 
 @over_sockets
@@ -151,7 +45,9 @@ async def test_a_body_in_pieces_comes_whole(server: Server) -> None:
         client.writer.write(sent[start : start + 70_001])
         await asyncio.sleep(0)
     assert (await client.answer())[1] == b"POST /long  " + body
-    client.writer.write(b"POST /chunks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
+    client.writer.write(
+        b"POST /chunks HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    )
     assert (await client.answer())[1] == b"POST /chunks  abcde"
 
 
@@ -187,7 +83,7 @@ def test_reading_goes_on_where_the_application_asked_for_no_body(waits: bool) ->
         for paths in (["/early"] * 3, ["/early", "/early"], ["/early"]):
             if waits:
                 server.app.may.clear()
-            client.writer.write(b"".join(b"GET %s HTTP/1.1\r\n\r\n" % path.encode() for path in paths))
+            client.writer.write(b"".join(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode() for path in paths))
             await asyncio.sleep(0.01)
             server.app.may.set()
             for path in paths:
@@ -200,7 +96,7 @@ def test_reading_goes_on_where_the_application_asked_for_no_body(waits: bool) ->
 async def test_a_body_that_nobody_reads_leaves_the_next_request_whole(server: Server) -> None:
     server.app.may.clear()
     client = await server.connect()
-    client.writer.write(post("/early", bytes(10 * http_protocol.UNREAD_BYTES_MAX)) + post("/next", b"n"))
+    client.writer.write(post("/early", bytes(10 * UNREAD_BYTES_MAX)) + post("/next", b"n"))
     await asyncio.sleep(0.02)
     server.app.may.set()
     assert (await client.answer())[1] == b"POST /early  "
@@ -209,8 +105,8 @@ async def test_a_body_that_nobody_reads_leaves_the_next_request_whole(server: Se
 
 REFUSED = {
     "no HTTP": (b"\0garbage\r\n\r\n", b"400"),
-    "an endless head": (b"GET / HTTP/1.1\r\nx: ".ljust(http_protocol.HEAD_BYTES_MAX + 1, b"x"), b"431"),
-    "a body that is none": (b"POST /bad HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n", b"400"),
+    "an endless head": (b"GET / HTTP/1.1\r\nx: ".ljust(HEAD_BYTES_MAX + 1, b"x"), b"431"),
+    "a body that is none": (b"POST /bad HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnone\r\n", b"400"),
 }
 
 
@@ -254,7 +150,7 @@ async def test_who_keeps_the_connection(server: Server) -> None:
 @over_sockets
 async def test_head_has_no_body(server: Server) -> None:
     client = await server.connect()
-    client.writer.write(b"HEAD /x HTTP/1.1\r\nConnection: close\r\n\r\n")
+    client.writer.write(b"HEAD /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     answer = await client.ended()
     assert b"content-length: 9\r\n" in answer
     assert answer.endswith(b"\r\n\r\n")
@@ -263,7 +159,7 @@ async def test_head_has_no_body(server: Server) -> None:
 @over_sockets
 async def test_100_continue_is_said_once_to_who_expects_it(server: Server) -> None:
     client = await server.connect()
-    client.writer.write(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    client.writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
     async with asyncio.timeout(WAIT_S):
         assert await client.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     client.writer.write(b"abc")
@@ -337,34 +233,128 @@ async def test_a_client_that_does_not_read_is_sent_no_more(server: Server) -> No
 
 
 @pytest.mark.parametrize("ends", [False, True])
-def test_a_client_that_takes_nothing_of_its_answer_is_sent_away(ends: bool) -> None:
+@pytest.mark.parametrize(("bytes_per_s", "stays"), [(0, False), (16_000, False), (64_000, True)])
+def test_a_client_that_takes_too_little_of_its_answer_is_sent_away(bytes_per_s: int, stays: bool, ends: bool) -> None:
     @over_sockets
     async def run(server: Server) -> None:
-        client = await server.connect()
-        client.writer.write(post("/big"))
-        while not server.state.total_requests:
-            await asyncio.sleep(0.005)
-        (connection,) = server.state.connections
-        now = monotonic()
-        if ends:
-            connection.shutdown()
-        limit_s = 20 if ends else 75
-        connection.check_time(now)
-        connection.check_time(now + limit_s - 1)
-        left = connection.transport.get_write_buffer_size()
-        while connection.transport.get_write_buffer_size() == left:
-            await client.reader.read(1 << 20)
-        await asyncio.sleep(0.05)  # the reader's own buffer is soon full
-        connection.check_time(now + limit_s + 1)
-        connection.check_time(now + 2 * limit_s)
-        await asyncio.sleep(0)
-        assert server.state.connections
-        connection.check_time(now + 2 * limit_s + 2)
-        async with asyncio.timeout(WAIT_S):
-            while server.state.connections:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", server.port))
+            await loop.sock_sendall(client, post("/big"))
+            while not server.state.total_requests:
                 await asyncio.sleep(0.005)
+            (connection,) = server.state.connections
+            if ends:
+                connection.shutdown()
+            began, limit_s = monotonic(), 20 if ends else 75
+            for second in range(0, 3 * limit_s, 5):
+                connection.check_time(began + second)
+                await asyncio.sleep(0)
+                if connection not in server.state.connections:
+                    break
+                assert stays or second <= limit_s, "it is still there"
+                left = 5 * bytes_per_s
+                while left:
+                    left -= len(await loop.sock_recv(client, min(left, 10_000)))
+            assert stays or second > limit_s, "it was sent away too early"
+            assert stays == (connection in server.state.connections)
+            assert connection.transport.get_write_buffer_size() > 0 or not stays, "there was nothing to be taken"
 
     run()
+
+
+def test_a_client_that_takes_all_it_is_sent_stays_however_much_waits_for_it() -> None:
+    class Transport:
+        def get_write_buffer_size(self) -> int:
+            return 50_000
+
+        def get_extra_info(self, name: str) -> None:
+            return None
+
+    taking = limits.Taking(Transport())  # type: ignore[arg-type]
+    for second in range(1000):
+        taking.written += 50_000
+        assert not taking.too_slow(second, 20)
+    assert not taking.too_slow(1000, 20)
+    assert taking.too_slow(1030, 20)
+
+
+@over_sockets
+async def test_a_head_by_the_byte_is_cut_off(server: Server) -> None:
+    client, other = await server.connect(), await server.connect()
+    other.writer.write(post("/other"))
+    await other.answer()
+    (slow,) = [one for one in server.state.connections if one._idle_since is None]
+    began = monotonic()
+    for second in range(20):
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n"[second : second + 1])
+        await asyncio.sleep(0.001)
+        slow.check_time(began + second)
+    slow.check_time(began + 20.1)
+    assert (await client.ended()).startswith(b"HTTP/1.1 408 ")
+
+
+@over_sockets
+async def test_time_in_which_nothing_is_read_of_a_request_is_not_its_clients(server: Server) -> None:
+    server.app.may.clear()
+    client = await server.connect()
+    second, third = post("/second", bytes(1000)), post("/third")
+    client.writer.write(post("/first") + second[:-1])
+    await asyncio.sleep(0.02)
+    (connection,) = server.state.connections
+    connection.check_time(monotonic() + 1000)  # `/first` takes long
+    client.writer.write(second[-1:] + third[:9])
+    server.app.may.set()
+    for path in ("/first", "/second"):
+        assert (await client.answer())[1].startswith(f"POST {path}  ".encode())
+    connection.check_time(monotonic() + 19)
+    client.writer.write(third[9:])
+    assert (await client.answer())[1] == b"POST /third  "
+
+
+@over_sockets
+async def test_a_client_that_goes_on_sending_after_its_last_answer_is_left_alone_in_the_end(server: Server) -> None:
+    client = await server.connect()
+    client.writer.write(post("/early", bytes(1000), "Connection: close")[:-1])
+    assert (await client.answer())[1] == b"POST /early  "
+    assert await client.ended() == b""
+    (connection,) = server.state.connections
+    client.writer.write(bytes(1 << 20))
+    await client.writer.drain()
+    connection.check_time(monotonic() + limits.LINGER_S_MAX - 1)
+    await asyncio.sleep(0.01)
+    assert server.state.connections, "an answer may be lost if the connection is closed while its client still sends"
+    connection.check_time(monotonic() + limits.LINGER_S_MAX + 1)
+    async with asyncio.timeout(WAIT_S):
+        while server.state.connections:
+            await asyncio.sleep(0.005)
+
+
+@over_sockets
+async def test_connections_that_ended_leave_nothing_for_the_garbage_collector(server: Server) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for sent in (
+            post("/", b"x", "Connection: close"),
+            post("/early", b"x" * 10, "Connection: close")[:-1],
+            b"no HTTP\r\n\r\n",
+            post("/cut", b"x" * 10)[:-1],
+        ):
+            client = await server.connect()
+            (connection,) = server.state.connections
+            gone = weakref.ref(connection)
+            client.writer.write(sent)
+            await asyncio.sleep(0.01)
+            client.writer.close()
+            del connection
+            async with asyncio.timeout(WAIT_S):
+                while gone() is not None:
+                    await asyncio.sleep(0.005)
+    finally:
+        gc.enable()
 
 
 @over_sockets
@@ -373,10 +363,10 @@ async def test_idle_connections_are_closed_in_the_end(server: Server) -> None:
     client = await server.connect()
     client.writer.write(post("/"))
     await client.answer()
-    before, http_protocol.SWEEP_S = http_protocol.SWEEP_S, 0.02
+    before, limits.SWEEP_S = limits.SWEEP_S, 0.02
     sweeping = asyncio.create_task(sweep(server.state.connections))
     try:
         assert await client.ended() == b""
     finally:
-        http_protocol.SWEEP_S = before
+        limits.SWEEP_S = before
         sweeping.cancel()
