@@ -1,4 +1,4 @@
-"""A server process over fakes. Arguments: seconds that one batch takes, longest body in bytes."""
+"""A server process over fakes. Arguments: seconds that one batch takes, longest body in bytes, address."""
 
 import sys
 import time
@@ -21,5 +21,11 @@ class SlowEngine(FakeEngine):
 
 
 host = ModelHost([make_config()], engine_opener=lambda p, s: SlowEngine(), batcher_opener=FakeBatcher)  # type: ignore[arg-type]
-run(host, port=0, body_bytes_max=body_bytes_max, on_ready=lambda url, grpc: print(f"ready: {url}", flush=True))
+run(
+    host,
+    address=sys.argv[3],
+    port=0,
+    body_bytes_max=body_bytes_max,
+    on_ready=lambda url, grpc: print(f"ready: {url}", flush=True),
+)
 print("drained", flush=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,97 @@ async def test_a_call_that_is_cancelled_or_times_out_leaves_the_queue() -> None:
             await asyncio.sleep(0.005)
         served.engines[0].gate.set()
     assert ledger["queued"] == 0
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A frame of HTTP/2 (RFC 9113, 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+
+
+def call_headers(method: str = INFER, *more: tuple[bytes, bytes]) -> bytes:
+    """HEADERS of a call, all literals (RFC 7541, 6.2.2)."""
+    pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", method.encode()), (b":authority", b"x"),
+             (b"content-type", b"application/grpc"), (b"te", b"trailers"), *more]  # fmt: skip
+    block = b"".join(bytes((0, len(name))) + name + bytes((len(value),)) + value for name, value in pairs)
+    return frame(1, 4, 1, block)
+
+
+OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0)
+MESSAGE = doubler_request(1, 2, 3).SerializeToString()
+PREFIX = b"\0" + len(MESSAGE).to_bytes(4, "big")
+CANCEL = frame(3, 0, 1, (8).to_bytes(4, "big"))
+BROKEN = {
+    "a reset within the message": OPENING + call_headers() + frame(0, 0, 1, PREFIX + MESSAGE[:10]) + CANCEL,
+    "a reset before the message": OPENING + call_headers() + CANCEL,
+    "a reset behind the message": OPENING + call_headers() + frame(0, 1, 1, PREFIX + MESSAGE) + CANCEL,
+    "the end within the message": OPENING + call_headers() + frame(0, 1, 1, PREFIX + MESSAGE[:10]),
+    "no message": OPENING + call_headers() + frame(0, 1, 1),
+    "a message of 4 GiB": OPENING + call_headers() + frame(0, 0, 1, b"\0\xff\xff\xff\xff" + MESSAGE),
+    "compression nobody agreed on": OPENING + call_headers() + frame(0, 1, 1, b"\1" + PREFIX[1:] + MESSAGE),
+    "a compression nobody knows": (
+        OPENING + call_headers(INFER, (b"grpc-encoding", b"nonsense")) + frame(0, 1, 1, b"\1" + PREFIX[1:] + MESSAGE)
+    ),
+    "a deadline that is none": (
+        OPENING + call_headers(INFER, (b"grpc-timeout", b"soon")) + frame(0, 1, 1, PREFIX + MESSAGE)
+    ),
+    "headers that are none": OPENING + frame(1, 4, 1, b"\xff" * 50),
+    "a frame longer than allowed": OPENING + b"\xff\xff\xff\0\0\0\0\0\1",
+    "data of no call": OPENING + frame(0, 1, 7, MESSAGE),
+    "no HTTP/2": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "half an opening": OPENING[:10],
+}
+
+
+@pytest.mark.parametrize("aborts", [False, True], ids=["closes", "aborts"])
+async def test_a_broken_call_harms_nobody(aborts: bool) -> None:
+    served = make_served()
+    good = np.array([2, 4, 6], np.float32).tobytes()
+    ledger = served.batchers[0].ledger
+    async with listening(served) as address, grpc.aio.insecure_channel(address) as channel:
+        client = channel.unary_unary(INFER)
+        for name, sent in BROKEN.items():
+            host, port = address.rsplit(":", 1)
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(sent)
+            with contextlib.suppress(TimeoutError, OSError):  # some are answered, some closed, some waited for
+                await asyncio.wait_for(reader.read(), 0.02)
+            if aborts:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.close()
+            answer = pb.ModelInferResponse.FromString(await client(MESSAGE, timeout=20))
+            assert answer.raw_output_contents[0] == good, name
+            live = await channel.unary_unary(SERVICE + "ServerLive")(b"", timeout=20)
+            assert pb.ServerLiveResponse.FromString(live).live, name
+        while ledger["queued"]:
+            await asyncio.sleep(0.005)
+    assert served.app.service.in_flight.bytes == 0
+    # The client's own, and those of the broken ones that were whole.
+    assert len(BROKEN) <= ledger["ok"] + ledger["cancelled"] <= len(BROKEN) + 3
+
+
+async def test_a_call_whose_client_vanishes_is_cancelled_in_the_ledger() -> None:
+    served = make_served()
+    served.engines[0].gate.clear()
+    ledger = served.batchers[0].ledger
+    async with listening(served) as address:
+        for number, ends in enumerate((CANCEL, b""), 1):
+            host, port = address.rsplit(":", 1)
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(OPENING + call_headers() + frame(0, 1, 1, PREFIX + MESSAGE))
+            while ledger["queued"] == 0:
+                await asyncio.sleep(0.005)
+            if ends:
+                writer.write(ends)
+            else:
+                writer.transport.abort()
+            while ledger["cancelled"] < number:
+                await asyncio.sleep(0.005)
+            assert ledger["queued"] == 0
+            writer.close()
+        served.engines[0].gate.set()
+        await ask(address, doubler_request(1, 2, 3))
+    assert (ledger["ok"], ledger["cancelled"]) == (1, 2)
 
 
 async def test_long_messages_are_refused_plain_and_compressed() -> None:

@@ -25,9 +25,11 @@ INFER = "/v2/models/doubler/infer"
 
 
 @contextlib.contextmanager
-def server(delay_s: float = 0.0, body_bytes_max: int = 1 << 20) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+def server(
+    delay_s: float = 0.0, body_bytes_max: int = 1 << 20, address: str = "127.0.0.1"
+) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "fake_server.py"), str(delay_s), str(body_bytes_max)],
+        [sys.executable, str(HERE / "fake_server.py"), str(delay_s), str(body_bytes_max), address],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -35,7 +37,8 @@ def server(delay_s: float = 0.0, body_bytes_max: int = 1 << 20) -> Iterator[tupl
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith("ready: http://127.0.0.1:"), line + process.stdout.read()
+        shown = f"[{address}]" if ":" in address else address
+        assert line.startswith(f"ready: http://{shown}:"), line + process.stdout.read()
         url = urlparse(line.removeprefix("ready: ").strip())
         assert url.hostname
         assert url.port
@@ -250,6 +253,14 @@ def test_a_port_in_use_is_an_error_that_names_it() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"address: got 127\.0\.0\.1:{port}, expected a free one"):
             run(make_served(load=False).host, port=port)
+
+
+def test_ipv6_is_served_like_ipv4() -> None:
+    with server(address="::1") as (_, address, port):
+        assert post(address, port, rows(1, 2, 3))[0] == 200
+        with socket.create_connection((address, port), timeout=20) as client:
+            client.sendall(b"GET http://[::1]/v2/health/ready HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_stuck_batch_does_not_keep_the_server_from_ending() -> None:

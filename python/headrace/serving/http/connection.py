@@ -44,6 +44,7 @@ class HttpProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport
         # Done once the client reads on; None where it does.
         self.unwritable: asyncio.Future[None] | None = None
+        self.reading = True
         self._app = config.loaded_app
         self._idle_s_max: float = config.timeout_keep_alive
         self._state = server_state
@@ -59,7 +60,6 @@ class HttpProtocol(asyncio.Protocol):
         self._idle_since: float | None = None
         # Since when nothing is left to be said, and what the client still sends is not looked at.
         self._lingers_since: float | None = None
-        self._reading = True
 
     # What comes.
 
@@ -105,8 +105,8 @@ class HttpProtocol(asyncio.Protocol):
         """Reads on where at most one request is to be answered and the application has read what came of it."""
         few = not self._open or (len(self._open) == 1 and self._open[0].unread <= UNREAD_BYTES_MAX)
         want = (few and self._refusal is None) or self._lingers_since is not None
-        if want != self._reading and not self.transport.is_closing():
-            self._reading = want
+        if want != self.reading and not self.transport.is_closing():
+            self.reading = want
             if want:
                 self._arrival.go_on()
                 self.transport.resume_reading()
@@ -179,7 +179,8 @@ class HttpProtocol(asyncio.Protocol):
             self._idle_since = monotonic()
             if self._arrival.in_head and self._arrival.since is not None:
                 self._arrival.since = self._idle_since  # it had to wait for this answer
-        self.update_reading()
+        if not self.reading:
+            self.update_reading()
 
     def refuse(self, refusal: Refusal) -> None:
         """Answers with an error, in the form of the protocol's, and closes the connection.
@@ -227,7 +228,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _end(self, whole: bool) -> None:
         """Closes the connection, at once only where the client has nothing more to send."""
-        if whole and self._reading:
+        if whole and self.reading:
             self.transport.close()
         elif not self.transport.is_closing():
             self._lingers_since = monotonic()

@@ -16,6 +16,8 @@ class Answering(Protocol):
     loop: asyncio.AbstractEventLoop
     # Done once the client reads on; None where it does.
     unwritable: asyncio.Future[None] | None
+    # Whether what the client sends is read.
+    reading: bool
 
     def say_continue(self) -> None:
         """Tells the client to send its body."""
@@ -24,7 +26,7 @@ class Answering(Protocol):
         """Writes the answer."""
 
     def update_reading(self) -> None:
-        """Reads on, or not."""
+        """Reads on, or not, as what is unread or unanswered by now allows."""
 
 
 class HttpExchange:
@@ -72,7 +74,8 @@ class HttpExchange:
         self._parts.clear()
         self.unread = 0
         self._told = self.whole
-        self._connection.update_reading()
+        if not self._connection.reading:
+            self._connection.update_reading()
         return {"type": "http.request", "body": body, "more_body": not self.whole}
 
     async def send(self, message: Message) -> None:

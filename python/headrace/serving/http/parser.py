@@ -19,6 +19,7 @@ class Refusal(NamedTuple):
     message: str
 
 
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 NO_REQUEST = Refusal(400, "connection: got bytes that are not an HTTP/1.1 request, expected one")
 
 
@@ -148,7 +149,7 @@ class RequestParser:
         path = raw_path.decode("ascii")
         scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "asgi": ASGI,
             "http_version": version,
             "method": parser.get_method().decode("ascii"),
             "scheme": "http",
