@@ -300,18 +300,47 @@ async def test_a_head_by_the_byte_is_cut_off(server: Server) -> None:
 async def test_time_in_which_nothing_is_read_of_a_request_is_not_its_clients(server: Server) -> None:
     server.app.may.clear()
     client = await server.connect()
-    second, third = post("/second", bytes(1000)), post("/third")
+    second = post("/second", bytes(1000))
     client.writer.write(post("/first") + second[:-1])
     await asyncio.sleep(0.02)
     (connection,) = server.state.connections
     connection.check_time(monotonic() + 1000)  # `/first` takes long
-    client.writer.write(second[-1:] + third[:9])
+    client.writer.write(second[-1:])
     server.app.may.set()
     for path in ("/first", "/second"):
         assert (await client.answer())[1].startswith(f"POST {path}  ".encode())
-    connection.check_time(monotonic() + 19)
-    client.writer.write(third[9:])
-    assert (await client.answer())[1] == b"POST /third  "
+
+
+@over_sockets
+async def test_the_time_of_a_head_begins_when_nothing_is_to_be_answered_before_it(server: Server) -> None:
+    server.app.may.clear()
+    client = await server.connect()
+    second = post("/second")
+    client.writer.write(post("/first") + second[:9])
+    await asyncio.sleep(0.02)
+    (connection,) = server.state.connections
+    assert connection._arrival.since is not None
+    connection._arrival.since -= 1000  # `/first` took long
+    connection.check_time(monotonic())
+    server.app.may.set()
+    assert (await client.answer())[1] == b"POST /first  "
+    connection.check_time(monotonic() + limits.HEAD_S_MAX - 1)
+    client.writer.write(second[9:])
+    assert (await client.answer())[1] == b"POST /second  "
+
+
+@pytest.mark.parametrize("left", [1, 50], ids=["body", "head"])
+def test_half_a_request_in_one_piece_with_a_whole_one_is_not_waited_for_longer_than_another(left: int) -> None:
+    @over_sockets
+    async def run(server: Server) -> None:
+        client = await server.connect()
+        client.writer.write(post("/first") + post("/second", b"x" * 20)[:-left])
+        assert (await client.answer())[1] == b"POST /first  "
+        (connection,) = server.state.connections
+        connection.check_time(monotonic() + limits.BODY_S_MAX + 1)
+        assert (await client.ended()).startswith(b"HTTP/1.1 408 ")
+
+    run()
 
 
 @over_sockets

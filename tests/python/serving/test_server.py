@@ -139,6 +139,7 @@ import sys, time
 from pathlib import Path
 from serving_fakes import FakeBatcher, FakeEngine
 from headrace.config import load_repository
+from headrace.serving.aside import given_up
 from headrace.serving.host import ModelHost
 from headrace.serving.server import run
 
@@ -153,7 +154,7 @@ def open_engine(path, settings):
 host = ModelHost(load_repository(root), engine_opener=open_engine, batcher_opener=FakeBatcher)
 token = "0123456789abcdef"
 run(host, port=0, repository=root, admin_token=token, on_ready=lambda url, grpc: print(f"ready: {url}", flush=True))
-print("drained", flush=True)
+print("drained", given_up(), flush=True)
 """
 
 
@@ -183,7 +184,7 @@ def test_a_load_that_was_asked_for_is_given_up_when_the_server_ends(tmp_path: Pa
         assert (response.status, b"got a load while the server is stopping" in response.read()) == (503, True)
         connection.close()
         said, errors = process.communicate(timeout=20)
-        assert (process.returncode, said, errors) == (0, "drained\n", "")
+        assert (process.returncode, said, errors) == (0, "drained ['headrace-load']\n", "")
     finally:
         process.kill()
         process.communicate()

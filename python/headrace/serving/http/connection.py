@@ -57,6 +57,7 @@ class HttpProtocol(asyncio.Protocol):
         # What ends the connection once the requests that came whole before it are answered.
         self._refusal: Refusal | None = None
         self._ends = False
+        # When the last answer was given; None before the first.
         self._idle_since: float | None = None
         # Since when nothing is left to be said, and what the client still sends is not looked at.
         self._lingers_since: float | None = None
@@ -83,9 +84,6 @@ class HttpProtocol(asyncio.Protocol):
         """More of a request's head or body came, or several requests at once."""
         if self._lingers_since is not None:
             return
-        if self._arrival.since is None:
-            self._arrival.since = monotonic()
-            self._idle_since = None
         if (refusal := self._parser.feed(data)) is not None:
             self.refuse(refusal)
             return
@@ -254,7 +252,7 @@ class HttpProtocol(asyncio.Protocol):
             if now - self._lingers_since > limits.LINGER_S_MAX:
                 self.transport.close()
         elif self._arrival.since is None:
-            if self._idle_since is not None and now - self._idle_since > self._idle_s_max:
+            if not self._open and self._idle_since is not None and now - self._idle_since > self._idle_s_max:
                 self.transport.close()
         # Of pipelined requests the first is still to be answered.
         elif not (self._arrival.in_head and self._open) and (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -115,6 +116,11 @@ class RequestParser:
         self._feed(b"".join((*lines, b"\r\n")))
 
     # What httptools' parser calls.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request came, perhaps together with the end of the one before it."""
+        if self._arrival.since is None:
+            self._arrival.since = monotonic()
 
     def on_url(self, target: bytes) -> None:
         """A part of the request line's target."""
