@@ -1,205 +1,19 @@
-#include "batcher/batcher.h"
-
 #include <pybind11/stl.h>
-
-#include <cmath>
-#include <system_error>
-#include <thread>
 
 #include "bindings/bind.h"
 #include "bindings/gil.h"
-#include "bindings/ticket.h"
-#include "core/pause.h"
+#include "bindings/scheduler.h"
 
 namespace py = pybind11;
 
 namespace headrace {
 namespace {
 
-// A waiting caller spins this long where answers come about as fast; a parked thread takes tens of
-// microseconds to wake.
-constexpr auto kSpin = std::chrono::microseconds(50);
-// Abandoned Requests are freed by the next call from Python; where none comes, by the scheduler.
-constexpr size_t kUnsweptMax = 64;
-// 30 years, as good as none; the clock's counter would overflow at ten times that.
-constexpr double kDeadlineMax_ms = 1e12;
-
-Ticket& ticket_of(Job* job) {
-  return *static_cast<Ticket*>(job);
-}
-
-// Runs Batches on a native Plan, without touching Python.
-class NativeRunner : public BatchRunner {
- public:
-  explicit NativeRunner(std::shared_ptr<Plan> plan) : plan_(std::move(plan)) {}
-
-  void run(std::span<Job* const> jobs) override {
-    requests_.clear();
-    for (Job* job : jobs) requests_.push_back(ticket_of(job).inputs());
-    Run run = plan_->run(requests_);
-    size_t outputs = plan_->program().signature.outputs().size();
-    for (size_t i = 0; i < jobs.size(); ++i) ticket_of(jobs[i]).outputs().copy(run, i, outputs);
-  }
-
-  const Signature& signature() const { return plan_->program().signature; }
-
- private:
-  std::shared_ptr<Plan> plan_;
-  std::vector<RequestInputs> requests_;
-};
-
-// Runs Batches on another backend: calls run_batch(list of dicts) -> list of dicts.
-class PythonRunner : public BatchRunner {
- public:
-  explicit PythonRunner(py::object run_batch) : run_batch_(std::move(run_batch)) {}
-
-  void run(std::span<Job* const> jobs) override {
-    py::gil_scoped_acquire acquire;
-    try {
-      py::list requests;
-      for (Job* job : jobs) requests.append(ticket_of(job).python().arrays);
-      py::list results = run_batch_(requests);
-      if (results.size() != jobs.size()) {
-        fail(ErrorKind::kExecution, "backend: got ", results.size(), " Results, expected one for ",
-             "each of ", jobs.size(), " Requests");
-      }
-      for (size_t i = 0; i < jobs.size(); ++i) ticket_of(jobs[i]).python().result = results[i];
-    } catch (const py::error_already_set& error) {
-      // A StopIteration would mean something else to those who wait in generators and coroutines.
-      bool own = !error.matches(PyExc_StopIteration);
-      if (own && jobs.size() == 1) ticket_of(jobs[0]).python().error = error.value();
-      fail(ErrorKind::kExecution, error.what());
-    }
-  }
-
- private:
-  py::object run_batch_;
-};
-
-}  // namespace
-
-// Wakes who waits for the Tickets of a Batch.
-class TicketSink : public CompletionSink {
- public:
-  void completed(std::span<Job* const> jobs) noexcept override {
-    latency_ = Clock::now() - jobs.front()->arrival;
-    std::shared_ptr<Mailbox> mailbox;
-    for (Job* job : jobs) {
-      std::shared_ptr<Mailbox> posted = ticket_of(job).complete();
-      // One event loop, or one thread, is the rule; any others are signalled more often.
-      if (mailbox && posted != mailbox) mailbox->signal();
-      if (posted) mailbox = std::move(posted);
-    }
-    if (mailbox) mailbox->signal();
-    if (PythonSide::unswept() > kUnsweptMax) {
-      py::gil_scoped_acquire acquire;
-      PythonSide::sweep();
-    }
-  }
-
-  // From arrival to end, of the last Batch's most urgent Request.
-  Clock::duration latency() const { return latency_; }
-
- private:
-  std::atomic<Clock::duration> latency_{Clock::duration::zero()};
-};
-
-struct SchedulerOptions {
-  int max_queue = 1024;
-  int max_batch = 64;
-  double slo_s = 0;    // 0 for none
-  int ledger_fd = -1;  // of the file that keeps the books, taken over; -1 for none
-};
-
-// A Batcher with its runner, its sink and the file of its books.
-class Scheduler : public std::enable_shared_from_this<Scheduler> {
- public:
-  static std::shared_ptr<Scheduler> make(std::unique_ptr<BatchRunner> runner,
-                                         const SchedulerOptions& options) {
-    return {new Scheduler(std::move(runner), options), &drop};
-  }
-
-  Batcher& batcher() { return batcher_; }
-  BatchRunner& runner() { return *runner_; }
-
-  // `here`: where it is short, runs it on this thread, with the GIL released.
-  void submit(Ticket& ticket, std::optional<double> deadline_ms, int priority, uint64_t caller,
-              bool here) {
-    ticket.priority = priority;
-    ticket.caller = caller;
-    if (deadline_ms && std::isnan(*deadline_ms)) {
-      fail(ErrorKind::kDeadlineExceeded, "deadline_ms: got nan, expected milliseconds from now");
-    }
-    if (deadline_ms) {
-      std::chrono::duration<double, std::milli> in(
-          std::clamp(*deadline_ms, -kDeadlineMax_ms, kDeadlineMax_ms));
-      ticket.deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(in);
-    }
-    ticket.hold(weak_from_this());
-    try {
-      if (here) {
-        GilReleased released;
-        batcher_.submit_or_run(ticket);
-      } else {
-        batcher_.submit(ticket);
-      }
-    } catch (...) {
-      ticket.release();
-      throw;
-    }
-  }
-
-  // Spinning pays where the last answers came within about the time it takes.
-  Clock::duration spin() const {
-    return spins_ && sink_.latency() < 2 * kSpin ? kSpin : Clock::duration::zero();
-  }
-
- private:
-  Scheduler(std::unique_ptr<BatchRunner> runner, const SchedulerOptions& options)
-      : runner_(std::move(runner)),
-        ledger_(options.ledger_fd < 0 ? nullptr : std::make_unique<LedgerFile>(options.ledger_fd)),
-        batcher_(*runner_, sink_,
-                 {.max_queue = options.max_queue,
-                  .max_batch = options.max_batch,
-                  .slo_s = options.slo_s,
-                  .ledger = ledger_ ? &ledger_->ledger() : nullptr}) {}
-
-  // With the GIL, wherever the last reference ends: a garbage collection may be anywhere.
-  static void drop(Scheduler* scheduler) {
-    if (scheduler->batcher_.forked()) return;  // must not be destroyed here
-    if (!scheduler->batcher_.inside()) {
-      {
-        GilReleased released;  // the runner may need it to finish
-        scheduler->batcher_.close(false);
-      }
-      delete scheduler;
-      return;
-    }
-    // In its own Batch, which another thread can wait for. Without one it stays, which costs two
-    // idle threads.
-    try {
-      std::thread([scheduler] {
-        scheduler->batcher_.close(false);
-        with_gil([scheduler] { delete scheduler; });
-      }).detach();
-    } catch (const std::system_error&) {
-    }
-  }
-
-  const bool spins_ = usable_cores() > 1;
-  std::unique_ptr<BatchRunner> runner_;
-  std::unique_ptr<LedgerFile> ledger_;
-  TicketSink sink_;
-  Batcher batcher_;
-};
-
-namespace {
-
 std::shared_ptr<Ticket> submit_native(Scheduler& scheduler, const py::dict& request,
                                       std::optional<double> deadline_ms, int priority,
                                       uint64_t caller, bool here) {
   PythonSide::sweep();
-  const Signature& signature = static_cast<NativeRunner&>(scheduler.runner()).signature();
+  const Signature& signature = *scheduler.signature();
   auto ticket = std::make_shared<Ticket>(
       &signature, std::make_unique<PythonSide>(HeldRequest(signature, request)));
   ticket->work = signature.work(ticket->inputs());
@@ -394,8 +208,7 @@ void bind_batcher(py::module_& module) {
           "of_plan",
           [](std::shared_ptr<Plan> plan, int max_queue, int max_batch, double slo_s,
              int ledger_fd) {
-            return Scheduler::make(std::make_unique<NativeRunner>(std::move(plan)),
-                                   SchedulerOptions{max_queue, max_batch, slo_s, ledger_fd});
+            return Scheduler::of_plan(std::move(plan), {max_queue, max_batch, slo_s, ledger_fd});
           },
           py::arg("plan"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
           py::arg("ledger_fd"),
@@ -403,8 +216,8 @@ void bind_batcher(py::module_& module) {
       .def_static(
           "of_function",
           [](py::object run_batch, int max_queue, int max_batch, double slo_s, int ledger_fd) {
-            return Scheduler::make(std::make_unique<PythonRunner>(std::move(run_batch)),
-                                   SchedulerOptions{max_queue, max_batch, slo_s, ledger_fd});
+            return Scheduler::of_function(std::move(run_batch),
+                                          {max_queue, max_batch, slo_s, ledger_fd});
           },
           py::arg("run_batch"), py::arg("max_queue"), py::arg("max_batch"), py::arg("slo_s"),
           py::arg("ledger_fd"),
