@@ -53,9 +53,10 @@ void Batcher::admit(Job& job, Clock::time_point now, bool contended) {
   JobQueue::Ahead ahead = queue_.ahead_of(job);
   bool idle = ledger_.running == 0 && ahead.jobs == 0;
   double own_s = cost_.seconds(static_cast<double>(job.work));
-  double finish_s = running_s(now) + seconds_of(ahead.jobs + 1, ahead.work + job.work);
+  double before_s =
+      running_s(now) + seconds_of(ahead.jobs + 1, ahead.work + job.work) - seconds_of(1, job.work);
   double factor = backlog_factor(overrun_);
-  double needed_s = own_s + (finish_s - own_s) * factor;
+  double needed_s = own_s + before_s * factor;
   if (needed_s <= left_s) {
     refused_idle_ = 0;
     if (contended) check_share(job, ahead, (left_s - own_s) / factor, now);
