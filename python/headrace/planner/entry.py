@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from headrace.errors import HeadraceError
 from headrace.planner.cost import RUNS_MIN, Cost, Stopwatch
 from headrace.planner.offers import BATCHES, Offer, offer_of
-from headrace.planner.predict import highest_rate, simulate
+from headrace.planner.predict import alone, highest_rate, simulate
 from headrace.planner.rehearsal import Rehearsal
 from headrace.planner.report import Question, Row
 
@@ -119,14 +119,13 @@ class Entry:
             row = replace(row, error=parity.error, error_output=parity.output)
         if cost is None:
             return replace(row, alone_s=self.alone_s)
-        slo_s = question.slo_s
         row = replace(
-            row, fixed_s=cost.fixed_s, per_request_s=cost.per_request_s, batches=cost.runs,
-            alone_s=simulate(cost, 1, 1, 1e-3 / cost.seconds(1), slo_s).p99_s,
-        )  # fmt: skip
+            row, fixed_s=cost.fixed_s, per_request_s=cost.per_request_s, batches=cost.runs, alone_s=alone(cost)
+        )
         if offer is None:
             return row
         limit = offer.prediction.max_batch
+        slo_s = question.slo_s
         highest = highest_rate(cost, limit, slo_s)
         points = [simulate(cost, limit, 1, share * highest, slo_s) for share in _CURVE if highest > 0]
         curve = tuple((point.rate_rps, point.p50_s, point.p99_s) for point in points)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from headrace.planner.cost import Cost
-from headrace.planner.predict import Prediction, fewest_replicas, highest_rate, simulate
+from headrace.planner.predict import Prediction, alone, fewest_replicas, highest_rate, simulate
 from headrace.planner.report import Question, Row
 from headrace.planner.space import Candidate
 
@@ -84,7 +84,7 @@ def too_slow(question: Question, cost: Cost) -> str:
     slo_s = question.slo_s
     if slo_s is None:
         return "no number of replicas keeps up with the rate"
-    alone_s = simulate(cost, 1, 1, 1e-3 / cost.seconds(1), slo_s).p99_s
+    alone_s = alone(cost)
     if alone_s > slo_s:
         return f"too slow: p99 of a request alone is {1e3 * alone_s:.3g} ms, the SLO {1e3 * slo_s:g} ms"
     return f"no number of replicas keeps p99 within {1e3 * slo_s:g} ms at the rate with {HEADROOM - 1:.0%} to spare"

@@ -68,7 +68,9 @@ def simulate(
         max_batch: Requests per Batch at most.
         replicas: How many.
         rate_rps: Requests per second, of all together; more than 0.
-        slo_s: Bears on the capacity only: nothing is refused here, so that latencies tell how late it would be.
+        slo_s: The deadline that the Batcher gives each request, by which it refuses and keeps Batches short; None for
+            none, so that latencies tell how late it would be. Who is refused or expires has no answer in time: of more
+            than one in a hundred the p99 is infinite.
         final: Whether to simulate longer, for figures that are shown.
     """
     sustained = capacity(cost, max_batch, slo_s)
@@ -78,7 +80,7 @@ def simulate(
     factors, ratios_of = cost.up_to(max_batch)
     pool = _core.SimulatedPool(
         fixed_s=cost.fixed_s, per_request_s=cost.per_request_s, ratios=[], max_batch=max_batch,
-        max_queue=_QUEUE, deadline_s=0.0, objective_s=0.0, cold_start_s=0.0, held_max=0, choices=2, seed=1,
+        max_queue=_QUEUE, deadline_s=slo_s or 0.0, objective_s=0.0, cold_start_s=0.0, held_max=0, choices=2, seed=1,
         factors=factors, sizes=list(cost.sizes), ratios_of=ratios_of, wake_s=cost.wake_s,
     )  # fmt: skip
     pool.start_now(replicas)
@@ -89,16 +91,22 @@ def simulate(
     pool.offer_poisson(rate_rps, warm_s + wanted / rate_rps)
     pool.advance(warm_s + wanted / rate_rps)
     window = pool.take()
-    p50_s, p99_s = (cost.outside_s + quantile(window.latencies, share) for share in (0.5, 0.99))
+    p50_s, p99_s = (cost.outside_s + _answered_within(window, share) for share in (0.5, 0.99))
     utilisation = min(1.0, window.busy_s / (replicas * wanted / rate_rps))
     return Prediction(
         max_batch, replicas, rate_rps, p50_s, p99_s, sustained, utilisation, window.ok / max(1, window.batches)
     )
 
 
+def _answered_within(window: _core.PoolWindow, share: float) -> float:
+    """The latency that a share of all requests does not exceed, in seconds; infinite where fewer were answered."""
+    answered = window.ok / max(1, window.ok + window.refused + window.expired)
+    return quantile(window.latencies, share / answered) if share < answered else math.inf
+
+
 def fewest_replicas(cost: Cost, max_batch: int, rate_rps: float, slo_s: float | None) -> int | None:
     """The fewest replicas whose p99 is within the SLO; None where no number of them is."""
-    if slo_s is not None and not _alone_in_time(cost, max_batch, slo_s):
+    if slo_s is not None and alone(cost) > slo_s:
         return None
     least = max(1, math.ceil(rate_rps / (UTILISATION_MAX * capacity(cost, max_batch, None)) - 1e-9))
 
@@ -117,10 +125,9 @@ def fewest_replicas(cost: Cost, max_batch: int, rate_rps: float, slo_s: float | 
     return high
 
 
-def _alone_in_time(cost: Cost, max_batch: int, slo_s: float) -> bool:
-    """Whether one request among almost none is in time in 99 of 100 cases."""
-    lonely = simulate(cost, max_batch, 1, 1e-3 / cost.seconds(1), slo_s)
-    return lonely.p99_s <= slo_s
+def alone(cost: Cost) -> float:
+    """The p99 of one request among almost none, whatever the SLO, in seconds."""
+    return simulate(cost, 1, 1, 1e-3 / cost.seconds(1)).p99_s
 
 
 def highest_rate(cost: Cost, max_batch: int, slo_s: float | None) -> float:
@@ -128,7 +135,7 @@ def highest_rate(cost: Cost, max_batch: int, slo_s: float | None) -> float:
     most = UTILISATION_MAX * capacity(cost, max_batch, None)
     if slo_s is None or simulate(cost, max_batch, 1, most, slo_s).p99_s <= slo_s:
         return most
-    if not _alone_in_time(cost, max_batch, slo_s):
+    if alone(cost) > slo_s:
         return 0.0
     low, high = 0.0, most
     for _ in range(8):

@@ -55,17 +55,35 @@ def test_the_fewest_replicas_meet_the_slo_and_one_less_does_not(rate: float) -> 
     cost, slo_s = even(0.0, 0.01), 0.025
     replicas = fewest_replicas(cost, 1, rate, slo_s)
     assert replicas is not None
-    assert simulate(cost, 1, replicas, rate).p99_s <= slo_s
+    assert simulate(cost, 1, replicas, rate, slo_s).p99_s <= slo_s
     if replicas > 1:
-        assert simulate(cost, 1, replicas - 1, rate).p99_s > slo_s
+        assert simulate(cost, 1, replicas - 1, rate, slo_s).p99_s > slo_s
 
 
 def test_the_highest_rate_is_where_p99_reaches_the_slo() -> None:
     cost = even(0.002, 0.008)
     rate = highest_rate(cost, 16, 0.05)
-    assert simulate(cost, 16, 1, rate).p99_s <= 0.05
-    assert simulate(cost, 16, 1, 1.05 * rate).p99_s > 0.05
+    assert simulate(cost, 16, 1, rate, 0.05).p99_s <= 0.05
+    assert simulate(cost, 16, 1, 1.05 * rate, 0.05).p99_s > 0.05
     assert highest_rate(cost, 16, 0.009) == 0
+
+
+def test_deadlines_keep_batches_short() -> None:
+    """Where they get hardly cheaper by being long, requests that need not wait for the whole are answered sooner."""
+    cost = even(0.0005, 0.007)
+    free, held = (simulate(cost, 16, 1, 110.0, slo_s, final=True) for slo_s in (None, 0.15))
+    assert held.requests_per_batch < 0.95 * free.requests_per_batch
+    assert held.p99_s < 0.95 * free.p99_s
+
+
+def test_who_is_refused_has_no_answer_in_time() -> None:
+    cost = even(0.0, 0.01)
+    found = simulate(cost, 1, 1, 90.0, 0.03)
+    assert math.isinf(found.p99_s)
+    assert found.p50_s < 0.03
+    # 80 % are taken, so their median is not that of all.
+    assert found.p50_s > simulate(cost, 1, 1, 60.0, 0.03).p50_s
+    assert math.isfinite(simulate(cost, 1, 1, 90.0).p99_s)
 
 
 def test_requests_of_many_sizes_make_longer_tails() -> None:
