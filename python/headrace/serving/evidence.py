@@ -15,6 +15,8 @@ from headrace.config import RolloutSettings
 Z = 1.96
 # Fewer cases say nothing, however large a share of the requests they are.
 CASES_MIN = 3
+# Of fewer answers of the running version, a 95th percentile says nothing about its latency.
+ANSWERS_MIN = 20
 # Latest latencies that a version is judged by.
 LATENCIES_KEPT = 1000
 # Below this, differences of latency are the machine's noise.
@@ -32,11 +34,11 @@ class Counts:
     Attributes:
         requests: Requests it was given, those apart that were given up or wrong.
         failed: Those of them that ended in an error, were refused or came too late; of a candidate, only those that the
-            running version then answered.
+            running version answered, and also those that were rejected.
         compared: Answers compared with the running version's.
         divergent: Those that differed by more than the tolerance.
         worst: The largest difference (see `headrace.parity.Parity`).
-        skipped: Requests that a shadow was too slow to be given.
+        skipped: Requests of which the candidate was too slow to be given a copy.
     """
 
     requests: int = 0
@@ -154,11 +156,16 @@ def judge(settings: RolloutSettings, running: Counts, candidate: Counts, elapsed
             f"divergence: got {candidate.divergent} of {candidate.compared} answers that differ by more than "
             f"{settings.tolerance:g} (worst {candidate.worst:.3g}), expected at most {limit:.2%}",
         )
-    enough = min(settings.min_requests, LATENCIES_KEPT)
+    enough = settings.min_requests
     if min(candidate.requests, running.requests) < enough or elapsed_s < settings.min_s:
         if elapsed_s > settings.max_s:
             return Decision("rollback", f"no verdict: got {candidate.requests} requests in {elapsed_s:.0f} s")
         return Decision("wait", f"{candidate.requests} of {enough} requests, {elapsed_s:.1f} of {settings.min_s:g} s")
+    evidence = f"{candidate.requests} requests and {elapsed_s:.1f} s without a reason against it"
+    answered = running.requests - running.failed
+    if answered < min(ANSWERS_MIN, enough):
+        # One that answers nearly nothing must not be kept because nothing is slower than that.
+        return Decision("promote", f"{evidence} (no latency to compare: the running version answered {answered})")
     for share in (0.5, 0.95):
         got, known = candidate.latency_s(share), running.latency_s(share)
         if got > settings.slower_max * known + LATENCY_SLACK_S:
@@ -167,7 +174,7 @@ def judge(settings: RolloutSettings, running: Counts, candidate: Counts, elapsed
                 f"latency: got {1e3 * got:.2f} ms at p{share * 100:g}, expected at most {settings.slower_max:g} "
                 f"times the running version's {1e3 * known:.2f} ms",
             )
-    return Decision("promote", f"{candidate.requests} requests and {elapsed_s:.1f} s without a reason against it")
+    return Decision("promote", evidence)
 
 
 def wilson_low(count: int, of: int) -> float:

@@ -1,18 +1,24 @@
 """A new version of a model beside the running one: a canary or a shadow, until the evidence decides.
 
-A canary answers a share of the requests. Whatever it fails at, refuses or is too late with is answered by the running
-version, so that callers see no failure of the trial; it only counts against it. A shadow answers nobody: it is given
-copies of the requests, and its answers are compared. `headrace.serving.evidence` turns what was counted into a
+A canary answers a share of the requests. Whatever it fails at, rejects, refuses or is too late with is answered by the
+running version, so that callers see no failure of the trial; it only counts against it. A shadow answers nobody: it is
+given copies of the requests, and its answers are compared. `headrace.serving.evidence` turns what was counted into a
 decision.
+
+Where a deadline leaves no time for two attempts, because the running version needs more than half of it, the running
+version answers and a canary gets a copy too: it is judged, and no caller pays for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Hashable
+import sys
+from collections.abc import Hashable, Mapping
 from time import monotonic, perf_counter
 from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from headrace.backend import Result
 from headrace.config import ModelSettings, RolloutSettings
@@ -24,13 +30,17 @@ from headrace.serving.evidence import Decision, Evidence, judge
 
 # Of the time to a request's deadline, the share that a canary may take before the running version has to answer.
 CANARY_SHARE_OF_DEADLINE = 0.5
-# Copies that a shadow may be working on, and bytes of their inputs; further requests are not copied.
+# How fast it is forgotten how long the running version may take: an answer that took longer is believed at once.
+TAKES_DECAY = 0.95
+# Copies that a candidate may be working on, and bytes of inputs and expected answers that they hold; further requests
+# are not copied.
 SHADOWS_MAX = 64
 SHADOW_BYTES_MAX = 64 << 20
 # Answers of more bytes are compared beside the event loop.
 COMPARE_BYTES_MAX = 1 << 16
 
-# The ledger's words for what a version could be to blame for.
+# The ledger's words for what the running version could be to blame for. What it rejects is the request's own fault; what
+# it answers and the candidate rejects is the candidate's.
 FAILURES = ("failed", "refused", "expired")
 
 
@@ -68,6 +78,8 @@ class Trial(Generic[V]):
         self.evidence = {"running": Evidence(), "candidate": Evidence()}
         self._started = monotonic()
         self._due = 0.0
+        # Seconds that the running version may take for an answer, waiting included: the most of late.
+        self._takes_s = 0.0
         self._shadows: set[asyncio.Task[None]] = set()
         self._copied = 0
 
@@ -92,8 +104,8 @@ class Trial(Generic[V]):
         """
         chosen = self._choose()
         deadline_ms = self._deadline_ms(call, deadline_ms)
-        if not chosen or self.settings.mode == "shadow":
-            result = await self._run("running", call, deadline_ms, caller)
+        if not chosen or self.settings.mode == "shadow" or not self._fits_twice(deadline_ms):
+            result = await self._run(call, deadline_ms, caller)
             if chosen:
                 self._shadow(call, result)
             return self.running, result
@@ -101,17 +113,16 @@ class Trial(Generic[V]):
         try:
             return self.candidate, await self._try(call, deadline_ms, caller)
         except Exception as error:
-            if outcome(error) not in FAILURES:
+            if outcome(error) == "cancelled":
                 raise
         left_ms = None if deadline_ms is None else deadline_ms - 1e3 * (perf_counter() - started)
-        result = await self._run("running", call, left_ms, caller)
+        result = await self._run(call, left_ms, caller)
         # Only now: what the running version cannot answer either says nothing about the candidate.
-        self.evidence["candidate"].requests += 1
-        self.evidence["candidate"].failed += 1
+        self._failed("candidate")
         return self.running, result
 
     async def close(self) -> None:
-        """Gives up the copies that a shadow still works on."""
+        """Gives up the copies that the candidate still works on."""
         for task in list(self._shadows):
             task.cancel()
         await asyncio.gather(*self._shadows, return_exceptions=True)
@@ -141,6 +152,10 @@ class Trial(Generic[V]):
         known = [one for one in (deadline_ms, own_ms) if one is not None]
         return min(known) if known else self.running.settings.slo_ms
 
+    def _fits_twice(self, deadline_ms: float | None) -> bool:
+        """Whether the running version would still be in time after the candidate's share of the time to a deadline."""
+        return deadline_ms is None or self._takes_s <= (1 - CANARY_SHARE_OF_DEADLINE) * deadline_ms / 1e3
+
     async def _try(self, call: InferCall, deadline_ms: float | None, caller: Hashable) -> Result:
         """Has the candidate answer, in time for the running version to do so if it does not."""
         patience_s = self.candidate.settings.stall_s
@@ -149,28 +164,33 @@ class Trial(Generic[V]):
             patience_s = min(patience_s, deadline_ms / 1e3)
         started = perf_counter()
         result = await asyncio.wait_for(self.candidate.infer(call, deadline_ms, caller), patience_s)
-        self._answered("candidate", started)
+        self._answered("candidate", perf_counter() - started)
         return result
 
-    async def _run(self, role: str, call: InferCall, deadline_ms: float | None, caller: Hashable) -> Result:
-        version = self.running if role == "running" else self.candidate
+    async def _run(self, call: InferCall, deadline_ms: float | None, caller: Hashable) -> Result:
+        """Has the running version answer."""
         started = perf_counter()
         try:
-            result = await version.infer(call, deadline_ms, caller)
+            result = await self.running.infer(call, deadline_ms, caller)
         except Exception as error:
             if outcome(error) in FAILURES:
-                self.evidence[role].requests += 1
-                self.evidence[role].failed += 1
+                self._failed("running")
             raise
-        self._answered(role, started)
+        took_s = perf_counter() - started
+        self._takes_s = max(took_s, TAKES_DECAY * self._takes_s)
+        self._answered("running", took_s)
         return result
 
-    def _answered(self, role: str, started: float) -> None:
+    def _answered(self, role: str, took_s: float) -> None:
         self.evidence[role].requests += 1
-        self.evidence[role].latencies_s.append(perf_counter() - started)
+        self.evidence[role].latencies_s.append(took_s)
+
+    def _failed(self, role: str) -> None:
+        self.evidence[role].requests += 1
+        self.evidence[role].failed += 1
 
     def _shadow(self, call: InferCall, expected: Result) -> None:
-        size = sum(array.nbytes for array in call.inputs.values())
+        size = _held_bytes(call.inputs) + _held_bytes(expected)
         if len(self._shadows) >= SHADOWS_MAX or self._copied + size > SHADOW_BYTES_MAX:
             self.evidence["candidate"].skipped += 1
             return
@@ -180,22 +200,33 @@ class Trial(Generic[V]):
         task.add_done_callback(self._shadows.discard)
 
     async def _copy(self, call: InferCall, expected: Result, size: int) -> None:
-        seen = self.evidence["candidate"]
+        """Has the candidate answer what the running version has answered."""
         try:
-            patience_s = self.candidate.settings.stall_s
-            result = await asyncio.wait_for(self._run("candidate", call, None, None), patience_s)
-            difference = await _difference(result, expected)
-        except TimeoutError:
-            seen.requests += 1
-            seen.failed += 1
-            return
-        except Exception:
-            return  # counted by `_run` where it is a failure
+            started = perf_counter()
+            result = await asyncio.wait_for(self.candidate.infer(call, None, None), self.candidate.settings.stall_s)
+            self._answered("candidate", perf_counter() - started)
+            if self.settings.mode == "shadow":
+                await self._compare(result, expected)
+        except Exception as error:
+            if outcome(error) != "cancelled":
+                self._failed("candidate")
         finally:
             self._copied -= size
+
+    async def _compare(self, result: Result, expected: Result) -> None:
+        difference = await _difference(result, expected)
+        seen = self.evidence["candidate"]
         seen.compared += 1
         seen.worst = max(seen.worst, difference)
         seen.divergent += difference > self.settings.tolerance
+
+
+def _held_bytes(arrays: Mapping[str, np.ndarray]) -> int:
+    """The memory that arrays hold, with the strings of those that are of strings."""
+    return sum(
+        array.nbytes + (sum(map(sys.getsizeof, array.flat)) if array.dtype.hasobject else 0)
+        for array in arrays.values()
+    )
 
 
 async def _difference(got: Result, expected: Result) -> float:

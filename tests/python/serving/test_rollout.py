@@ -17,7 +17,7 @@ from headrace.config import ModelSettings, RolloutSettings
 from headrace.errors import DeadlineExceeded, ExecutionError, Overloaded, ShapeMismatch
 from headrace.serving.decode import InferCall
 from headrace.serving.evidence import Evidence, judge, pooled, quantile, wilson_low
-from headrace.serving.rollout import SHADOWS_MAX, Trial
+from headrace.serving.rollout import SHADOW_BYTES_MAX, SHADOWS_MAX, Trial
 
 CALL = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=0)
 SOON = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=40_000)
@@ -31,13 +31,16 @@ class FakeVersion:
         self.settings = ModelSettings(stall_s=0.05)
         self.seen: list[float | None] = []
         self.act: Callable[[], Any] = lambda: float(version)
+        self.delay_s = 0.0
+        self.result: Result = {}
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def infer(self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None) -> Result:
         self.seen.append(deadline_ms)
         await self.gate.wait()
-        return {"y": np.full(2, self.act(), np.float32)}
+        await asyncio.sleep(self.delay_s)
+        return self.result or {"y": np.full(2, self.act(), np.float32)}
 
 
 def raising(error: Exception) -> Callable[[], Any]:
@@ -69,7 +72,14 @@ def test_a_canary_answers_exactly_its_share(share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ExecutionError("got NaN"), Overloaded("full"), DeadlineExceeded("late"), ZeroDivisionError("bug")]
+    "error",
+    [
+        ExecutionError("got NaN"),
+        Overloaded("full"),
+        DeadlineExceeded("late"),
+        ZeroDivisionError("bug"),
+        ShapeMismatch("got 200 positions, expected at most 128"),
+    ],
 )
 def test_what_a_canary_fails_at_the_running_version_answers(error: Exception) -> None:
     async def main() -> None:
@@ -105,6 +115,25 @@ def test_a_wrong_request_is_nobodys_failure() -> None:
             with pytest.raises(ShapeMismatch):
                 await on.infer(CALL)
         assert on.evidence["candidate"].requests == on.evidence["running"].requests == 0
+
+    asyncio.run(main())
+
+
+def test_a_canary_is_given_copies_where_a_deadline_leaves_no_time_for_two_attempts() -> None:
+    async def main() -> None:
+        on, running, candidate = trial(mode="canary", share=0.5, min_requests=4, min_s=0, slower_max=1000)
+        running.delay_s = candidate.delay_s = 0.03
+        for _ in range(8):
+            assert (await on.infer(SOON))[0] is running
+        await settle(on)
+        seen = on.evidence["candidate"]
+        assert (seen.requests, seen.failed, seen.compared) == (4, 0, 0)
+        assert on.judge().action == "promote"
+        running.delay_s = 0.0
+        for _ in range(100):  # until it is forgotten how long that took
+            answered = await on.infer(SOON)
+        candidate.delay_s = 0.0
+        assert {(await on.infer(SOON))[0].version for _ in range(2)} == {"1", "2"}, answered
 
     asyncio.run(main())
 
@@ -153,7 +182,11 @@ def test_a_shadow_answers_nobody_and_its_differences_are_counted() -> None:
         assert set(await send(on, 4)) == {"1"}
         await settle(on)
         assert seen.failed == 2
-        assert candidate.seen == [None] * 22
+        candidate.act = raising(ShapeMismatch("got [200], expected at most [128]"))
+        assert set(await send(on, 4)) == {"1"}
+        await settle(on)
+        assert seen.failed == 4, "the running version answered them"
+        assert candidate.seen == [None] * 24
 
     asyncio.run(main())
 
@@ -172,6 +205,30 @@ def test_a_slow_shadow_holds_nothing_up() -> None:
         assert on.evidence["candidate"].skipped == 5
         await on.close()
         assert not on._shadows
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("part", ["strings in", "answers"])
+def test_copies_for_a_shadow_hold_a_bounded_amount_of_memory(part: str) -> None:
+    size = SHADOW_BYTES_MAX // 4
+
+    async def main() -> None:
+        on, running, candidate = trial(mode="shadow", share=1)
+        candidate.settings = ModelSettings()
+        candidate.gate.clear()
+        call = CALL
+        if part == "strings in":
+            text = np.empty(1, object)
+            text[0] = bytes(size - 1024)
+            call = InferCall(inputs={"x": text}, outputs=(), id=None, priority=0, timeout_us=0)
+        else:
+            running.result = {"y": np.empty(size - 1024, np.uint8)}
+        for _ in range(6):
+            await on.infer(call)
+        assert len(on._shadows) == 4
+        assert on.evidence["candidate"].skipped == 2
+        await on.close()
 
     asyncio.run(main())
 
@@ -219,6 +276,19 @@ def test_a_candidate_may_fail_as_often_as_the_running_version() -> None:
     running = evidence(1000, failed=100)
     assert judge(RolloutSettings(), running, evidence(200, failed=20), 10).action == "promote"
     assert judge(RolloutSettings(), running, evidence(200, failed=60), 10).action == "rollback"
+
+
+def test_a_candidate_that_repairs_what_answers_nothing_takes_over() -> None:
+    for running in (evidence(900, failed=900), evidence(900, failed=899, latency_s=0.0005)):
+        decision = judge(RolloutSettings(mode="canary", failures_max=1.0), running, evidence(100), 11)
+        assert decision.action == "promote"
+        assert "no latency to compare" in decision.reason
+
+
+def test_as_many_requests_are_waited_for_as_were_asked_for() -> None:
+    decision = judge(RolloutSettings(min_requests=5000), evidence(9000), evidence(4999), 11)
+    assert (decision.action, decision.reason[:12]) == ("wait", "4999 of 5000")
+    assert judge(RolloutSettings(min_requests=5000), evidence(9000), evidence(5000), 11).action == "promote"
 
 
 @given(st.integers(1, 500), st.floats(0, 1))
