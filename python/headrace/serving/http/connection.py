@@ -74,9 +74,7 @@ class HttpProtocol(asyncio.Protocol):
         """The client is gone, or was sent away."""
         self._state.connections.discard(self)
         self._ends = True
-        for exchange in self._open:
-            exchange.end()
-        self._open.clear()
+        self._give_up()
         self.resume_writing()
         self._parser.close()
 
@@ -198,9 +196,6 @@ class HttpProtocol(asyncio.Protocol):
             body = msgspec.json.encode({"error": refusal.message})
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
             self._write(STATUS_LINES[refusal.status] + head + body)
-        for exchange in self._open:
-            exchange.end()
-        self._open.clear()
         self._end(whole=False)
 
     def say_continue(self) -> None:
@@ -226,12 +221,19 @@ class HttpProtocol(asyncio.Protocol):
 
     def _end(self, whole: bool) -> None:
         """Closes the connection, at once only where the client has nothing more to send."""
+        self._give_up()
         if whole and self.reading:
             self.transport.close()
         elif not self.transport.is_closing():
             self._lingers_since = monotonic()
             self.transport.write_eof()
             self.update_reading()
+
+    def _give_up(self) -> None:
+        """Nothing that is still open will be answered."""
+        for exchange in self._open:
+            exchange.end()
+        self._open.clear()
 
     def shutdown(self) -> None:
         """The server ends: what was asked is answered, and nothing more."""
