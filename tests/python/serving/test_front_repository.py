@@ -200,6 +200,24 @@ async def test_a_load_that_fails_leaves_the_model_unloaded_and_says_why(
     deployment.serve.running["doubler"].die()
 
 
+async def test_a_front_that_ends_tells_those_whose_change_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = Deployment(tmp_path, monkeypatch)
+    await deployment.start_front()
+    assert await deployment.infer() == 200
+    deployment.serve.may_end.clear()
+    unloading = asyncio.create_task(deployment.change("unload"))
+    while not deployment.front.unloaded:
+        await asyncio.sleep(0.005)
+    await deployment.front.stop()
+    answer = await unloading
+    assert (answer.status, "while the deployment ends" in answer.error) == (503, True)
+    deployment.serve.running["doubler"].die()
+    deployment.serve.running.clear()
+    deployment.serve.may_end.set()
+
+
 async def test_a_front_that_starts_again_ends_what_was_being_unloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
