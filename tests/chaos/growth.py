@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -14,6 +15,9 @@ import psutil
 RSS_GROWTH_MAX = 0.02
 # Connections and files come and go with requests: what is left at rest in the end must be what was there when warm.
 SPARE_DESCRIPTORS = 2
+# The name of the threads that gRPC adds where calls wait for one, and ends where they have nothing to do: how many
+# there are says how busy a machine was. Of no other kind may there be more.
+GRPC_THREADS = "event_engine"
 # Shares of the run over which the warm state and the end are measured.
 WARM = (0.25, 0.5)
 END = (0.85, 1.0)
@@ -27,7 +31,7 @@ class Sample:
         at_s: When, by `perf_counter`.
         rss_bytes: Resident memory by process.
         descriptors: Open ones by process.
-        threads: By process.
+        threads: By process, but for gRPC's own.
     """
 
     at_s: float
@@ -45,12 +49,20 @@ def look(pids: Collection[int]) -> Sample:
     """Takes a sample of processes; those that have ended are left out."""
     rss, descriptors, threads = dict[int, int](), dict[int, int](), dict[int, int]()
     for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
             process = psutil.Process(pid)
             with process.oneshot():
-                values = process.memory_info().rss, process.num_fds(), process.num_threads()
+                values = process.memory_info().rss, process.num_fds(), _threads(pid)
             rss[pid], descriptors[pid], threads[pid] = values
     return Sample(perf_counter(), rss, descriptors, threads)
+
+
+def _threads(pid: int) -> int:
+    count = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            count += (thread / "comm").read_text().strip() != GRPC_THREADS
+    return count
 
 
 @dataclass

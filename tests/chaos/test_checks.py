@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from aiohttp import web
 
 from headrace.observe import ledger
 
-from .growth import Growth, Sample
+from .growth import GRPC_THREADS, Growth, Sample, look
 from .load import RETRY_AFTER, RETRY_AFTER_ON_RAY, Client, Tally, session
 from .model import NAME, Case
 from .ray_campaigns import _in_turns, held_at_most
@@ -109,6 +110,27 @@ def test_a_503_is_no_429(status: int, told: bool, anywhere: str, on_ray: str) ->
         assert tally.begun_s == []
 
     asyncio.run(run())
+
+
+def test_a_thread_more_is_seen_but_not_one_of_grpc() -> None:
+    stop, ready = threading.Event(), threading.Barrier(3)
+
+    def wait(name: str) -> None:
+        Path(f"/proc/self/task/{threading.get_native_id()}/comm").write_text(name)
+        ready.wait()
+        stop.wait()
+
+    before = look([os.getpid()]).threads[os.getpid()]
+    names = GRPC_THREADS, "a leak"
+    threads = [threading.Thread(target=wait, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    more = look([os.getpid()]).threads[os.getpid()] - before
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert more == 1
 
 
 def test_growth_is_told_by_process() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from serving_fakes import acall, make_served, rows
 
 from headrace.serving.grpc_app import CallInfo, Refusal
 from headrace.serving.ingress.bridge import Bridge
-from headrace.serving.ingress.loop_thread import LoopThread
+from headrace.serving.ingress.loop_thread import WORKERS, LoopThread
 from headrace.serving.messages import RPCS
 
 
@@ -249,4 +250,22 @@ async def test_serves_own_proxy_reaches_the_same_application_on_its_own_loop() -
             await asyncio.sleep(0.005)
     finally:
         served.engines[0].gate.set()
+        thread.stop()
+
+
+async def test_a_loops_thread_has_all_of_its_workers_from_the_start() -> None:
+    thread = LoopThread("grows-not")
+    together = threading.Barrier(WORKERS)
+
+    async def use() -> None:
+        await asyncio.gather(*(asyncio.to_thread(together.wait, 10) for _ in range(WORKERS)))
+
+    def own() -> int:
+        return sum(one.name.startswith("grows-not") for one in threading.enumerate())
+
+    try:
+        before = own()
+        await thread.run(use())
+        assert own() == before == WORKERS + 1
+    finally:
         thread.stop()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Threads for what would block the loop (`asyncio.to_thread`): versions that open, close and are compared.
+WORKERS = 6
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -28,6 +31,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = new_event_loop()
+        self.loop.set_default_executor(_whole_pool(f"{name}-worker"))
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -60,3 +64,13 @@ class LoopThread:
         """Ends the loop and the thread; what still runs on it ends with it."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
+
+
+def _whole_pool(name: str) -> ThreadPoolExecutor:
+    """A pool that has all of its threads from the start: one that grew with use would look like a leak for hours."""
+    pool = ThreadPoolExecutor(WORKERS, name)
+    together = threading.Barrier(WORKERS + 1)
+    for _ in range(WORKERS):
+        pool.submit(together.wait)
+    together.wait()
+    return pool
