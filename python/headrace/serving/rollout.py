@@ -39,8 +39,8 @@ SHADOW_BYTES_MAX = 64 << 20
 # Answers of more bytes are compared beside the event loop.
 COMPARE_BYTES_MAX = 1 << 16
 
-# The ledger's words for what the running version could be to blame for. What it rejects is the request's own fault; what
-# it answers and the candidate rejects is the candidate's.
+# The ledger's words for what the running version could be to blame for. What it rejects is the request's own fault;
+# what it answers and the candidate rejects is the candidate's.
 FAILURES = ("failed", "refused", "expired")
 
 
