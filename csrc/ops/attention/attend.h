@@ -65,6 +65,41 @@ int64_t scratch_floats(int64_t head_dim, int64_t value_dim) {
   return Scratch<Words>(nullptr, head_dim, value_dim).end - static_cast<float*>(nullptr);
 }
 
+// Brings a block's `ahead` into the L2 cache, some rows per tile of scores: all at once would be
+// more than memory gives in that time, and hold up what the tiles read.
+class Ahead {
+ public:
+  explicit Ahead(const AttentionBlock& b) : part_(b.ahead), end_(b.ahead + 4) {
+    int64_t rows = 0;
+    for (const RowsAhead* part = part_; part < end_; ++part) rows += part->count;
+    const int64_t groups = (b.queries + kWidth - 1) / kWidth;
+    const int64_t tiles = groups * ((b.keys + kTileRows - 1) / kTileRows);
+    per_tile_ = tiles > 0 ? (rows + tiles - 1) / tiles : 0;
+  }
+  void fetch() {
+    for (int64_t n = per_tile_; n > 0 && part_ < end_;) {
+      if (row_ == part_->count) {
+        ++part_;
+        row_ = 0;
+        continue;
+      }
+      const std::byte* at = part_->rows + row_ * part_->stride;
+      const std::byte* end = at + part_->row_bytes;
+      for (at -= reinterpret_cast<uintptr_t>(at) % 64; at < end; at += 64) {
+        __builtin_prefetch(at, 0, 2);
+      }
+      ++row_;
+      --n;
+    }
+  }
+
+ private:
+  const RowsAhead* part_;
+  const RowsAhead* end_;
+  int64_t row_ = 0;
+  int64_t per_tile_;
+};
+
 template <class Words>
 void pack_queries(const AttentionBlock& b, const Queries& q) {
   const int64_t vectors = q.count > kLanes ? 2 : 1;
@@ -130,12 +165,13 @@ void softmax_block(const Queries& q, float* scores, int64_t n, float factor, con
 // What `n` keys from `first` on, whose packed rows are in the scratch, add to these queries.
 template <class Words, int kVectors>
 void attend_keys(const AttentionBlock& b, const Scratch<Words>& s, const Queries& q, int64_t first,
-                 int64_t n) {
+                 int64_t n, Ahead& ahead) {
   constexpr int64_t kRow = kVectors * kLanes;
   const ScoreMask mask = prepare_mask(b, q.first, q.count, first, n, kRow, s.mask, s.scores);
   Vf top[kVectors];
   for (int v = 0; v < kVectors; ++v) top[v] = splat(-kInfinity);
   each_tile(n, [&](int64_t k, int64_t rows) {
+    ahead.fetch();
     kScoreTiles<Words>[kVectors - 1][rows - 1](q.packed, s.keys + k* s.key_stride, s.key_stride,
                                                key_words<Words>(b.head_dim), s.scores + k* kRow,
                                                top);
@@ -186,6 +222,7 @@ void finish(const AttentionBlock& b, const Queries& q, int64_t value_stride) {
 template <class Words>
 void attend(const AttentionBlock& b) {
   Scratch<Words> s(b.scratch, b.head_dim, b.value_dim);
+  Ahead ahead(b);
   for (int64_t q = 0; q < b.queries; q += kWidth) pack_queries<Words>(b, s.at(b, q));
   for (int64_t first = 0; first < b.keys; first += kKeyBlock) {
     const int64_t n = b.keys - first < kKeyBlock ? b.keys - first : kKeyBlock;
@@ -196,9 +233,9 @@ void attend(const AttentionBlock& b) {
       const int64_t seen = q.keys - first < n ? q.keys - first : n;
       if (seen <= 0) continue;
       if (q.count > kLanes) {
-        attend_keys<Words, 2>(b, s, q, first, seen);
+        attend_keys<Words, 2>(b, s, q, first, seen, ahead);
       } else {
-        attend_keys<Words, 1>(b, s, q, first, seen);
+        attend_keys<Words, 1>(b, s, q, first, seen, ahead);
       }
     }
   }

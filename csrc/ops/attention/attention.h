@@ -6,6 +6,7 @@
 // instruction for it, bf16 runs on floats that hold rounded values.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "ops/linear/gemm.h"
@@ -18,6 +19,14 @@ struct AttentionOperand {
   const void* rows = nullptr;
   int64_t stride = 0;
   bool bf16 = false;
+};
+
+// Rows that are needed soon: `count` of `row_bytes`, `stride` bytes apart.
+struct RowsAhead {
+  const std::byte* rows = nullptr;
+  int64_t stride = 0;
+  int64_t row_bytes = 0;
+  int64_t count = 0;
 };
 
 // softmax(cap(scale * Q K^T) + mask) V for a block of queries of one head. Rows of Q and K hold
@@ -43,6 +52,9 @@ struct AttentionBlock {
   // 0 instead of NaN for a query with no key left, or for any whose softmax is NaN.
   bool zero_if_empty = false;
   bool zero_if_nan = false;
+  // What is fetched meanwhile: the rows of O, and Q, K and V of the thread's next block. A head's
+  // rows lie a whole token apart, so that no hardware foresees them.
+  RowsAhead ahead[4] = {};
   float* scratch = nullptr;  // scratch_floats(head_dim, value_dim), 64-byte aligned
 };
 

@@ -41,8 +41,8 @@ int64_t query_blocks(const AttentionProblem& problem, int64_t query_block) {
 }
 
 // Block `task` of the Batch.
-void attend(const AttentionKernels& kernels, std::span<const AttentionProblem> problems,
-            int64_t query_block, int64_t task, float* scratch) {
+AttentionBlock block_at(std::span<const AttentionProblem> problems, int64_t query_block,
+                        int64_t task) {
   auto after = std::ranges::upper_bound(problems, task, {}, &AttentionProblem::first_task);
   const AttentionProblem& p = *(after - 1);
   int64_t blocks = query_blocks(p, query_block);
@@ -62,27 +62,50 @@ void attend(const AttentionKernels& kernels, std::span<const AttentionProblem> p
   if (p.causal) keys = std::clamp<int64_t>(query + queries + offset, 0, keys);
   int64_t mask_at =
       batch * p.mask_strides[0] + head * p.mask_strides[1] + query * p.mask_strides[2];
-  kernels.attend({.q = p.q.at(batch, head, query),
-                  .k = p.k.at(batch, kv_head, 0),
-                  .v = p.v.at(batch, kv_head, 0),
-                  .o = static_cast<std::byte*>(p.output) + p.o.offset(batch, head, query),
-                  .o_stride = p.o.row_stride,
-                  .o_bf16 = p.o.bf16,
-                  .queries = queries,
-                  .keys = keys,
-                  .head_dim = p.head_dim,
-                  .value_dim = p.value_dim,
-                  .scale = p.scale,
-                  .softcap = p.softcap,
-                  .mask = p.mask ? p.mask + mask_at : nullptr,
-                  .keep = p.keep ? p.keep + mask_at : nullptr,
-                  .mask_q_stride = p.mask_strides[2],
-                  .mask_k_stride = p.mask_strides[3],
-                  .causal = p.causal,
-                  .causal_offset = query + offset,
-                  .zero_if_empty = p.zero_if_empty,
-                  .zero_if_nan = p.zero_if_nan,
-                  .scratch = scratch});
+  return {.q = p.q.at(batch, head, query),
+          .k = p.k.at(batch, kv_head, 0),
+          .v = p.v.at(batch, kv_head, 0),
+          .o = static_cast<std::byte*>(p.output) + p.o.offset(batch, head, query),
+          .o_stride = p.o.row_stride,
+          .o_bf16 = p.o.bf16,
+          .queries = queries,
+          .keys = keys,
+          .head_dim = p.head_dim,
+          .value_dim = p.value_dim,
+          .scale = p.scale,
+          .softcap = p.softcap,
+          .mask = p.mask ? p.mask + mask_at : nullptr,
+          .keep = p.keep ? p.keep + mask_at : nullptr,
+          .mask_q_stride = p.mask_strides[2],
+          .mask_k_stride = p.mask_strides[3],
+          .causal = p.causal,
+          .causal_offset = query + offset,
+          .zero_if_empty = p.zero_if_empty,
+          .zero_if_nan = p.zero_if_nan};
+}
+
+RowsAhead rows_ahead(const AttentionOperand& x, int64_t count, int64_t elements) {
+  const int64_t size = x.bf16 ? 2 : 4;
+  return {static_cast<const std::byte*>(x.rows), x.stride * size, elements * size, count};
+}
+
+// Blocks [task, end), of which the last fetches block `after`, unless that is -1.
+void attend(const AttentionKernels& kernels, std::span<const AttentionProblem> problems,
+            int64_t query_block, int64_t task, int64_t end, int64_t after, float* scratch) {
+  AttentionBlock block = block_at(problems, query_block, task);
+  for (; task < end; ++task) {
+    AttentionBlock next;
+    const int64_t following = task + 1 < end ? task + 1 : after;
+    if (following >= 0) next = block_at(problems, query_block, following);
+    block.ahead[0] =
+        rows_ahead({block.o, block.o_stride, block.o_bf16}, block.queries, block.value_dim);
+    block.ahead[1] = rows_ahead(next.q, next.queries, next.head_dim);
+    block.ahead[2] = rows_ahead(next.k, next.keys, next.head_dim);
+    block.ahead[3] = rows_ahead(next.v, next.keys, next.value_dim);
+    block.scratch = scratch;
+    kernels.attend(block);
+    block = next;
+  }
 }
 
 }  // namespace
@@ -131,9 +154,10 @@ void run_attention(const OpRun& run, const AttentionKernels& kernels,
   auto* scratch = run.scratch_of<float>(scratch_floats * run.threads());
   int64_t chunks = std::clamp<int64_t>(work / kMinWorkPerTask, 1, tasks);
   run.parallel(chunks, [&](int64_t chunk, int thread) {
-    for (int64_t t = tasks * chunk / chunks; t < tasks * (chunk + 1) / chunks; ++t) {
-      attend(kernels, problems, query_block, t, scratch + thread * scratch_floats);
-    }
+    // Threads take chunks in turn, so that this one's next is likely to be that many further on.
+    int64_t after = chunk + run.threads();
+    attend(kernels, problems, query_block, tasks * chunk / chunks, tasks * (chunk + 1) / chunks,
+           after < chunks ? tasks * after / chunks : -1, scratch + thread * scratch_floats);
   });
 }
 
