@@ -93,20 +93,11 @@ def read(path: Path) -> tuple[ir.Model, str]:
         InvalidModel: It is not an ONNX file, or an initializer's bytes do not fit its shape.
         FileNotFoundError: There is no such file.
     """
-    import onnx
-
     if path.is_dir():
         others = "headrace.load_plan maps a saved plan; `headrace serve` takes a folder of models"
         raise InvalidModel(f"{path}: got a folder, expected an .onnx file ({others})")
     file = DataFile(path)
-    try:
-        stripped, detached = _detach_weights(file)
-        proto = onnx.ModelProto.FromString(stripped)
-    except (ValueError, IndexError, EOFError, _decode_error()) as error:
-        raise InvalidModel(f"{path}: not an ONNX file: {error}") from error
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise InvalidModel(f"{path}: not an ONNX file: expected a ModelProto with a graph and an opset_import")
-    model = from_proto(proto, str(path))
+    model, detached = _graph(file, path)
     for name, (offset, length) in detached.items():
         value = model.graph.initializers[name]
         tensor = value.const_value
@@ -116,6 +107,32 @@ def read(path: Path) -> tuple[ir.Model, str]:
         value.const_value = file_tensor(file, offset, length, dtype, shape, name)
     _attach_external_data(model, path)
     return model, file.sha256()
+
+
+def external_files(path: Path) -> list[str]:
+    """The files that an ONNX file keeps weights in beside itself, as it names them; it reads no weights.
+
+    Raises:
+        InvalidModel: It is not an ONNX file.
+        FileNotFoundError: There is no such file.
+    """
+    model, _ = _graph(DataFile(path), path)
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
+
+
+def _graph(file: DataFile, path: Path) -> tuple[ir.Model, dict[str, tuple[int, int]]]:
+    """The model without its large initializers, and where in the file each of these lies."""
+    import onnx
+
+    try:
+        stripped, detached = _detach_weights(file)
+        proto = onnx.ModelProto.FromString(stripped)
+    except (ValueError, IndexError, EOFError, _decode_error()) as error:
+        raise InvalidModel(f"{path}: not an ONNX file: {error}") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise InvalidModel(f"{path}: not an ONNX file: expected a ModelProto with a graph and an opset_import")
+    return from_proto(proto, str(path)), detached
 
 
 def from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:

@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
@@ -20,9 +19,9 @@ import msgspec
 
 from headrace.config import AutoscalingConfig, ModelConfig, ModelSource, load_source
 from headrace.errors import ConfigError, NotOffered
-from headrace.plan_file import PLAN_FILE
 from headrace.serving.evidence import Decision
 from headrace.serving.standings import Standing, Standings
+from headrace.serving.version_files import version_files
 
 log = logging.getLogger("headrace.serving")
 
@@ -38,7 +37,8 @@ class Edition(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: The file of each version, and the settings.
-        contents: A digest of names, sizes and times of those files, and of all that lie in the versions' folders.
+        contents: A digest of names, sizes and times of those files, of all that lie in the versions' folders, and
+            of the weights beside a file that lies among others.
         digest: A digest of the bytes of all that; "" where this machine does not have it.
         source: Where it was read; None where that cannot be done again.
     """
@@ -107,7 +107,7 @@ def _contents(model: ModelConfig) -> str:
     for version, path in sorted(model.files.items()):
         digest.update(f"{version} {path}\n".encode())
         try:
-            found = [(name, file.stat()) for name, file in _files(version, path)]
+            found = [(name, file.stat()) for name, file in version_files(version, path)]
         except OSError:
             found = []  # a replica may see it where this machine does not
         for name, stat in found:
@@ -124,7 +124,7 @@ def _digest(model: ModelConfig) -> str:
     digest = hashlib.sha256()
     try:
         for version, path in sorted(model.files.items()):
-            for name, file in _files(version, path):
+            for name, file in version_files(version, path):
                 with file.open("rb") as content:
                     own = hashlib.file_digest(content, "sha256").hexdigest()
                 digest.update(f"{version} {name} {own}\n".encode())
@@ -135,16 +135,6 @@ def _digest(model: ModelConfig) -> str:
         # "" would be to check nothing from now on.
         raise ConfigError(f"model {model.name!r}: got {error}, expected files that can be read") from error
     return digest.hexdigest()
-
-
-def _files(version: int, path: Path) -> list[tuple[str, Path]]:
-    """The files in a version's folder with their names in it, or a file that lies among others."""
-    where = path.parent if path.parent.name == str(version) else path
-    if not where.is_dir():
-        return [(where.name, where)]
-    found = ((str(file.relative_to(where)), file) for file in where.rglob("*") if file.is_file())
-    # What replicas note beside a saved plan is no change of the model.
-    return sorted((name, file) for name, file in found if not name.startswith(f"{PLAN_FILE}."))
 
 
 def _with_groups_of(edition: Edition, running: Edition) -> Edition:

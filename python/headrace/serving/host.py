@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from headrace.serving.retiring import Retiring
 from headrace.serving.rollout import Trial
 from headrace.serving.served import Route, ServedModel
 from headrace.serving.statistics import merged, statistics
+from headrace.serving.version_files import version_files
 from headrace.serving.warmup import warmup_request
 
 __all__ = ["ModelHost", "OpenBatcher", "OpenEngine", "Route", "ServedModel", "open_batcher", "open_engine"]
@@ -119,7 +121,7 @@ class ModelHost:
         try:
             for version, path in config.files.items():
                 kept = current.get(version)
-                if kept is not None and kept.source == _source(path, config.settings):
+                if kept is not None and kept.source == _source(version, path, config.settings):
                     opened[version] = kept
                 else:
                     opened[version] = self._open(config, version)
@@ -144,10 +146,11 @@ class ModelHost:
         replaced = [old for version, old in self._served.get(name, {}).items() if opened.get(version) is not old]
         self._refused = {key: reason for key, reason in self._refused.items() if key[0] != name}
         self._models = {**self._models, name: config}
+        leaving = self._retiring.enter(replaced)  # before it leaves what serves: see `_current`
         self._served = {**self._served, name: opened}
         self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
-        return self._retiring.enter(replaced)
+        return leaving
 
     def begin_trial(self, name: str, opened: dict[int, ServedModel]) -> Trial[ServedModel]:
         """Puts the newest version that `prepare` made on trial beside the one that answers. Call it on the event loop.
@@ -177,9 +180,10 @@ class ModelHost:
         Returns:
             What `prepare` made and nobody needs, for `retire`.
         """
+        leaving = self.unused(name, opened)
         self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
-        return self.unused(name, opened)
+        return leaving
 
     def unused(self, name: str, opened: dict[int, ServedModel]) -> list[ServedModel]:
         """What `prepare` made and does not serve, for `retire`. Call it on the event loop."""
@@ -200,11 +204,12 @@ class ModelHost:
         leaving = list(self._served[name].values())
         if (trial := self._trials.get(name)) is not None:
             leaving.append(trial.candidate)
+        self._retiring.enter(leaving)
         self._models = {other: config for other, config in self._models.items() if other != name}
         self._served = {other: loaded for other, loaded in self._served.items() if other != name}
         self._trials = {other: trial for other, trial in self._trials.items() if other != name}
         self._publish()
-        return self._retiring.enter(leaving)
+        return leaving
 
     def retire(self, models: Sequence[ServedModel], wait_s: float = 0.0) -> None:
         """Answers what they have accepted, then closes them. Blocking.
@@ -220,7 +225,7 @@ class ModelHost:
 
     def _open(self, config: ModelConfig, version: int) -> ServedModel:
         path = config.files[version]
-        source = _source(path, config.settings)
+        source = _source(version, path, config.settings)
         try:
             engine = self._engine_opener(path, config.settings)
         except ParityError:
@@ -336,7 +341,10 @@ class ModelHost:
                 found.append(ModelState(name, str(version), state, reason or ""))
             if (trial := self._trials.get(name)) is not None:
                 status = trial.status()
-                found.append(ModelState(name, status["candidate"]["version"], "LOADING", _on_trial(status)))
+                reason = _on_trial(status) + (", stuck in a batch" if _hangs(trial.candidate) else "")
+                found.append(ModelState(name, status["candidate"]["version"], "LOADING", reason))
+        stuck = "out of service, and stuck in a batch: what it holds is free when the process ends"
+        found += [ModelState(one.name, one.version, "UNAVAILABLE", stuck) for one in self._retiring if _hangs(one)]
         return found
 
     def stats(self) -> dict[str, dict[str, Any]]:
@@ -348,8 +356,9 @@ class ModelHost:
 
     def statistics(self) -> list[dict[str, Any]]:
         """The protocol's statistics of every version, with those of versions that it has closed."""
-        closed = [entry for entries in self._retiring.statistics.values() for entry in entries]
-        return merged([*closed, *(statistics(served) for served in self._everything())])
+        current = self._current()
+        retiring, closed = self._retiring.statistics()
+        return merged([*closed, *(statistics(served) for served in _each_once(current, retiring))])
 
     def ledger(self) -> dict[str, Books]:
         """The books of each model: of every process that kept them in the same folder, or else of this one alone."""
@@ -357,26 +366,38 @@ class ModelHost:
 
     def books(self) -> dict[str, Books]:
         """The books of each model in this process, with those of the versions that it has closed."""
-        books = dict(self._retiring.books)
-        for served in self._everything():
+        current = self._current()
+        retiring, closed = self._retiring.books()
+        books = dict(closed)
+        for served in _each_once(current, retiring):
             books[served.name] = books.get(served.name, Books()) + Books.of_stats(served.batcher.stats())
         return books
 
-    def _everything(self) -> list[ServedModel]:
-        """Every version there is: serving, on trial or being closed."""
-        serving = [served for versions in self._served.values() for served in versions.values()]
-        return [*serving, *(trial.candidate for trial in self._trials.values()), *self._retiring]
+    def _current(self) -> list[ServedModel]:
+        """Every version on trial or serving. Whoever wants those being closed too reads them after these.
+
+        Versions go from trial to serving to closing, and are entered in the next before they leave the last: read in
+        this order, none is missed on whatever thread, though one may be found twice.
+        """
+        trials = [trial.candidate for trial in self._trials.values()]
+        return [*trials, *(served for versions in self._served.values() for served in versions.values())]
 
     def stalled(self) -> list[str]:
-        """Versions whose running Batch has taken longer than their `stall_s`, as ``NAME/VERSION``.
+        """Versions that callers wait for and whose running Batch has taken longer than their `stall_s`.
 
-        An Engine that hangs answers nobody and cannot be interrupted: only a new process helps.
+        An Engine that hangs answers nobody and cannot be interrupted: only a new process helps. One that was only tried
+        keeps nobody waiting, and is no reason to end a process in which another version answers.
+
+        Returns:
+            Each as ``NAME/VERSION``.
         """
-        return [
-            f"{served.name}/{served.version}"
-            for served in self._everything()
-            if served.batcher.stats().get("running_s", 0.0) > served.settings.stall_s
-        ]
+        serving = [served for versions in self._served.values() for served in versions.values()]
+        leaving = [served for served in self._retiring if served.users]
+        return [_named(served) for served in _each_once(serving, leaving) if _hangs(served)]
+
+    def hanging(self) -> list[str]:
+        """Every version with a Batch that has run for longer than its `stall_s`, tried ones included."""
+        return [_named(served) for served in _each_once(self._current(), self._retiring) if _hangs(served)]
 
     def drain(self) -> None:
         """Makes readiness false, so that whoever routes traffic here stops. Requests are still answered."""
@@ -413,10 +434,29 @@ def _on_trial(status: dict[str, Any]) -> str:
     return f"on trial as a {status['mode']} with {status['share']:.0%} of the requests: {status['state']} ({counts})"
 
 
-def _source(path: Path, settings: ModelSettings) -> object:
-    """What a version is made from: its settings, and the names, sizes and times of the files in its folder."""
+def made_from(config: ModelConfig, opened: Mapping[int, ServedModel]) -> bool:
+    """Whether what was opened is just what lies there now. Blocking."""
+    return config.files.keys() == opened.keys() and all(
+        opened[version].source == _source(version, path, config.settings) for version, path in config.files.items()
+    )
+
+
+def _source(version: int, path: Path, settings: ModelSettings) -> object:
+    """What a version is made from: its settings, and the names, sizes and times of its files."""
     try:
-        files = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in path.parent.iterdir()]
+        found = [(name, file.stat()) for name, file in version_files(version, path)]
     except OSError:
         return object()  # equal to nothing: the opener will say what is wrong
-    return settings, path, tuple(sorted(files))
+    return settings, path, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+
+def _each_once(*groups: Iterable[ServedModel]) -> list[ServedModel]:
+    return list(dict.fromkeys(chain.from_iterable(groups)))
+
+
+def _named(served: ServedModel) -> str:
+    return f"{served.name}/{served.version}"
+
+
+def _hangs(served: ServedModel) -> bool:
+    return bool(served.batcher.stats().get("running_s", 0.0) > served.settings.stall_s)

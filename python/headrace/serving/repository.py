@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,10 +18,13 @@ from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, Malf
 from headrace.serving.aside import aside
 from headrace.serving.changing import end_trial, retire, take_over, tried_first
 from headrace.serving.decode import check_keys
-from headrace.serving.host import ModelHost, ModelState, ServedModel
+from headrace.serving.host import ModelHost, ModelState, ServedModel, made_from
 from headrace.serving.rollout import Trial
 
 log = logging.getLogger("headrace.serving")
+
+# What was opened of a model, by version.
+Opened = dict[int, ServedModel]
 
 # How often a trial is judged.
 JUDGE_S = 0.1
@@ -91,13 +96,17 @@ class ModelRepository:
     def __init__(self, host: ModelHost, root: Path) -> None:
         self._host = host
         self._root = root
-        self._lock = asyncio.Lock()
+        # One load or unload of a model at a time, and one load of all: they share the machine with what serves.
+        self._changes: dict[str, asyncio.Lock] = {}
+        self._opening = asyncio.Lock()
+        # Loads and unloads of a model that are under way or wait for their turn.
+        self._under_way: Counter[str] = Counter()
         # Name -> why it is not served as it lies in the folder: the error of the last load, or that it was unloaded.
         self._notes: dict[str, str] = {}
         self._loading: str | None = None
-        self._preparing: asyncio.Future[tuple[ModelConfig, dict[int, ServedModel]]] | None = None
+        self._preparing: asyncio.Future[tuple[ModelConfig, Opened | None]] | None = None
         # Model on trial -> what was opened for it.
-        self._on_trial: dict[str, dict[int, ServedModel]] = {}
+        self._on_trial: dict[str, Opened] = {}
         # The loop alone would not keep them.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -129,12 +138,12 @@ class ModelRepository:
 
         What is new or changed is loaded, warmed and checked beside what serves, then takes the name in one step, or, as
         the model's settings say (`headrace.config.RolloutSettings`), goes on trial first; then this returns as soon as
-        the trial has begun. What was replaced answers the requests it has accepted. One load runs at a time; it goes
-        on if the caller does not wait for it.
+        the trial has begun. What is on trial already stays on trial if it has not changed. What was replaced answers
+        the requests it has accepted. One load runs at a time; it goes on if the caller does not wait for it.
 
         Raises:
             NotFound: There is no such folder.
-            HeadraceError: It could not be loaded or checked; what served before still does.
+            HeadraceError: It could not be loaded or checked; what served or was on trial before still does or is.
         """
         await self._run(self._load(name))
 
@@ -153,36 +162,75 @@ class ModelRepository:
         task.add_done_callback(self._tasks.discard)
         await asyncio.shield(task)
 
+    @contextlib.asynccontextmanager
+    async def _change(self, name: str) -> AsyncIterator[None]:
+        """Waits for the loads and unloads of a model before this one; meanwhile no candidate takes over."""
+        self._under_way[name] += 1
+        try:
+            async with self._changes.setdefault(name, asyncio.Lock()):
+                yield
+        finally:
+            self._under_way[name] -= 1
+            if not self._under_way[name]:
+                del self._under_way[name], self._changes[name]
+
     async def _load(self, name: str) -> None:
-        async with self._lock:
+        async with self._change(name):
+            config, opened = await self._open(name)
+            if opened is None:
+                return
+            failure = None
+            try:
+                leaving = await self._bring(config, opened)
+            except HeadraceError as error:
+                self._note(name, error)
+                leaving, failure = self._host.unused(name, opened), error
+        await retire(self._host, leaving)
+        if failure is not None:
+            raise failure
+
+    async def _open(self, name: str) -> tuple[ModelConfig, Opened | None]:
+        """Reads a model's folder and opens what lies there; None where just that is on trial already."""
+        async with self._opening:
             self._check_running("a load")
             # Compared with the folder's own listing, so that no name can lead out of it.
             if name not in self._folders():
                 raise NotFound(f"repository: got model {name[:128]!r}, expected one of {', '.join(self._folders())}")
             self._loading = name
             try:
-                self._preparing = aside("headrace-load", partial(self._prepare, name))
-                config, opened = await self._preparing
+                on_trial = self._on_trial.get(name, {}) if self._host.trial(name) else {}
+                self._preparing = aside("headrace-load", partial(self._prepare, name, on_trial))
+                return await self._preparing
             except HeadraceError as error:
-                self._notes[name] = f"{type(error).__name__}: {error}"
+                self._note(name, error)
                 raise
             finally:
                 self._loading = None
-            self._notes.pop(name, None)
-            leaving, failure = await self._end_trial(name), None
-            if not tried_first(self._host, config, opened):
-                leaving += self._host.swap(config, opened)
-            else:
-                try:
-                    self._begin_trial(config, opened)
-                except HeadraceError as error:
-                    self._notes[name], failure = f"{type(error).__name__}: {error}", error
-                    leaving += self._host.give_up(name, opened)
-        await retire(self._host, leaving)
-        if failure is not None:
-            raise failure
 
-    def _begin_trial(self, config: ModelConfig, opened: dict[int, ServedModel]) -> None:
+    def _prepare(self, name: str, on_trial: Opened) -> tuple[ModelConfig, Opened | None]:
+        config = load_model_folder(self._root / name)
+        return config, None if on_trial and made_from(config, on_trial) else self._host.prepare(config)
+
+    async def _bring(self, config: ModelConfig, opened: Opened) -> list[ServedModel]:
+        """Lets what was opened take over or go on trial, in place of what was on trial; returns what is to be closed.
+
+        Raises:
+            ConfigError: It cannot go on trial; what was on trial still is.
+        """
+        name = config.name
+        if not tried_first(self._host, config, opened):
+            leaving = await self._end_trial(name)
+            leaving += self._host.swap(config, opened)
+        else:
+            trial, before = self._host.trial(name), self._on_trial.get(name, {})
+            self._begin_trial(config, opened)
+            leaving = self._host.unused(name, before)
+            if trial is not None:
+                await trial.close()
+        self._notes.pop(name, None)
+        return leaving
+
+    def _begin_trial(self, config: ModelConfig, opened: Opened) -> None:
         """Puts what was opened on trial; raises as `ModelHost.begin_trial` does."""
         name = config.name
         trial = self._host.begin_trial(name, opened)
@@ -192,43 +240,39 @@ class ModelRepository:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _conclude(self, trial: Trial[ServedModel], config: ModelConfig, opened: dict[int, ServedModel]) -> None:
-        """Waits for the evidence, then lets the candidate take over or gives it up."""
+    async def _conclude(self, trial: Trial[ServedModel], config: ModelConfig, opened: Opened) -> None:
+        """Waits for the evidence, then lets the candidate take over or gives it up.
+
+        A load may take minutes, or hang. So a bad candidate is given up whatever else is under way. A good one waits
+        for a load of its own model, which compares with what serves, and goes on being judged meanwhile. Nothing else
+        may happen between a decision and what follows from it.
+        """
         name = config.name
-        while (decision := trial.judge()).action == "wait":
+        while self._host.trial(name) is trial:
+            decision = trial.judge()
+            if decision.action == "rollback" or (decision.action == "promote" and not self._under_way[name]):
+                break
             await asyncio.sleep(JUDGE_S)
-            if self._host.trial(name) is not trial:
-                return
-        async with self._lock:
-            if self._host.trial(name) is not trial:
-                return
-            log.warning("model %s version %s: %s: %s", name, trial.candidate.version, decision.action, decision.reason)
-            if decision.action == "promote":
-                self._on_trial.pop(name)
-                leaving = await take_over(self._host, config, opened)
-            else:
-                self._notes[name] = f"version {trial.candidate.version} was rolled back: {decision.reason}"
-                leaving = await self._end_trial(name)
+        else:
+            return
+        log.warning("model %s version %s: %s: %s", name, trial.candidate.version, decision.action, decision.reason)
+        if decision.action == "promote":
+            self._on_trial.pop(name)
+            leaving = await take_over(self._host, config, opened)
+        else:
+            self._notes[name] = f"version {trial.candidate.version} was rolled back: {decision.reason}"
+            leaving = await self._end_trial(name)
         await retire(self._host, leaving)
 
     async def _end_trial(self, name: str) -> list[ServedModel]:
         """Gives up the candidate of a model, if it has one; returns it for `retire`."""
         return await end_trial(self._host, name, self._on_trial.pop(name)) if self._host.trial(name) else []
 
-    def stop(self) -> None:
-        """Gives up the load that is under way: whoever asked for it is told so, and nobody waits for its end.
-
-        Call it after the host's `drain`: other loads do not begin then.
-        """
-        if self._preparing is not None and not self._preparing.done():
-            self._preparing.set_exception(_ending("a load"))
-
-    def _prepare(self, name: str) -> tuple[ModelConfig, dict[int, ServedModel]]:
-        config = load_model_folder(self._root / name)
-        return config, self._host.prepare(config, given_up=lambda: self._host.draining)
+    def _note(self, name: str, error: HeadraceError) -> None:
+        self._notes[name] = f"{type(error).__name__}: {error}"
 
     async def _unload(self, name: str) -> None:
-        async with self._lock:
+        async with self._change(name):
             self._check_running("an unload")
             leaving = await self._end_trial(name)
             leaving += self._host.withdraw(name)

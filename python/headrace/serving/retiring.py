@@ -17,23 +17,29 @@ VERSIONS_MAX = 32
 
 
 class Retiring:
-    """The versions being closed, and the books of those that are. Safe to use from any thread.
-
-    Attributes:
-        books: Of every version that was closed, by model.
-        statistics: The protocol's, of the newest versions that were closed, by model.
-    """
+    """The versions being closed, and the books of those that are. Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: tuple[ServedModel, ...] = ()
         self._claimed: set[ServedModel] = set()
-        self.books: dict[str, Books] = {}
-        self.statistics: dict[str, list[dict[str, Any]]] = {}
+        # Of every version that was closed, by model, and of the newest of them.
+        self._books: dict[str, Books] = {}
+        self._statistics: dict[str, list[dict[str, Any]]] = {}
 
     def __iter__(self) -> Iterator[ServedModel]:
         """Those that are not closed yet."""
         return iter(self._models)
+
+    def books(self) -> tuple[tuple[ServedModel, ...], dict[str, Books]]:
+        """Those that are not closed yet, and the books of all others by model: each version is in one of them."""
+        with self._lock:
+            return self._models, self._books
+
+    def statistics(self) -> tuple[tuple[ServedModel, ...], list[dict[str, Any]]]:
+        """Those that are not closed yet, and the protocol's statistics of the newest others."""
+        with self._lock:
+            return self._models, [entry for entries in self._statistics.values() for entry in entries]
 
     def enter(self, models: Sequence[ServedModel]) -> list[ServedModel]:
         """Notes versions that get no more requests, for `retire`; returns them."""
@@ -77,6 +83,6 @@ class Retiring:
         with self._lock:
             self._models = tuple(other for other in self._models if other is not served)
             self._claimed.discard(served)
-            self.books = {**self.books, served.name: self.books.get(served.name, Books()) + books}
-            known = merged([*self.statistics.get(served.name, ()), last])
-            self.statistics = {**self.statistics, served.name: known[-VERSIONS_MAX:]}
+            self._books = {**self._books, served.name: self._books.get(served.name, Books()) + books}
+            known = merged([*self._statistics.get(served.name, ()), last])
+            self._statistics = {**self._statistics, served.name: known[-VERSIONS_MAX:]}

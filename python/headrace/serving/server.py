@@ -99,7 +99,7 @@ def close_host(host: ModelHost) -> None:
     closing.start()
     while closing.is_alive():
         closing.join(CLOSE_POLL_S)
-        if closing.is_alive() and (stalled := host.stalled()):
+        if closing.is_alive() and (stalled := host.hanging()):
             raise ExecutionError(f"close: got a Batch that does not end in {', '.join(stalled)}, expected it to")
     if failures:
         raise failures[0]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import onnx
 import pytest
 from following_fakes import Memory
+from onnx import TensorProto, helper, numpy_helper
 
-from headrace.config import AutoscalingConfig, ModelConfig, ModelSettings, ModelSource, RolloutSettings
+from headrace.config import AutoscalingConfig, ModelConfig, ModelSettings, ModelSource, RolloutSettings, load_model_path
 from headrace.errors import NotOffered
 from headrace.serving.assignment import Assignment, Assignments, Edition
 from headrace.serving.standings import SILENT_S_MAX, Standing
@@ -114,3 +117,18 @@ def test_what_was_rolled_back_is_known_by_its_bytes() -> None:
         Edition(model=msgspec.structs.replace(model, settings=ModelSettings()), contents="bad", digest="bad"),
     ):
         assert assignments.bring("m", other).candidate == other
+
+
+def test_weights_beside_a_single_file_are_part_of_the_edition(tmp_path: Path) -> None:
+    weights = numpy_helper.from_array(np.ones(256, np.float32), "w")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 256]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", values[:1], values[1:], [weights])
+    path, beside = tmp_path / "tickets.onnx", tmp_path / "w.bin"
+    onnx.save(helper.make_model(graph), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    before = Edition.of(load_model_path(path))
+    (tmp_path / "other.bin").write_bytes(b"of another model")
+    assert before.is_there
+    assert Edition.of(load_model_path(path)).is_as(before)
+    beside.write_bytes(np.full(256, 7, np.float32).tobytes())
+    assert not before.is_there
+    assert not Edition.of(load_model_path(path)).is_as(before)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tritonclient.grpc.aio as triton
-from serving_fakes import MIRROR, Answer, Served, acall, make_config, make_served, rows
+from serving_fakes import DOUBLER, MIRROR, Answer, Served, acall, make_config, make_served, rows
 
-from headrace.config import load_repository
+from headrace.config import ModelSettings, load_repository
 from headrace.errors import ConfigError
 from headrace.serving import grpc_server
 from headrace.serving.grpc_app import GrpcApp
@@ -291,6 +292,10 @@ async def infer(served: Served, count: int) -> list[str]:
     return [answer.json["model_version"] for answer in answers]
 
 
+# The settings of a trial that is soon over.
+QUICK = "min_requests = 10\nmin_s = 0\nslower_max = 1000"
+
+
 async def begin_trial(root: Path, settings: str) -> Served:
     """A model with version 2 on trial beside version 1."""
     put(root, "doubler", 1)
@@ -337,6 +342,109 @@ async def test_a_canary_that_fails_is_rolled_back_and_nobody_notices(tmp_path: P
     assert "version 2 was rolled back: failures: got" in reason
     assert [engine.closed for engine in served.engines] == [False, True]
     assert set(await infer(served, 4)) == {"1"}
+
+
+@contextlib.asynccontextmanager
+async def load_under_way(root: Path, served: Served, name: str) -> AsyncIterator[None]:
+    """Another load that does not end meanwhile."""
+    go, opener = threading.Event(), served.host._engine_opener
+
+    def slow(path: Path, settings: ModelSettings) -> Any:
+        go.wait(20)
+        return opener(path, settings)
+
+    served.host._engine_opener = slow
+    put(root, name, 3)
+    loading = asyncio.create_task(post(served, f"models/{name}/load"))
+    await asyncio.sleep(0.05)
+    try:
+        yield
+        assert not loading.done()
+    finally:
+        served.host._engine_opener = opener
+        go.set()
+        await loading
+
+
+@pytest.mark.parametrize("other", ["doubler", "another"])
+async def test_a_bad_candidate_is_rolled_back_while_something_is_loaded(tmp_path: Path, other: str) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"\nshare = 0.5')
+    async with load_under_way(tmp_path, served, other):
+        served.engines[1].broken = True
+        assert "version 2 was rolled back: failures: got" in await until(served, "rolled back")
+        assert served.host.trial("doubler") is None
+
+
+async def test_a_candidate_takes_over_while_another_model_is_loaded(tmp_path: Path) -> None:
+    served = await begin_trial(tmp_path, f'mode = "canary"\nshare = 0.5\n{QUICK}')
+    async with load_under_way(tmp_path, served, "another"):
+        while "1" in await infer(served, 4):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_candidate_is_judged_until_the_moment_it_takes_over(tmp_path: Path) -> None:
+    served = await begin_trial(tmp_path, f'mode = "canary"\nshare = 0.5\n{QUICK}')
+    async with load_under_way(tmp_path, served, "doubler"):
+        await infer(served, 24)
+        trial = served.host.trial("doubler")
+        assert trial is not None
+        assert trial.judge().action == "promote"
+        await asyncio.sleep(0.2)
+        assert served.host.trial("doubler") is trial, (
+            "what is loaded beside it would be compared with the wrong version"
+        )
+        served.engines[1].broken = True
+        assert "version 2 was rolled back" in await until(served, "rolled back")
+    assert set(await infer(served, 4)) == {"1", "3"}
+
+
+async def test_a_load_that_fails_leaves_what_is_on_trial(tmp_path: Path) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"\nshare = 0.5')
+    trial = served.host.trial("doubler")
+    put(tmp_path, "doubler", 3)
+    for signature, content in ((MIRROR, b"a model"), (DOUBLER, b"broken")):
+        put(tmp_path, "doubler", 3, content)
+        served.engines[0].signature, before = signature, len(served.engines)
+        assert (await post(served, "models/doubler/load")).status == 400
+        assert served.host.trial("doubler") is trial
+        assert all(engine.closed for engine in served.engines[before:])
+    assert set(await infer(served, 4)) == {"1", "2"}
+
+
+async def test_what_is_on_trial_is_not_tried_anew_when_it_is_loaded_again(tmp_path: Path) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"\nshare = 0.5')
+    trial = served.host.trial("doubler")
+    (tmp_path / "doubler/2/plan.headrace.parity").write_text("noted while it was loaded")
+    assert (await post(served, "models/doubler/load")).status == 200
+    assert served.host.trial("doubler") is trial
+    assert len(served.engines) == 2
+    (tmp_path / "doubler/2/weights").mkdir()
+    (tmp_path / "doubler/2/weights/w.bin").write_bytes(b"new")
+    assert (await post(served, "models/doubler/load")).status == 200
+    assert served.host.trial("doubler") is not trial
+
+
+@pytest.mark.parametrize("mode", ["canary", "shadow"])
+async def test_a_candidate_that_hangs_does_not_make_the_server_dead(tmp_path: Path, mode: str) -> None:
+    served = await begin_trial(tmp_path, f'mode = "{mode}"\nshare = 0.5')
+
+    async def live() -> int:
+        return (await acall(served.app, "GET", "/v2/health/live")).status
+
+    served.batchers[1].running_s = 100.0
+    assert await live() == 200
+    assert served.host.hanging() == ["doubler/2"]
+    assert "stuck in a batch" in (await post(served, "index")).json[1]["reason"]
+    candidate = served.host.trial("doubler").candidate
+    leaving = served.host.give_up("doubler", {2: candidate})
+    assert await live() == 200
+    assert [one["state"] for one in (await post(served, "index")).json] == ["READY", "UNAVAILABLE"]
+    candidate.users = 1  # as one that had answered would have
+    assert await live() == 503
+    candidate.users = 0
+    served.batchers[0].running_s = 100.0
+    assert await live() == 503
+    await asyncio.to_thread(served.host.retire, leaving)
 
 
 async def test_a_shadow_is_compared_and_rolled_back_when_it_differs(tmp_path: Path) -> None:
