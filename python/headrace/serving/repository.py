@@ -209,7 +209,17 @@ class ModelRepository:
 
     def _prepare(self, name: str, on_trial: Opened) -> tuple[ModelConfig, Opened | None]:
         config = load_model_folder(self._root / name)
-        return config, None if on_trial and made_from(config, on_trial) else self._host.prepare(config)
+        if on_trial and made_from(config, on_trial):
+            return config, None
+        return config, self._host.prepare(config, given_up=lambda: self._host.draining)
+
+    def stop(self) -> None:
+        """Gives up the load that is under way: whoever asked for it is told so, and nobody waits for its end.
+
+        Call it after the host's `drain`: other loads do not begin then.
+        """
+        if self._preparing is not None and not self._preparing.done():
+            self._preparing.set_exception(_ending("a load"))
 
     async def _bring(self, config: ModelConfig, opened: Opened) -> list[ServedModel]:
         """Lets what was opened take over or go on trial, in place of what was on trial; returns what is to be closed.
