@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from headrace.extras import needs
 from headrace.graph._onnx_ir import ir
 from headrace.graph.join import join
 from headrace.graph.onnx_file import from_proto
+from headrace.graph.sklearn_columns import Table, send_as, side_by_side, table_of, takes_texts
 
 if TYPE_CHECKING:
     from headrace.graph.importer import Hints
@@ -24,11 +25,12 @@ _TARGET_OPSET = {"": 18, "ai.onnx.ml": 3}
 def convert(source: Any, hints: Hints) -> ir.Model:
     """A fitted estimator or pipeline as IR. Classifiers answer ``label`` and ``probabilities`` (no ZipMap).
 
-    One float32 input ``x`` [batch, features] where all columns are numbers and the model takes them by position;
-    otherwise one input per column, [batch, 1], named after it: float32, int64 or string.
+    One float32 input ``x`` [batch, features] where a lone estimator takes numbers, or a pipeline numbers that all are
+    floats, by position; for texts, one string input ``x`` [batch]. Otherwise one input per column, [batch, 1], named
+    after it: float32, int64 or string. Columns that nothing looks at are left out.
 
     Args:
-        source: The estimator.
+        source: The estimator. A finished search over parameters stands for the best it found.
         hints: `example_inputs`, a few rows, tell the columns and their dtypes where the estimator does not.
 
     Raises:
@@ -43,19 +45,35 @@ def convert(source: Any, hints: Hints) -> ir.Model:
         check_is_fitted(source)
     except NotFittedError as error:
         raise ModelError(f"got a {name} that is not fitted, expected a fitted one") from error
-    steps = list(getattr(source, "steps", ()))
+    source = _found_by_search(source)
+    steps = [step for step in getattr(source, "steps", ()) if step[1] not in (None, "passthrough")]
     last = steps[-1][1] if steps else source
     own = _own_converter(last, hints)
+    table = table_of(source, hints.example_inputs)
     if own is None:
-        return _through_skl2onnx(source, _inputs(source, hints), source)
-    if len(steps) > 1:
+        model = _through_skl2onnx(source, _inputs(source, table, hints), name)
+    elif len(steps) > 1:
         from sklearn.pipeline import Pipeline
 
-        return join(_through_skl2onnx(Pipeline(steps[:-1]), _inputs(source, hints), source), own(last))
-    if not steps and _columns(source, hints.example_inputs) is not None:
-        # Columns of their own dtypes, which skl2onnx's graph puts together.
-        return _through_skl2onnx(source, _inputs(source, hints), source)
-    return own(last)
+        model = join(_through_skl2onnx(Pipeline(steps[:-1]), _inputs(source, table, hints), name), own(last))
+    else:
+        model = own(last)
+        if table is not None and not table.is_matrix:
+            described = ", ".join(f"{column.name}: {column.dtype}" for column in table.columns)
+            raise ModelError(f"got a {name} with columns {described}, expected numbers")
+    if table is not None and table.is_matrix:
+        model = join(side_by_side(table.columns), model)
+    elif table is not None:
+        send_as(model.graph, table.columns)
+    _name_outputs(model.graph)
+    return model
+
+
+def _found_by_search(source: Any) -> Any:
+    """The best estimator of a search such as GridSearchCV, which predicts for it; anything else itself."""
+    from sklearn.model_selection._search import BaseSearchCV
+
+    return _found_by_search(source.best_estimator_) if isinstance(source, BaseSearchCV) else source
 
 
 def _own_converter(estimator: Any, hints: Hints) -> Callable[[Any], ir.Model] | None:
@@ -73,13 +91,11 @@ def _own_converter(estimator: Any, hints: Hints) -> Callable[[Any], ir.Model] | 
     return from_sklearn_trees.converter(estimator)
 
 
-def _through_skl2onnx(source: Any, inputs: list[tuple[str, Any]], whole: Any) -> ir.Model:
-    """`source`, all of `whole` or its first steps, with these inputs."""
-    with needs("sklearn", f"headrace.load: a {type(whole).__name__} of scikit-learn"):
-        from skl2onnx import convert_sklearn
+def _through_skl2onnx(source: Any, inputs: list[tuple[str, Any]], name: str) -> ir.Model:
+    """`source`, all of an estimator of that class or its first steps, with these inputs."""
+    from skl2onnx import convert_sklearn
 
-    name = type(whole).__name__
-    options = {id(part): {"zipmap": False} for part in _parts(source) if hasattr(part, "predict_proba")}
+    options = {id(part): _plain_outputs(part) for part in _parts(source) if _is_classifier(part)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,54 +117,63 @@ def _parts(estimator: Any) -> Iterator[Any]:
         yield from _parts(step[1])
 
 
-def _inputs(source: Any, hints: Hints) -> list[tuple[str, Any]]:
+def _is_classifier(part: Any) -> bool:
+    from sklearn.base import is_classifier
+
+    return not isinstance(part, str | None) and not hasattr(part, "steps") and bool(is_classifier(part))
+
+
+def _plain_outputs(classifier: Any) -> dict[str, bool]:
+    """The options that keep a classifier's outputs tensors. Those that have none want to be named all the same."""
+    from skl2onnx._supported_operators import _get_sklearn_operator_name
+    from skl2onnx.common._registration import get_converter
+
+    try:
+        allowed = get_converter(_get_sklearn_operator_name(type(classifier))).get_allowed_options()
+    except (RuntimeError, ValueError):  # there is no converter, which convert_sklearn says better
+        return {}
+    return {"zipmap": False} if "zipmap" in (allowed or ()) else {}
+
+
+def _inputs(source: Any, table: Table | None, hints: Hints) -> list[tuple[str, Any]]:
+    """What skl2onnx is told of the inputs.
+
+    It makes all columns that a step takes together what the first of them is, so that floats behind an int column would
+    be cut off: what is computed with is a float to it, whatever is sent.
+    """
     with needs("sklearn", f"headrace.load: a {type(source).__name__} of scikit-learn"):
         from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 
-    kinds = {"float": FloatTensorType, "int": Int64TensorType, "string": StringTensorType}
-    columns = _columns(source, hints.example_inputs)
-    if columns is None:
-        features = getattr(source, "n_features_in_", None)
-        if features is None:
-            raise ModelError(
-                f"got a {type(source).__name__} that does not say how many features it takes, "
-                "expected example_inputs as well"
-            )
-        return [("x", FloatTensorType([None, int(features)]))]
-    return [(name, kinds[kind]([None, 1])) for name, kind in columns]
+    types = {"float32": FloatTensorType, "int64": Int64TensorType, "string": StringTensorType}
+    if table is not None and not table.is_matrix:
+        return [(column.name, types[column.dtype_inside]([None, 1])) for column in table.columns]
+    if table is not None:
+        return [("x", FloatTensorType([None, len(table.columns)]))]
+    if takes_texts(source):
+        return [("x", StringTensorType([None]))]
+    example = hints.example_inputs
+    shape: tuple[int, ...] = np.shape(example) if example is not None else ()
+    is_words = len(shape) == 2 and not hasattr(example, "columns") and np.asarray(example[:1]).dtype.kind in "OUS"
+    if is_words:
+        return [("x", StringTensorType([None, shape[1]]))]
+    features = _feature_count(source, shape)
+    if features is None:
+        got = f"example_inputs of shape {list(shape)}" if example is not None else "no example_inputs"
+        raise ModelError(
+            f"got a {type(source).__name__} that does not say how many features it takes, and {got}, expected "
+            "example_inputs: a DataFrame, or an array [rows, features]"
+        )
+    return [("x", FloatTensorType([None, features]))]
 
 
-def _columns(source: Any, example: Any) -> list[tuple[str, str]] | None:
-    """Name and kind ("float", "int", "string") of each column, or None where one float tensor will do."""
-    names = getattr(source, "feature_names_in_", None)
-    by_name = _has_column_transformer(source)
-    if example is not None and hasattr(example, "columns"):
-        found = [(str(column), _kind(example[column].to_numpy())) for column in example.columns]
-        return found if by_name or any(kind != "float" for _, kind in found) else None
-    if names is None or not by_name:
-        return None
-    categories = dict(_encoded_columns(source))
-    return [(str(name), categories.get(str(name), "float")) for name in names]
-
-
-def _kind(array: np.ndarray[Any, Any]) -> str:
-    if array.dtype.kind in "fb":
-        return "float"
-    return "int" if array.dtype.kind in "iu" else "string"
-
-
-def _has_column_transformer(estimator: Any) -> bool:
-    return any(hasattr(part, "transformers_") for part in _parts(estimator))
-
-
-def _encoded_columns(estimator: Any) -> Iterator[tuple[str, str]]:
-    """The columns a fitted encoder saw as categories, and the kind of those."""
-    for part in _parts(estimator):
-        for _, transformer, columns in getattr(part, "transformers_", ()):
-            for step in _parts(transformer):
-                categories = getattr(step, "categories_", None)
-                if categories is not None and not isinstance(columns, str) and len(categories) == len(columns):
-                    yield from ((str(c), _kind(np.asarray(cats))) for c, cats in zip(columns, categories, strict=True))
+def _feature_count(source: Any, example_shape: Sequence[int]) -> int | None:
+    """How many features `source` takes, or its first step that does anything, or an example has; None: unknown."""
+    first = next((part for _, part in getattr(source, "steps", ()) if part not in (None, "passthrough")), source)
+    for part in (source, first):
+        features = getattr(part, "n_features_in_", None)
+        if features is not None:
+            return int(features)
+    return example_shape[1] if len(example_shape) == 2 else None
 
 
 def _name_outputs(graph: ir.Graph) -> None:

@@ -21,7 +21,7 @@ class Hints:
     """What the caller said about a source that does not say it itself.
 
     Attributes:
-        example_inputs: For torch: the arguments of one call. For sklearn: a few rows, whose columns and dtypes count.
+        example_inputs: For torch: the arguments of one call. For sklearn: a few rows, for their columns and dtypes.
         input_names: Names for the inputs, in order.
         output_names: Names for the outputs, in order.
         dynamic_shapes: For torch: as torch.export takes it; None makes every first dim dynamic.
@@ -48,7 +48,8 @@ def load(
         source: A path to an ``.onnx`` file, an ``onnx.ModelProto``, an ``onnx_ir.Model``, a ``torch.nn.Module``, a
             fitted scikit-learn estimator or pipeline, or a LightGBM or XGBoost booster or estimator.
         example_inputs: For torch, the arguments of one call (a tensor, a tuple, or a dict of keyword arguments): needed
-            to trace it. For scikit-learn, a few rows of training data, needed where columns are not all float32.
+            to trace it. For scikit-learn, a few rows of training data, needed where columns are not all float32: what
+            the estimator predicts for the first 100 is compared with what the Model answers.
         input_names: Names for the inputs, in order; the source's own by default.
         output_names: Names for the outputs, in order; the source's own by default.
         dynamic_shapes: For torch, what may vary, as ``torch.export.export`` takes it; by default the first dim of each
@@ -57,18 +58,25 @@ def load(
 
     Raises:
         InvalidModel: It breaks the rules of its format.
+        ModelError: It cannot be converted, or the conversion disagrees with it on `example_inputs`.
         FileNotFoundError: The path does not exist.
         TypeError: `source` is none of the above.
     """
     hints = Hints(example_inputs, input_names, output_names, dynamic_shapes)
     graph, where, default_name, sha256 = _import(source, hints)
+    columns = [str(value.name) for value in graph.graph.inputs]
     _rename(graph.graph, "input", graph.graph.inputs, input_names, where)
     _rename(graph.graph, "output", graph.graph.outputs, output_names, where)
     name_dims(graph.graph)
     graph = prepare(graph, where)
     optimise(graph)
     signature = signature_of(graph.graph, where)
-    return Model(name or default_name, signature, graph, where, sha256 or _digest(graph))
+    model = Model(name or default_name, signature, graph, where, sha256 or _digest(graph))
+    if example_inputs is not None and _kind(source) == "sklearn":
+        from headrace.graph.agreement import check_agreement
+
+        check_agreement(source, example_inputs, model, columns)
+    return model
 
 
 def _import(source: Any, hints: Hints) -> tuple[ir.Model, str, str, str | None]:

@@ -10,7 +10,8 @@ from headrace.graph._onnx_ir import ir
 def join(head: ir.Model, tail: ir.Model) -> ir.Model:
     """`head` followed by `tail`, which takes the one output of `head` as its one float32 input.
 
-    Both are used up. The result has the inputs of `head` and the outputs of `tail`, under their names.
+    Both are used up. The result has the inputs of `head` and the outputs of `tail`, under their names: an output whose
+    name an input has gets a number.
     """
     graph = head.graph
     (between,) = graph.outputs
@@ -22,7 +23,8 @@ def join(head: ir.Model, tail: ir.Model) -> ir.Model:
     tail.graph.initializers.clear()
     tail.graph.remove(nodes)
     inside = [value for node in nodes for value in node.outputs if value not in results]
-    taken = {str(value.name) for value in (*graph.inputs, *results)}
+    taken = {str(value.name) for value in graph.inputs}
+    _rename(results, taken)
     _rename((value for node in graph for value in node.outputs), taken)
     # Initializers are registered under their names, which therefore stay.
     taken |= set(graph.initializers)
