@@ -16,7 +16,8 @@ enum class Coordinates {
   kAsymmetric,
   kCropAndResize,
 };
-enum class Round { kPreferFloor, kPreferCeil, kFloor, kCeil };
+// By scale: floor where the axis grows, ceil where it shrinks, as before opset 11.
+enum class Round { kPreferFloor, kPreferCeil, kFloor, kCeil, kByScale };
 
 // One axis of one Request.
 struct AxisPlan {
@@ -78,7 +79,7 @@ Resize::Resize(const NodeSpec& spec) {
   if (mode_ != Mode::kNearest && spec.input_dtypes.at(0) != DType::kF32) unsupported_dtype(spec, 0);
   if (spec.op == "Upsample" || spec.opset < 11) {
     coordinates_ = Coordinates::kAsymmetric;
-    round_ = Round::kFloor;
+    round_ = Round::kByScale;
     fixed_scales_ = spec.floats("scales");
     return;
   }
@@ -193,7 +194,8 @@ double Resize::source(const AxisPlan& axis, int64_t o) const {
     case Coordinates::kAlignCorners:
       return out == 1 ? 0 : x * (in - 1) / (out - 1);
     case Coordinates::kAsymmetric:
-      return x / axis.scale;
+      // As a float, the quotient of a rounded scale falls on the input it means: 4 / (4/3) on 3.
+      return static_cast<float>(x / axis.scale);
     case Coordinates::kPytorchHalfPixel:
       return out == 1 ? -0.5 : (x + 0.5) / axis.scale - 0.5;
     case Coordinates::kCropAndResize: {
@@ -220,6 +222,7 @@ bool Resize::tap_weights(const AxisPlan& axis, int64_t o, int64_t* base, float* 
   *base = first;
   if (mode_ == Mode::kNearest) {
     bool right = ratio == 1 || round_ == Round::kCeil ||
+                 (round_ == Round::kByScale && axis.scale < 1) ||
                  (round_ == Round::kPreferFloor && ratio > 0.5) ||
                  (round_ == Round::kPreferCeil && ratio >= 0.5);
     *base = std::clamp<int64_t>(left + (right ? 1 : 0), 0, axis.in - 1);

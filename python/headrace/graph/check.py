@@ -7,13 +7,14 @@ and a dtype (as far as possible a shape) on every value.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from headrace.errors import InvalidModel
 from headrace.graph._onnx_ir import ir
 from headrace.graph.definitions import add_definitions
 from headrace.graph.edit import static_dims
+from headrace.graph.old_opsets import dtypes_of, restore, spell_out
 
 if TYPE_CHECKING:
     import onnx
@@ -40,10 +41,9 @@ def prepare(model: ir.Model, where: str) -> ir.Model:
             onnx.checker.check_model(proto)
         except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
             raise InvalidModel(f"{where}: not a valid ONNX model: {_first_line(error)}") from error
-        opset = model.opset_imports.get("", OPSET_MIN)
-        upgraded = _upgrade(proto) if opset < OPSET_MIN else None
-    if upgraded is not None:
-        model = _with_constants_of(upgraded, model)
+    if model.opset_imports.get("", OPSET_MIN) < OPSET_MIN:
+        model = _upgrade(model)
+    _axes_of_variance(model)
     if model.functions:
         _inline(model, where)
     _infer(model, where)
@@ -101,17 +101,32 @@ def _skeleton(model: ir.Model) -> Iterator[onnx.ModelProto]:
     yield proto
 
 
-def _upgrade(proto: onnx.ModelProto) -> ir.Model | None:
-    """`proto` in a newer opset; None where the ONNX project's converter cannot, and the model stays as it is."""
+def _upgrade(model: ir.Model) -> ir.Model:
+    """`model` in a newer opset. In its own where the ONNX project's converter cannot."""
     import onnx.version_converter
 
-    old = any(used.domain == "" and used.version < 9 for used in proto.opset_import)
-    if old and any(node.op_type == "Scan" for node in proto.graph.node):
-        return None  # the converter would drop its batch axis, and that of the signature
-    try:
-        return ir.serde.deserialize_model(onnx.version_converter.convert_version(proto, _OPSET_TARGET))
-    except Exception:
-        return None
+    opset = model.opset_imports[""]
+    with _skeleton(model) as proto, suppress(onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        # What cannot be inferred stays unknown here; what contradicts itself is refused after the conversion.
+        _merge_graph(model.graph, onnx.shape_inference.infer_shapes(proto).graph)
+    spell_out(model, opset)
+    if opset < 9 and any(node.op_type == "Scan" for node in model.graph):
+        return model  # the converter would drop its batch axis, and that of the signature
+    with _skeleton(model) as proto:
+        try:
+            converted = ir.serde.deserialize_model(onnx.version_converter.convert_version(proto, _OPSET_TARGET))
+        except Exception:
+            return model
+    restore(converted, opset, dtypes_of(model))
+    return _with_constants_of(converted, model)
+
+
+def _axes_of_variance(model: ir.Model) -> None:
+    """States the axes that MeanVarianceNormalization has by default: ONNX's own inference fails where it does not."""
+    for graph in model.graphs():
+        for node in graph:
+            if node.domain == "" and node.op_type == "MeanVarianceNormalization" and "axes" not in node.attributes:
+                node.attributes["axes"] = ir.AttrInt64s("axes", [0, 2, 3])
 
 
 def _with_constants_of(upgraded: ir.Model, original: ir.Model) -> ir.Model:
