@@ -54,10 +54,19 @@ def check_agreement(source: Any, example: Any, model: Model, columns: Sequence[s
     name = type(source).__name__
     with engine:
         try:
-            got = list(engine({key: array[sendable] for key, array in request.items()}).values())
+            got = engine({key: array[sendable] for key, array in request.items()})
         except HeadraceError as error:
             raise ModelError(f"{name}: the imported model fails at example_inputs: {error}") from error
-    _compare(name, got, [values[sendable] for values in expected])
+    for spec in model.signature.outputs:
+        shape = got[spec.name].shape
+        is_fixed = len(shape) == len(spec.dims) and all(
+            isinstance(dim, str) or dim == length for dim, length in zip(spec.dims, shape, strict=True)
+        )
+        if not is_fixed:
+            raise ModelError(
+                f"{name}: the imported model answers {spec.name!r} of shape {list(shape)}, expected {spec}"
+            )
+    _compare(name, list(got.values()), [values[sendable] for values in expected])
 
 
 def _request(

@@ -187,15 +187,23 @@ def _name_outputs(graph: ir.Graph) -> None:
 
 
 def _name_batch(graph: ir.Graph, source: Any) -> None:
-    """Every input and output has one row per row asked for; skl2onnx does not always say so."""
-    classes = getattr(source, "classes_", None)
-    ranks: dict[str, list[int | str] | None] = {
-        "label": ["batch"],
-        "probabilities": ["batch", len(classes)] if classes is not None else None,
-    }
+    """Every input and output has one row per row asked for; skl2onnx does not always say so, nor how many targets."""
+    last = source.steps[-1][1] if hasattr(source, "steps") else source
+    classes = getattr(last, "classes_", None)
+    # Of a neural network that classifies, n_outputs_ are classes and no targets.
+    targets = getattr(last, "n_outputs_", 1) if classes is None else len(classes) if isinstance(classes, list) else 1
+    shapes: dict[str, list[int | str]] = {"label": ["batch"]}
+    if isinstance(classes, np.ndarray):
+        shapes["probabilities"] = ["batch", len(classes)]
     for value in (*graph.inputs, *graph.outputs):
-        shape = ranks.get(str(value.name))
-        if value.shape is not None and len(value.shape):
-            value.shape = ir.Shape(["batch", *value.shape[1:]])
-        if value in graph.outputs and value.shape is None and shape is not None:
-            value.shape = ir.Shape(shape)
+        shape, name = value.shape, str(value.name)
+        if value not in graph.outputs:
+            value.shape = ir.Shape(["batch", *shape[1:]]) if shape else shape
+        elif targets > 1 and name == "probabilities":
+            value.shape = ir.Shape([targets, "batch", shape[2] if shape and len(shape) == 3 else None])
+        elif targets > 1 and name == "prediction":
+            value.shape = ir.Shape(["batch", targets])
+        elif shape:
+            value.shape = ir.Shape(["batch", *shape[1:]])
+        elif shape is None and name in shapes:
+            value.shape = ir.Shape(shapes[name])

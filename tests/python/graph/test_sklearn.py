@@ -15,13 +15,16 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
     RandomForestClassifier,
+    RandomForestRegressor,
 )
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, RidgeClassifier, SGDClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
-from sklearn.tree import DecisionTreeClassifier
+from sklearn.svm import SVC, LinearSVC
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from headrace.errors import ModelError
 from headrace.graph import load
@@ -129,3 +132,55 @@ def test_an_estimator_that_is_not_fitted_is_refused() -> None:
     for estimator in (LogisticRegression(), HistGradientBoostingRegressor()):
         with pytest.raises(ModelError, match="not fitted"):
             load(estimator)
+
+
+@pytest.mark.parametrize(
+    "last", [SVC(), LinearSVC(), SGDClassifier(random_state=0), RidgeClassifier(), SVC(probability=True)], ids=repr
+)
+@pytest.mark.filterwarnings("ignore")
+def test_classifiers_without_probabilities_end_a_pipeline(numbers, last: Any) -> None:
+    x, y = numbers
+    fitted = make_pipeline(StandardScaler(), last).fit(x, np.digitize(y, [-1, 1]))
+    np.testing.assert_array_equal(run(load(fitted, example_inputs=x[:20]), {"x": x})[0], fitted.predict(x))
+
+
+@pytest.mark.parametrize("example", [True, False])
+def test_texts_are_one_input_of_strings(example: bool) -> None:
+    texts = ["good news", "bad news today", "good day", "bad bad"] * 3
+    fitted = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, [1, 0, 1, 0] * 3)
+    for rows in (texts[:2], np.array(texts[:2], dtype=object)) if example else (None,):
+        model = load(fitted, example_inputs=rows)
+        assert str(model.signature) == "(x: string[batch]) -> (label: int64[batch], probabilities: float32[batch, 2])"
+
+
+def test_an_array_tells_how_many_features_there_are(numbers) -> None:
+    x, y = numbers
+    pipeline = Pipeline([("nothing", "passthrough"), ("model", RandomForestClassifier(3, random_state=0))])
+    fitted = pipeline.fit(x, y > 0)
+    for rows in (x[:2], None):
+        assert str(load(fitted, example_inputs=rows).signature.inputs[0]) == "x: float32[batch, 4]"
+    words = np.random.default_rng(0).choice(["red", "green", "blue"], (60, 2)).astype(object)
+    fitted = make_pipeline(OneHotEncoder(), LogisticRegression()).fit(words, words[:, 0] == "red")
+    np.testing.assert_array_equal(run(load(fitted, example_inputs=words[:9]), {"x": words})[0], fitted.predict(words))
+
+
+@pytest.mark.parametrize("estimator", [RandomForestRegressor(3), DecisionTreeRegressor(), LinearRegression()])
+def test_regressors_of_several_targets_say_how_many(numbers, estimator: Any) -> None:
+    x, y = numbers
+    fitted = estimator.fit(x, np.stack([y, -y, y * y], axis=1))
+    model = load(fitted, example_inputs=x[:5])
+    assert str(model.signature.outputs[0]).endswith(": float32[batch, 3]")
+    np.testing.assert_allclose(run(model, {"x": x})[0], fitted.predict(x), rtol=1e-5, atol=1e-5)
+
+
+def test_classifiers_of_several_targets_say_which_dim_is_the_batch(numbers) -> None:
+    x, y = numbers
+    fitted = RandomForestClassifier(3, random_state=0).fit(x, np.stack([y > 0, x[:, 0] > 0, x[:, 1] > 0], axis=1))
+    model = load(fitted, example_inputs=x[:5])
+    assert [str(spec) for spec in model.signature.outputs] == [
+        "label: int64[batch, 3]",
+        "probabilities: float32[3, batch, 2]",
+    ]
+    label, probabilities = run(model, {"x": x})
+    np.testing.assert_array_equal(label, fitted.predict(x))
+    np.testing.assert_allclose(probabilities, fitted.predict_proba(x), rtol=0, atol=1e-6)
