@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from headrace import _core, device_arrays, discovery, explain
 from headrace.backend import Backend, CompileOptions, Executable, Plan, Request, Result
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, RequestError, UnsupportedOp
@@ -226,6 +228,9 @@ def compile_model(
     """
     wanted = CompileOptions(precision, threads, device, winograd, dict(options or {}))
     _check_precision(precision)
+    _check_comparison(samples, tolerance)
+    if isinstance(fallback, str):
+        raise ConfigError(f"compile: got fallback {fallback!r}, expected a list of backends' names: [{fallback!r}]")
     if backend != "auto":
         executable = _compile_named(model, backend, fallback, wanted, samples, tolerance)
         return Engine(model.signature, executable, model.name, model.sha256, wanted)
@@ -266,6 +271,22 @@ def _check_precision(precision: str) -> None:
     if precision not in others:
         known = ", ".join((*PRECISIONS, *sorted(others), "auto"))
         raise ConfigError(f"compile: got precision {precision!r}, expected one of {known}")
+
+
+def _check_comparison(samples: Sequence[Request] | None, tolerance: float | None) -> None:
+    """Refuses what no precision can be measured with.
+
+    Raises:
+        ConfigError: It is such.
+    """
+    if tolerance is not None and not (isinstance(tolerance, int | float | np.number) and tolerance >= 0):
+        raise ConfigError(f"compile: got tolerance {tolerance!r}, expected a number of 0 or more, or None")
+    if samples is None:
+        return
+    if isinstance(samples, str | Mapping) or not isinstance(samples, Sequence):
+        raise ConfigError(f"compile: got a {type(samples).__name__} for samples, expected a list of requests, or None")
+    if not samples:
+        raise ConfigError("compile: got no samples, expected at least one request, or None to have some generated")
 
 
 def _compile_named(

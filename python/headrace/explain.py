@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from headrace.errors import DtypeMismatch, MalformedRequest, MissingInput, RequestError, UnknownInput
-from headrace.signature import Signature
+from headrace.signature import Signature, TensorSpec
 
 
 def refuse(signature: Signature, request: Any, error: Exception) -> NoReturn:
@@ -66,6 +66,26 @@ def _explained(signature: Signature, request: Any, error: Exception) -> RequestE
         if isinstance(value, list | tuple | int | float) and f"input {name!r}: got dtype" in str(error):
             hint = f"numpy.asarray(..., dtype={spec.dtype!r})"
             return DtypeMismatch(f"{error}: a {type(value).__name__} becomes that, pass {hint}")
+        if f"input {name!r}: got an element of type" in str(error):
+            found = _object_array(spec, value)
+            if found is not None:
+                return found
+    return None
+
+
+def _object_array(spec: TensorSpec, value: Any) -> RequestError | None:
+    """What is wrong with an array of Python objects, which is taken for one of strings; None where nothing is."""
+    array = np.asarray(value)
+    if array.dtype != object:
+        return None
+    if spec.dtype != "string":
+        return DtypeMismatch(
+            f"input {spec.name!r}: got dtype object, expected {spec}: pass numpy.asarray(..., dtype={spec.dtype!r})"
+        )
+    for index, element in np.ndenumerate(array):
+        if not isinstance(element, str | bytes):
+            where = f"{element!r} (a {type(element).__name__}) at {list(index)}"
+            return DtypeMismatch(f"input {spec.name!r}: got {where}, expected str everywhere: fill gaps with a str")
     return None
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from headrace.backend import Backend, CompileOptions, Executable, Request
-from headrace.errors import BackendUnavailable, ParityError, UnsupportedOp
+from headrace.backend import Backend, CompileOptions, Executable, Request, Result
+from headrace.errors import BackendUnavailable, ParityError, RequestError, UnsupportedOp
 from headrace.guard import compile_on
 from headrace.parity import DEFAULT_TOLERANCE, compare
 from headrace.samples import sample_requests
@@ -43,6 +43,7 @@ def compile_lowered(
             precision is checked only where `samples` or a tolerance is given.
 
     Raises:
+        RequestError: A sample does not fit the signature; it says which.
         ParityError: The precision was named and its error is above the tolerance.
         BackendUnavailable: Winograd convolutions were asked for, and `backend` has none, or the precision is not fp32;
             or it does not have one of ``options.options``, or not with that value.
@@ -69,7 +70,7 @@ def compile_lowered(
             f"model {model.name!r} in {options.precision}: got no samples, and it runs none of those made from its "
             f"signature {model.signature}; expected samples to compare precisions on"
         )
-    expected = best.run_batch(requests)
+    expected = _answers(best, requests, are_given=bool(samples))
     reasons: list[str] = []
     gained = 1.0
     for precision in candidates:
@@ -99,6 +100,19 @@ def compile_lowered(
         best, gained = candidate, gained * best_s / seconds
         reasons.append(reason)
     return _with_reasons(best, [f"precision auto chose {best.plan.precision}", *reasons])
+
+
+def _answers(executable: Executable, requests: Sequence[Request], *, are_given: bool) -> list[Result]:
+    """What it answers; a refusal names the sample, where the caller gave them."""
+    try:
+        return executable.run_batch(requests)
+    except RequestError:
+        for index, request in enumerate(requests if are_given else ()):
+            try:
+                executable.run_batch([request])
+            except RequestError as error:
+                raise type(error)(f"compile: samples[{index}]: {error}") from error
+        raise
 
 
 def _times(executables: Sequence[Executable], requests: Sequence[Request]) -> list[float]:

@@ -98,6 +98,11 @@ def test_an_unknown_backend_is_an_error_that_names_the_known_ones() -> None:
         ({"precision": None}, "precision: got None, expected text"),
         ({"device": 1}, "device: got 1, expected text or None"),
         ({"options": {"mode": 1}}, r"options\['mode'\]: got 1, expected text"),
+        ({"fallback": "torch"}, r"got fallback 'torch', expected a list of backends' names: \['torch'\]"),
+        ({"tolerance": -1}, "got tolerance -1, expected a number of 0 or more"),
+        ({"tolerance": float("nan")}, "got tolerance nan, expected a number of 0 or more"),
+        ({"samples": []}, "got no samples, expected at least one request, or None"),
+        ({"samples": {"x": np.zeros(3)}}, "got a dict for samples, expected a list of requests"),
     ],
 )
 def test_an_option_that_no_backend_could_mean_is_refused_before_one_is_asked(
@@ -275,3 +280,12 @@ def test_backends_can_be_listed_again_after_they_were_imported() -> None:
 def test_options_that_a_backend_does_not_have_are_refused() -> None:
     with pytest.raises(BackendUnavailable, match="backend 'native': got option 'speed', expected cublaslt"):
         model_of(("Relu", ["x"], ["y"])).compile(backend="native", options={"speed": "warp"})
+
+
+def test_an_array_of_objects_is_told_what_it_should_be() -> None:
+    engine = model_of(("Relu", ["x"], ["y"])).compile(backend="native")
+    spec = engine.signature.inputs[0]
+    objects = np.ones([2 if isinstance(dim, str) else dim for dim in spec.dims], dtype=object)
+    for call in (engine, lambda request: engine.run_batch([request])):
+        with pytest.raises(DtypeMismatch, match=r"input 'x': got dtype object, expected x: float32\[.*dtype='float32'"):
+            call({"x": objects})

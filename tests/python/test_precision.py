@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 import headrace as hr
 from headrace import parity
-from headrace.errors import ConfigError, ParityError
+from headrace.errors import ConfigError, ParityError, RequestError
 from headrace.graph.precision import PRECISIONS, assign
 
 
@@ -165,6 +165,12 @@ def test_an_unknown_precision_is_refused(model):
     for backend in ("native", "auto"):
         with pytest.raises(ConfigError, match=r"got precision 'fp8', expected one of fp32, bf16, int8, auto$"):
             model.compile(backend=backend, precision="fp8")
+
+
+def test_a_sample_that_does_not_fit_is_named(model):
+    bad = {name: array[:, :-1] for name, array in rows(8).items()}
+    with pytest.raises(RequestError, match=r"compile: samples\[1\]: input .*: got shape"):
+        model.compile(backend="native", precision="bf16", samples=[rows(8), bad])
 
 
 def test_a_named_precision_is_checked_where_a_tolerance_is_given(model):

@@ -21,7 +21,12 @@ NotNegative = click.FloatRange(min=0)
 
 
 @click.command("simulate")
-@click.option("--trace", "file", type=click.Path(path_type=Path), help="CSV: arrival_s, or start_s,rate_rps.")
+@click.option(
+    "--trace",
+    "file",
+    type=click.Path(path_type=Path),
+    help="CSV: arrival_s, or start_s,rate_rps (the last lasts as long as the one before).",
+)
 @click.option("--make", "kind", type=click.Choice(["diurnal", "mmpp", "step", "spike"]), help="Make a trace instead.")
 @click.option("--hours", default=24.0, show_default=True, type=Positive, help="Of a made trace.")
 @click.option("--peak-rps", default=1000.0, show_default=True, type=Positive, help="Of a made trace, bursts left out.")

@@ -360,7 +360,10 @@ def _decode_body(head: bytes | memoryview) -> InferBody:
     try:
         message = _BODY.decode(head)
     except (ValueError, RecursionError) as error:
-        raise MalformedRequest(f"body: {json_error(error)}") from error
+        text = json_error(error)
+        if "expected" not in text.lower():  # no JSON, or the body of something else
+            text += ', expected a JSON object with "inputs": [{"name", "datatype", "shape", "data"}, ...]'
+        raise MalformedRequest(f"body: {text}") from error
     check_keys(head)
     return message
 

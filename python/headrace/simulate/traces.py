@@ -135,13 +135,13 @@ def read(path: Path) -> Trace:
     """Reads a trace from a CSV file.
 
     Its first line names the columns: ``arrival_s`` (one line per request, in seconds), or ``start_s,rate_rps`` (one
-    line per interval: when it starts, and its rate, which holds until the next).
+    line per interval: when it starts, and its rate, which holds until the next; the last as long as the one before).
 
     Raises:
         ConfigError: The file cannot be read, has other columns, or numbers that make no trace; it says where.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte-order mark
             rows = csv.reader(file)
             columns = [name.strip() for name in next(rows, [])]
             if columns not in (["arrival_s"], ["start_s", "rate_rps"]):

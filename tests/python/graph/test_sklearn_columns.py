@@ -24,7 +24,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-from headrace.errors import ModelError
+from headrace.errors import DtypeMismatch, ModelError
 from headrace.graph import load
 
 ROWS = 80
@@ -154,3 +154,15 @@ def test_what_cannot_be_converted_says_so(floats) -> None:
     fitted = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(frame, y)
     with pytest.raises(ModelError, match="cannot convert Pipeline"):
         load(fitted, example_inputs=frame[:2])
+
+
+def test_a_gap_in_a_column_of_strings_is_told_with_its_place(floats) -> None:
+    frame, y = floats
+    mixed = frame.assign(b=np.where(frame.b > 0.5, "yes", "no"))
+    columns = make_column_transformer((OneHotEncoder(), ["b"]), (StandardScaler(), ["a"]))
+    model = load(make_pipeline(columns, LogisticRegression()).fit(mixed, y))
+    for gap in (None, np.nan):
+        feeds = request(model, mixed)
+        feeds["b"][7, 0] = gap
+        with pytest.raises(DtypeMismatch, match=r"input 'b': got (None|nan) .* at \[7, 0\], expected str"):
+            model.compile(backend="native", threads=1)(feeds)

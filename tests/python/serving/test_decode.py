@@ -114,8 +114,8 @@ def test_parameters_outputs_and_id() -> None:
 
 
 BAD: list[tuple[bytes, type[Exception], str]] = [
-    (b"", errors.MalformedRequest, "body: Input data was truncated"),
-    (b"{}", errors.MalformedRequest, "missing required field `inputs`"),
+    (b"", errors.MalformedRequest, "body: Input data was truncated, expected a JSON object with"),
+    (b"{}", errors.MalformedRequest, "missing required field `inputs`, expected a JSON object with"),
     (b"[1]", errors.MalformedRequest, "Expected `object`, got `array`"),
     (b"\xff\xfe", errors.MalformedRequest, "body: "),
     (b'{"inputs":[], "id": "\xff"}', errors.MalformedRequest, "UTF-8"),

@@ -47,8 +47,9 @@ def test_a_file_of_arrivals_is_replayed_from_its_first(tmp_path: Path) -> None:
 
 def test_a_file_of_rates_holds_each_until_the_next(tmp_path: Path) -> None:
     path = tmp_path / "trace.csv"
-    path.write_text("start_s,rate_rps\n0,5\n2,7.5\n5,1\n")
-    assert read(path).rates.tolist() == [5, 5, 7.5, 7.5, 7.5, 1, 1, 1]
+    for encoding in ("utf-8", "utf-8-sig"):  # the latter is what spreadsheets write
+        path.write_text("start_s,rate_rps\n0,5\n2,7.5\n5,1\n", encoding=encoding)
+        assert read(path).rates.tolist() == [5, 5, 7.5, 7.5, 7.5, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
