@@ -46,7 +46,11 @@ def aside(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     _running.add(thread)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # there are too many
+        _running.discard(thread)
+        raise
     return ended
 
 

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import socket
 import weakref
-from time import monotonic
+from time import monotonic, sleep
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 from http_fakes import BIG, WAIT_S, Server, over_sockets, post
@@ -304,7 +306,7 @@ async def test_time_in_which_nothing_is_read_of_a_request_is_not_its_clients(ser
     client.writer.write(post("/first") + second[:-1])
     await asyncio.sleep(0.02)
     (connection,) = server.state.connections
-    connection.check_time(monotonic() + 1000)  # `/first` takes long
+    connection.check_time(limits.clock() + 1000)  # `/first` takes long
     client.writer.write(second[-1:])
     server.app.may.set()
     for path in ("/first", "/second"):
@@ -321,10 +323,10 @@ async def test_the_time_of_a_head_begins_when_nothing_is_to_be_answered_before_i
     (connection,) = server.state.connections
     assert connection._arrival.since is not None
     connection._arrival.since -= 1000  # `/first` took long
-    connection.check_time(monotonic())
+    connection.check_time(limits.clock())
     server.app.may.set()
     assert (await client.answer())[1] == b"POST /first  "
-    connection.check_time(monotonic() + limits.HEAD_S_MAX - 1)
+    connection.check_time(limits.clock() + limits.HEAD_S_MAX - 1)
     client.writer.write(second[9:])
     assert (await client.answer())[1] == b"POST /second  "
 
@@ -337,7 +339,7 @@ def test_half_a_request_in_one_piece_with_a_whole_one_is_not_waited_for_longer_t
         client.writer.write(post("/first") + post("/second", b"x" * 20)[:-left])
         assert (await client.answer())[1] == b"POST /first  "
         (connection,) = server.state.connections
-        connection.check_time(monotonic() + limits.BODY_S_MAX + 1)
+        connection.check_time(limits.clock() + limits.BODY_S_MAX + 1)
         assert (await client.ended()).startswith(b"HTTP/1.1 408 ")
 
     run()
@@ -352,10 +354,10 @@ async def test_a_client_that_goes_on_sending_after_its_last_answer_is_left_alone
     (connection,) = server.state.connections
     client.writer.write(bytes(1 << 20))
     await client.writer.drain()
-    connection.check_time(monotonic() + limits.LINGER_S_MAX - 1)
+    connection.check_time(limits.clock() + limits.LINGER_S_MAX - 1)
     await asyncio.sleep(0.01)
     assert server.state.connections, "an answer may be lost if the connection is closed while its client still sends"
-    connection.check_time(monotonic() + limits.LINGER_S_MAX + 1)
+    connection.check_time(limits.clock() + limits.LINGER_S_MAX + 1)
     async with asyncio.timeout(WAIT_S):
         while server.state.connections:
             await asyncio.sleep(0.005)
@@ -399,3 +401,60 @@ async def test_idle_connections_are_closed_in_the_end(server: Server) -> None:
     finally:
         limits.SWEEP_S = before
         sweeping.cancel()
+
+
+@over_sockets
+async def test_time_in_which_the_server_stood_still_is_no_clients(server: Server) -> None:
+    client = await server.connect()
+    with patch.object(limits, "SWEEP_S", 0.02):
+        sweeping = asyncio.create_task(sweep(server.state.connections))
+        await asyncio.sleep(0.05)
+        (connection,) = server.state.connections
+        client.writer.write(post("/", b"body")[:-2])
+        while connection._arrival.in_head:
+            await asyncio.sleep(0.001)
+        before = limits.clock()
+        sleep(0.3)  # as a stopped process would
+        await asyncio.sleep(0.05)
+        assert limits.clock() - before < 0.3
+        client.writer.write(b"dy")
+        assert (await client.answer())[1] == b"POST /  body"
+        sweeping.cancel()
+
+
+@over_sockets
+async def test_one_connection_that_cannot_be_looked_at_keeps_no_other_from_it(server: Server) -> None:
+    class Broken:
+        transport = SimpleNamespace(abort=lambda: server.state.connections.discard(broken))
+
+        def check_time(self, now: float) -> None:
+            raise ValueError("broken")
+
+    broken = Broken()
+    server.state.connections.add(broken)
+    server.config.timeout_keep_alive = 0.05
+    with patch.object(limits, "SWEEP_S", 0.02), patch.object(limits.log, "exception") as told:
+        sweeping = asyncio.create_task(sweep(server.state.connections))
+        client = await server.connect()
+        client.writer.write(post("/"))
+        await client.answer()
+        assert await client.ended() == b""
+        assert broken not in server.state.connections
+        told.assert_called_once()
+        sweeping.cancel()
+
+
+@over_sockets
+async def test_clients_that_go_during_an_early_answer_are_no_bugs(server: Server) -> None:
+    loop = asyncio.get_running_loop()
+    with patch.object(limits.log, "exception") as told:
+        for _ in range(10):
+            with socket.socket() as client:
+                client.setblocking(False)
+                await loop.sock_connect(client, ("127.0.0.1", server.port))
+                await asyncio.sleep(0.002)
+                client.send(post("/early", b"x" * 1000, "Connection: close")[:-500])
+            while server.state.connections:
+                await asyncio.sleep(0.002)
+        assert len(server.app.asked) == 10
+        told.assert_not_called()

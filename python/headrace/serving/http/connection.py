@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import deque
 from http import HTTPStatus
-from time import monotonic
 from typing import Any
 
 import msgspec
@@ -48,7 +47,7 @@ class HttpProtocol(asyncio.Protocol):
         self._app = config.loaded_app
         self._idle_s_max: float = config.timeout_keep_alive
         self._state = server_state
-        self._arrival = Arrival(monotonic())
+        self._arrival = Arrival(limits.clock())
         self._taking: Taking
         # The requests without an answer, and whether the application is at the first of them.
         self._open: deque[HttpExchange] = deque()
@@ -172,7 +171,7 @@ class HttpProtocol(asyncio.Protocol):
         elif self._open:
             self.loop.call_soon(self._begin)  # in another turn of the loop, so that other connections have theirs
         else:
-            self._idle_since = monotonic()
+            self._idle_since = limits.clock()
             if self._arrival.in_head and self._arrival.since is not None:
                 self._arrival.since = self._idle_since  # it had to wait for this answer
         if not self.reading:
@@ -225,8 +224,12 @@ class HttpProtocol(asyncio.Protocol):
         if whole and self.reading:
             self.transport.close()
         elif not self.transport.is_closing():
-            self._lingers_since = monotonic()
-            self.transport.write_eof()
+            self._lingers_since = limits.clock()
+            try:
+                self.transport.write_eof()
+            except OSError:  # asyncio's own loop says so at once where the client has reset the connection
+                self.transport.abort()
+                return
             self.update_reading()
 
     def _give_up(self) -> None:
@@ -256,8 +259,10 @@ class HttpProtocol(asyncio.Protocol):
         elif self._arrival.since is None:
             if not self._open and self._idle_since is not None and now - self._idle_since > self._idle_s_max:
                 self.transport.close()
-        # Of pipelined requests the first is still to be answered.
-        elif not (self._arrival.in_head and self._open) and (
-            late := self._arrival.overdue(now, answered=arriving is None or arriving.over)
-        ):
-            self.refuse(Refusal(408, late))
+        else:
+            self._idle_since = None if self._idle_since is None else now
+            # Of pipelined requests the first is still to be answered.
+            if not (self._arrival.in_head and self._open) and (
+                late := self._arrival.overdue(now, answered=arriving is None or arriving.over)
+            ):
+                self.refuse(Refusal(408, late))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import httptools
 
 from headrace.serving.http.exchange import Answering, Headers, HttpExchange
-from headrace.serving.http.limits import HEAD_BYTES_MAX, Arrival
+from headrace.serving.http.limits import HEAD_BYTES_MAX, Arrival, clock
 
 
 class Refusal(NamedTuple):
@@ -120,7 +119,7 @@ class RequestParser:
     def on_message_begin(self) -> None:
         """The first byte of a request came, perhaps together with the end of the one before it."""
         if self._arrival.since is None:
-            self._arrival.since = monotonic()
+            self._arrival.since = clock()
 
     def on_url(self, target: bytes) -> None:
         """A part of the request line's target."""
