@@ -1,7 +1,8 @@
 """Checks an imported model against the rules of ONNX, and brings it into the one form the passes expect.
 
-After `prepare`: no model-local functions, a default-domain opset of at least `OPSET_MIN`, no constant among the inputs,
-and a dtype (as far as possible a shape) on every value.
+After `prepare`: no model-local functions, a default-domain opset of at least `OPSET_MIN` (where the ONNX project's
+converter reaches it), no constant among the inputs, a dtype (as far as possible a shape) on every
+value, and on the outputs only the dims that their ops give.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def prepare(model: ir.Model, where: str) -> ir.Model:
     import onnx
 
     _constants_are_no_inputs(model)
+    _forget_claims(model)
     with _skeleton(model) as proto:
+        _let_shapes_be_unknown(proto)
         try:
             onnx.checker.check_model(proto)
         except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
@@ -61,6 +64,25 @@ def _constants_are_no_inputs(model: ir.Model) -> None:
     """Old exporters list every initializer among the inputs. Overriding weights per Request is not offered."""
     for value in [value for value in model.graph.inputs if value.is_initializer()]:
         model.graph.inputs.remove(value)
+
+
+def _forget_claims(model: ir.Model) -> None:
+    """Drops the dims that the model states of its results: nothing holds it to them, so they prove nothing.
+
+    What an op really gives is inferred anew. A pass that believed a stated dim would drop a Slice whose result happens
+    to be declared with the dims of its input. What exporters note of values between ops is kept: they derived it.
+    """
+    for graph in model.graphs():
+        for value in graph.outputs:
+            if value.shape is not None and value.producer() is not None:
+                value.shape = ir.Shape([None] * len(value.shape))
+
+
+def _let_shapes_be_unknown(proto: onnx.ModelProto) -> None:
+    """Gives `proto`, of which only validity is asked, the shapes that ONNX wants and runtimes do without."""
+    for info in (*proto.graph.input, *proto.graph.output):
+        if info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape"):
+            info.type.tensor_type.shape.SetInParent()
 
 
 @contextmanager

@@ -68,9 +68,10 @@ def load(
     _rename(graph.graph, "input", graph.graph.inputs, input_names, where)
     _rename(graph.graph, "output", graph.graph.outputs, output_names, where)
     name_dims(graph.graph)
+    declared = [value.shape for value in graph.graph.outputs]
     graph = prepare(graph, where)
     optimise(graph)
-    signature = signature_of(graph.graph, where)
+    signature = signature_of(graph.graph, where, declared)
     model = Model(name or default_name, signature, graph, where, sha256 or _digest(graph))
     if example_inputs is not None and _kind(source) == "sklearn":
         from headrace.graph.agreement import check_agreement

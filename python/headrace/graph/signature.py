@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from headrace.errors import ModelError
 from headrace.graph._onnx_ir import ir
+from headrace.graph.dims import names
 from headrace.signature import Dim, Signature, TensorSpec
 
 _DTYPES = {
@@ -57,8 +60,10 @@ def _free(stem: str, taken: set[str | None]) -> str:
     return name
 
 
-def signature_of(graph: ir.Graph, where: str) -> Signature:
+def signature_of(graph: ir.Graph, where: str, declared: Sequence[ir.Shape | None] = ()) -> Signature:
     """The signature of `graph`, naming `where` in errors.
+
+    `declared` are the shapes that the model stated of its outputs. They fill in what its ops do not tell.
 
     Raises:
         ModelError: An input or output is not a tensor of known rank and of a dtype that Requests can hold.
@@ -66,7 +71,32 @@ def signature_of(graph: ir.Graph, where: str) -> Signature:
     taken: set[str | None] = set()
     inputs = tuple(_spec(value, "input", where, taken) for value in graph.inputs)
     taken |= {dim for spec in inputs for dim in spec.dims if isinstance(dim, str)}
+    known = set(taken)
+    for value, stated in zip(graph.outputs, declared, strict=False):
+        if value.producer() is not None:
+            value.shape = _told(value.shape, stated, known)
     return Signature(inputs, tuple(_spec(value, "output", where, taken) for value in graph.outputs))
+
+
+def _told(found: ir.Shape | None, stated: ir.Shape | None, known: set[str | None]) -> ir.Shape | None:
+    """Per axis what was found, if a number or in the inputs' names, else what the model states, else either."""
+    if found is None or stated is None or len(found) != len(stated):
+        return stated if found is None else found
+
+    def dim(axis: int) -> int | str | None:
+        ours, theirs = found[axis], stated[axis]
+        if isinstance(ours, int) or (ours.value is not None and names(ours.value) <= known):
+            return ours if isinstance(ours, int) else ours.value
+        if isinstance(theirs, int):
+            # A name that is not of the inputs tells more than a number that the ops do not confirm.
+            return theirs if theirs >= 0 and _is_blank(ours) else ours.value
+        return ours.value if _is_blank(theirs) else theirs.value
+
+    return ir.Shape([dim(axis) for axis in range(len(found))])
+
+
+def _is_blank(dim: ir.SymbolicDim) -> bool:
+    return not dim.value or dim.value.startswith("unk__")
 
 
 def _spec(value: ir.Value, kind: str, where: str, taken: set[str | None]) -> TensorSpec:
@@ -84,7 +114,7 @@ def _spec(value: ir.Value, kind: str, where: str, taken: set[str | None]) -> Ten
     for axis, dim in enumerate(value.shape):
         if isinstance(dim, int):
             dims.append(dim)
-        elif dim.value and not dim.value.startswith("unk__"):
+        elif dim.value and not _is_blank(dim):
             dims.append(dim.value)
         else:
             dims.append(_free(f"{value.name}_{axis}", taken))

@@ -239,3 +239,12 @@ def test_sympy_is_there_once_something_asks_for_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == ["n", "+", "1", "5", "3"]
+
+
+def test_an_output_may_have_no_shape_and_an_input_may_not() -> None:
+    model = proto("g (float[n, 4] x) => (float[n, 4] y) { y = Abs(x) }")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    assert str(load(model)) == "g(x: float32[n, 4]) -> (y: float32[n, 4])"
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match="input 'x' has no shape, expected one of known rank"):
+        load(model)

@@ -455,3 +455,19 @@ def test_dynamic_quantisation_finds_the_range():
         x = graph.rng.standard_normal((7, 33)).astype(np.float32) + np.float32(offset)
         (want,) = ReferenceEvaluator(proto).run(None, {"x": x})
         np.testing.assert_array_equal(on_every_isa(hr.load(proto), {"x": x}), want)
+
+
+def test_maps_to_the_same_bytes_of_other_dtypes_stay_apart(optimise: Any) -> None:
+    result = optimise(
+        """g (float[n, 4] x) => (float[n, 4] y, float[n, 4] z) {
+        q = QuantizeLinear(x, s, c) d = DequantizeLinear(q, s, c) r = Sigmoid(d)
+        a = QuantizeLinear(r, t, u) y = DequantizeLinear(a, t, u)
+        b = QuantizeLinear(r, t, i) z = DequantizeLinear(b, t, i) }""",
+        {"s": np.float32(0.1), "t": np.float32(0.01), "c": np.uint8(128), "u": np.uint8(0), "i": np.int8(0)},
+    )
+    assert result.ops["QuantizedMap"] == 2
+    x = np.linspace(-9, 9, 20, dtype=np.float32).reshape(5, 4)
+    want = ReferenceEvaluator(result.proto).run(None, {"x": x})
+    got = result.model.compile(backend="native", threads=1)({"x": x})
+    for name, value in zip("yz", want, strict=True):
+        np.testing.assert_array_equal(got[name], value)

@@ -158,3 +158,54 @@ def test_subgraphs_are_left_working(optimise, f32) -> None:
     assert result.ops == {"Add": 1, "If": 1}
     for condition in (True, False):
         result.agrees(c=np.array(condition), x=f32(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "feeds"),
+    [
+        (
+            "g (float[n, 3] x, int64[1] k) => (float[n, 3] y) { y = Slice(x, zero, k, zero) }",
+            {"x": (4, 3), "k": [2]},
+        ),
+        ("g (float[4, 3] x, int64[1] k) => (float[4, 3] y) { y = Slice(x, zero, k, zero) }", {"x": (4, 3), "k": [2]}),
+        ("g (float[n, 3] x, int64[2] k) => (float[n, 3] y) { y = Expand(x, k) }", {"x": (1, 3), "k": [4, 3]}),
+        (
+            "g (float[a, b, 4] x, int64[3] k) => (float[a, b, 4] y) { y = Reshape(x, k) }",
+            {"x": (2, 3, 4), "k": [3, 2, 4]},
+        ),
+        (
+            """g (float[n, 3] x) => (float[n, 3] y)
+            { h = Compress<axis = 0>(x, few) s = Shape(h) ends = Gather(s, zero) y = Slice(x, zero, ends, zero) }""",
+            {"x": (4, 3)},
+        ),
+    ],
+    ids=["slice", "slice of static dims", "expand", "reshape", "between ops"],
+)
+def test_dims_that_a_model_states_of_its_results_prove_nothing(optimise, f32, text, feeds) -> None:
+    result = optimise(text, {"zero": np.array([0]), "few": np.array([True, False, True, False])})
+    result.agrees(**{name: np.array(v) if isinstance(v, list) else f32(*v) for name, v in feeds.items()})
+
+
+def test_a_stated_dim_that_the_ops_refute_is_not_in_the_signature(optimise, f32) -> None:
+    text = "g (float[b, 4] x) => (float[1, 3] y) { h = MatMul(x, w) s = Shape(h) y = Reshape(h, s) }"
+    result = optimise(text, {"w": f32(4, 3)})
+    assert result.model.signature.outputs[0].dims == ("b", 3)
+    assert result.agrees(x=f32(5, 4))[0].shape == (5, 3)
+
+
+def test_a_stated_dim_that_nothing_refutes_is_in_the_signature(optimise) -> None:
+    result = optimise(
+        "g (float[n, 3] x, int64[1] k) => (float[m, 3] y) { y = Slice(x, z, k, z) }", {"z": np.array([0])}
+    )
+    assert result.model.signature.outputs[0].dims == ("m", 3)
+
+
+def test_a_batch_may_be_empty_where_two_dims_are_merged(optimise, f32) -> None:
+    text = """g (float[b, s, 4] x) => (float[b, m] y) {
+        h = Shape<start = 0, end = 1>(x) t = Shape<start = 1, end = 2>(x)
+        u = Mul(t, four) v = Concat<axis = 0>(h, u) y = Reshape(x, v) }"""
+    result = optimise(text, {"four": np.array([4])})
+    for batch in (0, 2):
+        result.agrees(x=f32(batch, 3, 4))
+    engine = result.model.compile(backend="native", threads=1)
+    assert engine({"x": f32(0, 3, 4)})["y"].shape == (0, 12)

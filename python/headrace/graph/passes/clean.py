@@ -264,7 +264,8 @@ def _node_key(node: ir.Node) -> tuple[Any, ...] | None:
         node.domain,
         node.op_type,
         node.version,
-        len(node.outputs),
+        # Also of ops that do not say it elsewhere: a QuantizedMap has only its output to tell int8 from uint8.
+        tuple(output.dtype for output in node.outputs),
         inputs,
         tuple(sorted(attributes, key=lambda a: a[0])),
     )

@@ -76,18 +76,24 @@ def _reshape(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
         return True
     if _split_before_transpose(graph, node, facts):
         return True
+    guesses = _guesses(node, facts)
     inner = producer(source, "Reshape")
     if inner is not None and inner.inputs[0] is not None:
         # Row-major order is kept by both: the outer one alone gives the same.
         start = facts.shape(inner.inputs[0])
-        target = None if start is None else static_target(start, after)
+        target = None if start is None else static_target(start, after, guesses or _guesses(inner, facts))
         if target is not None:
             node.replace_input_with(0, inner.inputs[0])
             return _set_target(graph, node, target)
     if is_constant(input_at(node, 1)):
         return False
-    target = static_target(before, after)
+    target = static_target(before, after, guesses)
     return target is not None and _set_target(graph, node, target)
+
+
+def _guesses(reshape: ir.Node, facts: Facts) -> bool:
+    """Whether the target of `reshape` has a -1, which nothing can be put for where the tensor has no elements."""
+    return -1 in (facts.of(reshape.inputs[1]).content or ())
 
 
 def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> bool:
@@ -96,8 +102,12 @@ def _set_target(graph: ir.Graph, node: ir.Node, target: list[int]) -> bool:
     return True
 
 
-def static_target(before: Dims, after: Dims) -> list[int] | None:
-    """`after` as a constant Reshape target (0 copies the input's dim, one -1 is inferred), or None."""
+def static_target(before: Dims, after: Dims, guesses: bool = True) -> list[int] | None:
+    """`after` as a constant Reshape target (0 copies the input's dim, one -1 is inferred), or None.
+
+    A -1 cannot be inferred beside a copied dim that is 0 in a Request, an empty batch say. Without `guesses` there is
+    no target of both.
+    """
     target: list[int] = []
     for axis, dim in enumerate(after):
         if isinstance(dim, int):
@@ -108,7 +118,9 @@ def static_target(before: Dims, after: Dims) -> list[int] | None:
             target.append(0)
         else:
             target.append(-1)
-    return target if target.count(-1) <= 1 else None
+    if target.count(-1) > 1 or (not guesses and -1 in target and 0 in target):
+        return None
+    return target
 
 
 def _split_before_transpose(graph: ir.Graph, node: ir.Node, facts: Facts) -> bool:
