@@ -46,12 +46,14 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
         again.set()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        # Before everything is up there is something to interrupt; later there is only the wait below.
-        if not ready:
-            raise KeyboardInterrupt
+        # Starting and updating take minutes and are interrupted; otherwise there is only the wait below. What follows
+        # an update that was interrupted is the end, which is not.
+        interrupts = not ready or (updating and not stop.is_set())
         stop.set()
+        if interrupts:
+            raise KeyboardInterrupt
 
-    ready = False
+    ready = updating = False
     say = _say_json if as_json else _say_line
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
@@ -73,8 +75,14 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
         while not stop.wait(STATUS_EVERY_S):
             if again.is_set():
                 again.clear()
-                _update(deployment, lambda: _read(file, address, port), say)
+                updating = True
+                try:
+                    _update(deployment, lambda: _read(file, address, port), say)
+                finally:
+                    updating = False
             watch.look()
+    except KeyboardInterrupt:
+        pass
     finally:
         say("progress", "draining")
         left = deployment.shutdown()

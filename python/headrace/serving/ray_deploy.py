@@ -114,7 +114,8 @@ class Deployment:
 
         Raises:
             ConfigError: The replicas do not fit on the cluster, or the front would have to be another (its ingress,
-                caller header or ledger); nothing has changed.
+                caller header or ledger): nothing has changed. Or what lies there of a model cannot be read: models
+                named before it have begun to change.
             ExecutionError: A model did not come up.
         """
         tell = progress or (lambda step: None)

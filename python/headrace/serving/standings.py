@@ -91,7 +91,7 @@ class Standings:
         }
 
     def note(self, replica: str, group: str, standing: Standing | None, now_s: float, final: bool) -> None:
-        """Notes what a replica reported.
+        """Notes what a replica reported; what arrives after its last words was said before them.
 
         Args:
             replica: Which.
@@ -100,8 +100,10 @@ class Standings:
             now_s: The time.
             final: Whether these were its last words.
         """
+        known = self._replicas.get(replica)
+        if known is not None and known.final:
+            return
         if standing is not None and standing.state == "trial":
-            known = self._replicas.get(replica)
             before = None if known is None else known.standing
             if before is None or before.state != "trial" or standing.candidate.requests > before.candidate.requests:
                 self._asked_s[group] = now_s

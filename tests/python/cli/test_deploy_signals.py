@@ -87,3 +87,20 @@ def test_a_ray_that_never_answers_again_is_an_end(monkeypatch: pytest.MonkeyPatc
     done, _ = run(monkeypatch, deployment)
     assert isinstance(done.exception, RuntimeError)
     assert deployment.stopped
+
+
+def test_an_end_does_not_wait_for_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(FakeDeployment):
+        def update(self, config: Any, progress: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the update went on")
+
+        def shutdown(self) -> list[int]:
+            os.kill(os.getpid(), signal.SIGTERM)  # who is impatient tells it again, and must not stop the end
+            return super().shutdown()
+
+    deployment = Hanging(looks=2)
+    done, events = run(monkeypatch, deployment)
+    assert done.exit_code == 0, done.output
+    assert [event["event"] for event in events] == ["grpc", "ready", "progress", "stopped"]
+    assert deployment.stopped

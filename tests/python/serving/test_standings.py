@@ -165,3 +165,13 @@ def test_each_group_is_tried_as_its_own_settings_say() -> None:
     assert deployed.report(**{"cpu-0": "ready", "gpu-0": (digest(90), digest(45))}) == "waits"
     assert "45 of 50 requests" in deployed.assignments.status("m")["candidate"]["decision"]
     assert deployed.report(**{"gpu-0": (digest(90), digest(55))}) == "takes over"
+
+
+def test_what_arrives_after_last_words_was_said_before_them() -> None:
+    deployed = Deployed("replace")
+    deployed.report(**{f"cpu-{number}": "ready" for number in range(4)})
+    for number in range(DEATHS_MAX):
+        deployed.report(f"cpu-{number}", **{f"cpu-{number}": "ready"})
+        deployed.assignments.report("m", f"cpu-{number}", Standing(deployed.generation, "loading"), False, "cpu")
+    assert deployed.wait(2 * SILENT_S_MAX) == "waits", "they ended as they were told, and did not die"
+    assert deployed.report(**{"gpu-0": "ready"}) == "takes over"
