@@ -79,15 +79,6 @@ void Arena::trim() {
   int64_t bytes = peak_ + peak_ / 8;
   if (trimmed_) bytes = std::max(bytes, capacity_);
   trimmed_ = true;
-  replace_chunks(bytes);
-}
-
-void Arena::reserve(int64_t bytes) {
-  assert(live_ == 0);
-  if (capacity_ < bytes) replace_chunks(bytes);
-}
-
-void Arena::replace_chunks(int64_t bytes) {
   for (const Chunk& chunk : chunks_) free_memory(chunk.base, chunk.bytes);
   chunks_.clear();
   blocks_.clear();

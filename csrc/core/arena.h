@@ -28,8 +28,6 @@ class Arena {
 
   // Call when no block is live. Joins the chunks.
   void trim();
-  // Call when no block is live. Makes it one chunk of that many bytes, unless it has as many.
-  void reserve(int64_t bytes);
 
   int64_t capacity_bytes() const { return capacity_; }
   int64_t peak_bytes() const { return peak_; }
@@ -47,7 +45,6 @@ class Arena {
     bool first_of_chunk;  // never merges with the block before it
   };
   void add_chunk(int64_t bytes);
-  void replace_chunks(int64_t bytes);
 
   std::vector<Chunk> chunks_;
   std::vector<Block> blocks_;

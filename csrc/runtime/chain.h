@@ -35,7 +35,6 @@ class ChainWorkspace {
            ThreadPool& pool);
   // Call when nothing runs.
   void trim() { arena_.trim(); }
-  void reserve(int64_t bytes) { arena_.reserve(bytes); }
   int64_t arena_bytes() const { return arena_.capacity_bytes(); }
 
  private:

@@ -9,8 +9,6 @@ namespace {
 // Rows that a chain takes through at a time: enough to use packed weights well, few enough that
 // what the ops hand each other stays in a core's cache.
 constexpr int64_t kChainRows = 112;
-// Rows per thread that are not cut further for threads to end together.
-constexpr int64_t kLastRows = 32;
 // Rows per thread from which on it is better that each thread reads all weights.
 constexpr int64_t kMinChainRows = 24;
 
@@ -42,26 +40,6 @@ void RunState::make_workspaces(int threads) {
   }
 }
 
-// Cuts the rows into blocks, as many rows for each thread, and fewer of them in a block towards the
-// end: cores that share their machine are not of one speed, and the thread that is done first waits
-// for the other's last block.
-void RunState::cut_rows(int64_t rows, int threads) {
-  block_ends_.clear();
-  for (int64_t done = 0; done < rows;) {
-    const int64_t left = rows - done;
-    int64_t each = ceil_div(left, threads);
-    const bool last = each <= (done == 0 ? kChainRows : kLastRows);
-    if (!last) {
-      each = threads > 1 ? std::min(kChainRows, ceil_div(each, 2))
-                         : ceil_div(left, ceil_div(left, kChainRows));
-    }
-    for (int64_t i = 1; i <= threads; ++i) {
-      block_ends_.push_back(done + (last ? left * i / threads : each * i));
-    }
-    done = block_ends_.back();
-  }
-}
-
 // False, and nothing done, where the rows are too few for it.
 bool RunState::execute_chain(std::span<const Step> steps, ThreadPool& pool, int threads) {
   const int64_t rows = chain_rows(value(steps.front().inputs[0]));
@@ -72,13 +50,12 @@ bool RunState::execute_chain(std::span<const Step> steps, ThreadPool& pool, int 
     if (!program_.values[static_cast<size_t>(output)].inner) place(step);
   }
   make_workspaces(threads);
-  cut_rows(rows, threads);
+  int64_t blocks = ceil_div(ceil_div(rows, kChainRows), threads) * threads;
   auto run_block = [&](int64_t block, int thread) {
-    auto b = static_cast<size_t>(block);
-    ChainPart part{false, b > 0 ? block_ends_[b - 1] : 0, block_ends_[b]};
+    ChainPart part{false, rows * block / blocks, rows * (block + 1) / blocks};
     workspaces_[static_cast<size_t>(thread)]->run(steps, values_, part, pool);
   };
-  pool.run(static_cast<int64_t>(block_ends_.size()), run_block, threads);
+  pool.run(blocks, run_block, threads);
   for (const Step& step : steps) {
     for (ValueId root : step.dead) release(root);
   }

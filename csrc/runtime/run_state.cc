@@ -279,13 +279,7 @@ void RunState::reset() {
   for (Block& result : results_) result = Block();
   for (size_t v = 0; v < blocks_.size(); ++v) release(static_cast<ValueId>(v));
   arena_.trim();
-  // Which thread takes a chain's largest block changes from Batch to Batch: all have room for it.
-  int64_t most = 0;
-  for (const auto& workspace : workspaces_) {
-    workspace->trim();
-    most = std::max(most, workspace->arena_bytes());
-  }
-  for (const auto& workspace : workspaces_) workspace->reserve(most);
+  for (const auto& workspace : workspaces_) workspace->trim();
 }
 
 }  // namespace headrace

@@ -47,7 +47,6 @@ class RunState {
   bool same_images(ValueId id, ValueId as);
   int64_t map_bytes(const Step& step);
   void make_workspaces(int threads);
-  void cut_rows(int64_t rows, int threads);
   void copy_constant(const Step& step);
   void release(ValueId root);
   StepTime describe(const Step& step, int64_t ns);
@@ -67,8 +66,7 @@ class RunState {
   std::vector<Segments> step_inputs_;
   std::vector<Segments> step_outputs_;
   std::vector<Shape> constant_shapes_;
-  std::vector<int64_t> constant_offsets_;  // two per constant
-  std::vector<int64_t> block_ends_;        // of the chain that runs: rows, over all Requests
+  std::vector<int64_t> constant_offsets_;                    // two per constant
   std::vector<std::unique_ptr<ChainWorkspace>> workspaces_;  // per thread, once there was a chain
 };
 

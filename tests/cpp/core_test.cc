@@ -169,17 +169,6 @@ HR_TEST(arena_settles_on_one_chunk) {
   HR_CHECK_EQ(arena.capacity_bytes(), settled);
 }
 
-HR_TEST(arena_has_room_in_one_piece_for_what_it_reserves) {
-  Arena arena;
-  arena.release(arena.allocate(1000));
-  arena.reserve(300000);
-  int64_t reserved = arena.capacity_bytes();
-  arena.release(arena.allocate(300000));
-  arena.reserve(1000);
-  HR_CHECK(reserved >= 300000);
-  HR_CHECK_EQ(arena.capacity_bytes(), reserved);
-}
-
 HR_TEST(figures_of_the_machine_are_positive_with_one_thread_and_with_several) {
   for (int threads : {1, 3}) {
     double region_s = fork_join_seconds(threads);
