@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -40,16 +41,23 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
     config = _read(file, address, port)
     from headrace.serve import deploy
 
-    stop, again = threading.Event(), threading.Event()
+    # Handlers run in the middle of whatever the main thread is at: a wait for an Event would hold the lock that its
+    # `set` needs.
+    woken: SimpleQueue[None] = SimpleQueue()
+    ends = again = False
 
     def on_hangup(number: int, frame: FrameType | None) -> None:
-        again.set()
+        nonlocal again
+        again = True
+        woken.put(None)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal ends
         # Starting and updating take minutes and are interrupted; otherwise there is only the wait below. What follows
         # an update that was interrupted is the end, which is not.
-        interrupts = not ready or (updating and not stop.is_set())
-        stop.set()
+        interrupts = not ready or (updating and not ends)
+        ends = True
+        woken.put(None)
         if interrupts:
             raise KeyboardInterrupt
 
@@ -72,9 +80,13 @@ def command(file: Path, address: str | None, port: int | None, timeout_s: float,
     say("ready", deployment.url)
     try:
         watch = Watch(deployment, say)
-        while not stop.wait(STATUS_EVERY_S):
-            if again.is_set():
-                again.clear()
+        while True:
+            with contextlib.suppress(Empty):
+                woken.get(timeout=STATUS_EVERY_S)
+            if ends:
+                break
+            if again:
+                again = False
                 updating = True
                 try:
                     _update(deployment, lambda: _read(file, address, port), say)

@@ -196,6 +196,8 @@ def _name_batch(graph: ir.Graph, source: Any) -> None:
     if isinstance(classes, np.ndarray):
         shapes["probabilities"] = ["batch", len(classes)]
     for value in (*graph.inputs, *graph.outputs):
+        if not isinstance(value.type, ir.TensorType):
+            continue
         shape, name = value.shape, str(value.name)
         if value not in graph.outputs:
             value.shape = ir.Shape(["batch", *shape[1:]]) if shape else shape

@@ -45,6 +45,9 @@ def _flat_softmax(graph: ir.Graph, node: ir.Node, opset: int) -> None:
         node.attributes["axis"] = ir.AttrInt64("axis", rank - 1)
         return
     if opset < _RESHAPE_TAKES_AN_INPUT:
+        # Over one axis, whatever of length 1 is behind it, there is nothing to flatten.
+        if source is None or source.shape is None or all(dim == 1 for dim in list(source.shape)[axis + 1 :]):
+            return
         raise InvalidModel(f"{node.op_type} {node.name!r} over several axes: got opset {opset}, expected 5 or newer")
     flat = _before(graph, node, "Flatten", [source], "flat", axis=axis)
     shape = _before(graph, node, "Shape", [source], "shape")

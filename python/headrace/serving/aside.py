@@ -38,6 +38,8 @@ def aside(name: str, work: Callable[[], T]) -> asyncio.Future[T]:
         try:
             result = work()
         except BaseException as error:
+            if isinstance(error, StopIteration):  # which no future takes
+                error = RuntimeError(f"{name}: got a StopIteration, expected a result or another exception")
             tell(ended.set_exception, error)
         else:
             tell(ended.set_result, result)

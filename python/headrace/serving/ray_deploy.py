@@ -127,9 +127,10 @@ class Deployment:
         if elsewhere := moved(where, config.http):
             tell(f"{'; '.join(elsewhere)}, where the front goes on listening")
         before, known = running_models(), known_models()
+        leaving = set(self.models) - set(names)
+        self.models = tuple({*self.models, *names})  # what an end in the middle of this has to take away
         for deployed in config.models:
             _assign(deployed, joins=True, tell=tell)
-        leaving = set(self.models) - set(names)
         # The front first: requests that come from now on are refused, not kept waiting for replicas.
         _tell_front(sorted({*names, *known} - leaving))
         for name in leaving:

@@ -28,6 +28,8 @@ Opened = dict[int, ServedModel]
 
 # How often a trial is judged.
 JUDGE_S = 0.1
+# For how long a load waits until what it took out of a trial is closed.
+CLOSES_S = 1.0
 
 
 class RepositoryRequest(msgspec.Struct, kw_only=True):
@@ -178,6 +180,7 @@ class ModelRepository:
         async with self._change(name):
             config, opened = await self._open(name)
             if opened is None:
+                self._notes.pop(name, None)
                 return
             failure = None
             try:
@@ -185,7 +188,11 @@ class ModelRepository:
             except HeadraceError as error:
                 self._note(name, error)
                 leaving, failure = self._host.unused(name, opened), error
-        await retire(self._host, leaving)
+        closing = asyncio.create_task(retire(self._host, leaving))
+        self._tasks.add(closing)
+        closing.add_done_callback(self._tasks.discard)
+        # A candidate that hangs never closes, and whoever puts another in its place must not wait for it.
+        await asyncio.wait({closing}, timeout=CLOSES_S if self._host.trial(name) else None)
         if failure is not None:
             raise failure
 

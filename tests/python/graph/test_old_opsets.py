@@ -110,3 +110,22 @@ def test_an_operand_is_aligned_to_the_axis_before_opset_7(op: str) -> None:
 def test_a_variance_has_its_axes_by_default() -> None:
     for opset in (12, 17):
         agrees(one_op("MeanVarianceNormalization", opset, [IMAGE], 0), {"x0": IMAGE}, backend="reference")
+
+
+@pytest.mark.parametrize("opset", [3, 4, 7])
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+def test_a_softmax_over_one_axis_needs_no_flattening(op: str, opset: int) -> None:
+    nodes = [
+        onnx.helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+        onnx.helper.make_node(op, ["pooled"], ["y"]),
+    ]
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 10, 4, 4])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 10, 1, 1])
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y]), opset_imports=opsets, ir_version=3)
+    rows = np.random.default_rng(0).normal(size=(2, 10, 4, 4)).astype(np.float32)
+    powers = np.exp(rows.mean((2, 3), keepdims=True, dtype=np.float64))
+    expected = powers / powers.sum(1, keepdims=True)
+    with hr.load(model).compile() as engine:
+        got = engine({"x": rows})["y"]
+    np.testing.assert_allclose(got, np.log(expected) if op == "LogSoftmax" else expected, rtol=1e-5)

@@ -16,7 +16,7 @@ from serving_fakes import DOUBLER, MIRROR, Answer, Served, acall, make_config, m
 
 from headrace.config import ModelSettings, load_repository
 from headrace.errors import ConfigError
-from headrace.serving import grpc_server
+from headrace.serving import grpc_server, repository
 from headrace.serving.grpc_app import GrpcApp
 from headrace.serving.repository import read_token
 from headrace.serving.statistics import merged
@@ -465,6 +465,28 @@ async def test_a_load_ends_the_trial_before_it(tmp_path: Path) -> None:
     assert [engine.closed for engine in served.engines] == [False, True, False]
     assert (await post(served, "models/doubler/unload")).status == 200
     assert all(engine.closed for engine in served.engines)
+
+
+async def test_a_load_does_not_wait_for_a_candidate_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"\nshare = 0.5')
+    monkeypatch.setattr(repository, "CLOSES_S", 0.05)
+    may = threading.Event()
+    monkeypatch.setattr(served.host.trial("doubler").candidate, "close", may.wait)
+    put(tmp_path, "doubler", 3)
+    async with asyncio.timeout(10):
+        assert (await post(served, "models/doubler/load")).status == 200
+    assert "3" in await infer(served, 2)
+    may.set()
+
+
+async def test_an_opener_that_raises_what_no_future_takes_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"')
+    put(tmp_path, "doubler", 3)
+    monkeypatch.setattr(served.host, "prepare", lambda *args, **how: next(iter(())))
+    async with asyncio.timeout(10):
+        assert (await post(served, "models/doubler/load")).status == 500
 
 
 async def test_a_trial_ends_with_the_server(tmp_path: Path) -> None:
