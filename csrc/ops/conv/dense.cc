@@ -2,6 +2,8 @@
 // and channel by channel, and multiplied by the weights, one product per group. A kernel of one tap
 // is the product alone.
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "ops/conv/conv.h"
 #include "ops/conv/window_rows.h"
@@ -87,17 +89,24 @@ void DenseWay::pack(const ConvWeight& w, Word* packed, float* room) const {
 
 // What the slowest thread has to do for one group, in eighths of a tile times a panel, if the rows
 // are split into `row_blocks` and the columns into `col_ranges`. Each task packs its rows and reads
-// its weights.
+// its weights, for which the tiles of a step leave it time. Split by columns, it also reads rows
+// and residuals of which another core wrote a part.
 int64_t DenseWay::span_of(const ConvProblem& p, int64_t threads, int64_t row_blocks,
                           int64_t col_ranges) const {
   int64_t tiles = ceil_div(ceil_div(p.rows(), gemm_.tile_rows), row_blocks);
   int64_t task_panels = ceil_div(panels(p.weight), col_ranges);
-  bool resident = group_words(p.weight) * int64_t{sizeof(Word)} <= kResidentBytes;
-  int64_t task = 8 * tiles * task_panels + tiles + (resident ? 2 : 8) * task_panels + 2;
+  int64_t weights = 2;
+  if (group_words(p.weight) * int64_t{sizeof(Word)} > kResidentBytes) {
+    int64_t steps = ceil_div(tiles * gemm_.tile_rows, gemm_block_rows(gemm_, p.weight.k()));
+    weights = steps * std::max<int64_t>(2, 16 - 2 * (tiles / steps));
+  }
+  int64_t task = 8 * tiles * task_panels + tiles + weights * task_panels + 2;
+  if (col_ranges > 1) task += tiles * task_panels / 4;
   return ceil_div(row_blocks * col_ranges * p.weight.groups, threads) * task;
 }
 
-// Of the splits that give every thread about the least to do, the one of most tasks.
+// Of the splits that give every thread about the least to do, the one of most tasks, and of those
+// the best.
 void DenseWay::split(const OpRun& run, ConvProblem& p) const {
   const ConvWeight& w = p.weight;
   int64_t threads = run.threads();
@@ -119,9 +128,10 @@ void DenseWay::split(const OpRun& run, ConvProblem& p) const {
   };
   int64_t least = span_of(p, threads, 1, 1);
   each([&](int64_t, int64_t, int64_t span) { least = std::min(least, span); });
+  std::pair<int64_t, int64_t> best{1, std::numeric_limits<int64_t>::min()};  // tasks, -span
   each([&](int64_t blocks, int64_t ranges, int64_t span) {
-    bool more = blocks * ranges > p.row_blocks * p.col_ranges;
-    if (span > least + least / 32 || !more) return;
+    if (span > least + least / 32 || std::pair{blocks * ranges, -span} <= best) return;
+    best = {blocks * ranges, -span};
     p.row_blocks = blocks;
     p.col_ranges = ranges;
   });

@@ -96,8 +96,8 @@ void multiply_static(const StaticBlock& block) {
     const int panels = panels_of<Kind>(static_cast<int>(block.rows));
     const int64_t wide = panels * kCols;
     for (; block.cols - col >= wide; col += wide, b += panels * panel) {
-      kWideTiles<Kind>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, b + panels* panel,
-                                       kCols, out);
+      kWideTiles<Kind>[block.rows - 1]({block.a, blocks_apart, 0}, b, panel, block.k,
+                                       b + panels* panel, kCols, out);
       finish_static(block, out, wide, 0, block.rows, col, wide);
     }
   }
@@ -108,8 +108,8 @@ void multiply_static(const StaticBlock& block) {
       const int64_t rows = block.rows * (t + 1) / tiles - row;
       const Word* next = b + panel + panel * t / tiles;
       fetch_static_rows(block, row, rows, col);
-      kTiles<Kind>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
-                             fetched, out);
+      kTiles<Kind>[rows - 1](rows_of_tile(block.a, blocks_apart, row, rows, block.rows), b, panel,
+                             block.k, next, fetched, out);
       finish_static(block, out, kCols, row, rows, col, cols);
     }
   }

@@ -49,16 +49,35 @@ constexpr int panels_of(int rows) {
 constexpr int64_t kTileSize =
     kTileRows * kCols > 3 * kMaxPanels* kCols ? kTileRows * kCols : 3 * kMaxPanels * kCols;
 
-// `a` is at the tile's first row; `blocks_apart` is the distance of A's blocks, `panel` that of B's
-// panels. Writes the tile to `out`, rows kPanels * kCols apart. On the way fetches `next` into the
-// L2 cache, `fetched` words for every word of k.
-using Tile = void (*)(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
+// The rows of a tile among the packed ones.
+struct TileRows {
+  const Word* first;
+  int64_t blocks_apart;
+  // From these rows to those of the tile after this one: never to what lies behind the last, since
+  // another thread may pack its own rows there, and would lose them to this one's cache.
+  int64_t ahead;
+};
+
+// The tile of `rows` rows from `row` on, of a block's `all`.
+HR_INLINE TileRows rows_of_tile(const Word* a, int64_t blocks_apart, int64_t row, int64_t rows,
+                                int64_t all) {
+  return {a + row * kGemmRowStride, blocks_apart,
+          (row + rows < all ? rows : -row) * kGemmRowStride};
+}
+
+// `panel` is the distance of B's panels. Writes the tile to `out`, rows kPanels * kCols apart. On
+// the way fetches the next tile's rows and, `fetched` words for every word of k, `next` into the L2
+// cache.
+using Tile = void (*)(const TileRows& rows, const Word* b, int64_t panel, int64_t k,
                       const Word* next, int64_t fetched, float* out);
 
 template <class Dot, int kRows, int kVectors>
-HR_INLINE void sum_up(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
+HR_INLINE void sum_up(const TileRows& rows, const Word* b, int64_t panel, int64_t k,
                       const Word* next, int64_t fetched,
                       typename Dot::Sum (&acc)[kRows][kVectors]) {
+  const Word* a = rows.first;
+  const int64_t blocks_apart = rows.blocks_apart;
+  const int64_t ahead = rows.ahead;
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -69,10 +88,8 @@ HR_INLINE void sum_up(const Word* a, int64_t blocks_apart, const Word* b, int64_
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t line = 0; line < kCols; line += 16) __builtin_prefetch(next + line, 0, 2);
       next += fetched;
-      // The next tile's rows lie right behind this one's; about as many lines as steps.
-      if constexpr (kRows >= 6) {
-        __builtin_prefetch(a + kRows * kGemmRowStride + i * kRows, 0, 2);
-      }
+      // The next tile's rows: about as many lines as steps.
+      if constexpr (kRows >= 6) __builtin_prefetch(a + ahead + i * kRows, 0, 2);
       if constexpr (kVectors <= 2) {
         auto b0 = Dot::load(b);
         auto b1 = Dot::load(b + (kVectors - 1) * kLanes);
@@ -99,10 +116,10 @@ HR_INLINE void sum_up(const Word* a, int64_t blocks_apart, const Word* b, int64_
 }
 
 template <class Dot, int kRows, int kVectors>
-void tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
-          const Word* next, int64_t fetched, float* out) {
+void tile(const TileRows& rows, const Word* b, int64_t panel, int64_t k, const Word* next,
+          int64_t fetched, float* out) {
   typename Dot::Sum acc[kRows][kVectors];
-  sum_up<Dot, kRows, kVectors>(a, blocks_apart, b, panel, k, next, fetched, acc);
+  sum_up<Dot, kRows, kVectors>(rows, b, panel, k, next, fetched, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
@@ -153,9 +170,8 @@ constexpr Tile kWideTiles[3] = {kTile<Dot, 1, panels_of<Dot>(1)>, kTile<Dot, 2, 
 
 // The same for a whole panel or half of one, with an epilogue in the registers: for the most common
 // ones, and the heights that all but small products are cut into.
-using StraightTile = void (*)(const Word* a, int64_t blocks_apart, const Word* b, int64_t k,
-                              const Word* next, int64_t fetched, const GemmBlock& block,
-                              int64_t row, int64_t col);
+using StraightTile = void (*)(const TileRows& rows, const Word* b, int64_t k, const Word* next,
+                              int64_t fetched, const GemmBlock& block, int64_t row, int64_t col);
 constexpr int kStraightHeights = 3;
 
 #if defined(__AVX2__) || defined(__aarch64__)
@@ -176,10 +192,10 @@ HR_INLINE void keep_in_register([[maybe_unused]] Vf& x) {
 }
 
 template <class Dot, class T, bool kResidual, int kVectors, int kRows>
-void straight_tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t k, const Word* next,
+void straight_tile(const TileRows& rows, const Word* b, int64_t k, const Word* next,
                    int64_t fetched, const GemmBlock& block, int64_t row, int64_t col) {
   Vf acc[kRows][kVectors];
-  sum_up<Dot, kRows, kVectors>(a, blocks_apart, b, 0, k, next, fetched, acc);
+  sum_up<Dot, kRows, kVectors>(rows, b, 0, k, next, fetched, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     for (int j = 0; j < kVectors; ++j) keep_in_register(acc[r][j]);
@@ -290,7 +306,8 @@ void multiply(const GemmBlock& block) {
     for (; block.cols - col >= wide; col += wide, b += panels * panel) {
       const Word* next =
           block.cols - col > wide || block.next == nullptr ? b + panels * panel : block.next;
-      kWideTiles<Dot>[block.rows - 1](block.a, blocks_apart, b, panel, block.k, next, kCols, out);
+      kWideTiles<Dot>[block.rows - 1]({block.a, blocks_apart, 0}, b, panel, block.k, next, kCols,
+                                      out);
       settle<Dot>(out, block.rows, panels, block.a + kGemmBlockWords, b + block.k * kCols, panel);
       finish(block, out, wide, 0, block.rows, col, wide);
     }
@@ -311,16 +328,14 @@ void multiply(const GemmBlock& block) {
         fetch += block.k * fetched;
       }
       fetch_rows(block, row, rows, col);
+      const TileRows at = rows_of_tile(block.a, blocks_apart, row, rows, block.rows);
       const bool half = cols == kLanes;
       if (straight != nullptr && (half || cols == kCols) && rows > kTileRows - kStraightHeights) {
-        straight[half][kTileRows - rows](block.a + row * kGemmRowStride, blocks_apart, b, block.k,
-                                         next, fetched, block, row, col);
+        straight[half][kTileRows - rows](at, b, block.k, next, fetched, block, row, col);
         continue;
       }
-      kTiles<Dot>[rows - 1](block.a + row* kGemmRowStride, blocks_apart, b, panel, block.k, next,
-                            fetched, out);
-      settle<Dot>(out, rows, 1, block.a + row * kGemmRowStride + kGemmBlockWords,
-                  b + block.k * kCols, panel);
+      kTiles<Dot>[rows - 1](at, b, panel, block.k, next, fetched, out);
+      settle<Dot>(out, rows, 1, at.first + kGemmBlockWords, b + block.k * kCols, panel);
       finish(block, out, kCols, row, rows, col, cols);
     }
   }

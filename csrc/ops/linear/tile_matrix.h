@@ -63,8 +63,9 @@ HR_INLINE void matrix_step(const Word* a, const Word* b, int64_t panel,
 }
 
 template <class Matrix, int kRows, int kPanels>
-void matrix_tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t panel, int64_t k,
-                 const Word* next, int64_t fetched, float* out) {
+void matrix_tile(const TileRows& rows, const Word* b, int64_t panel, int64_t k, const Word* next,
+                 int64_t fetched, float* out) {
+  const Word* a = rows.first;
   constexpr int kPairs = (kRows + 1) / 2;
   typename Matrix::Block acc[kPairs][kGroups * kPanels];
 #pragma GCC unroll 8
@@ -72,14 +73,12 @@ void matrix_tile(const Word* a, int64_t blocks_apart, const Word* b, int64_t pan
 #pragma GCC unroll 16
     for (int j = 0; j < kGroups * kPanels; ++j) acc[p][j] = Matrix::no_sums();
   }
-  for (int64_t begin = 0; begin < k; begin += kGemmBlockWords, a += blocks_apart) {
+  for (int64_t begin = 0; begin < k; begin += kGemmBlockWords, a += rows.blocks_apart) {
     const int64_t count = k - begin < kGemmBlockWords ? k - begin : kGemmBlockWords;
     for (int64_t i = 0; i + 2 <= count; i += 2) {
       __builtin_prefetch(next, 0, 2);
       next += 2 * fetched;
-      if constexpr (kRows >= 6) {
-        __builtin_prefetch(a + kRows * kGemmRowStride + i * kRows, 0, 2);
-      }
+      if constexpr (kRows >= 6) __builtin_prefetch(a + rows.ahead + i * kRows, 0, 2);
       matrix_step<Matrix, kRows, kPanels, true>(a + i, b, panel, acc);
       b += 2 * kCols;
     }
