@@ -16,7 +16,7 @@ from benchmarks.harness.cases import OURS, Case, Entry, measure
 from benchmarks.harness.section import Options, Section
 from benchmarks.harness.tables import case_table
 from headrace.backend import Request
-from headrace.peers import PEERS, installed_peers
+from headrace.peers import PEERS
 
 WINOGRAD = ("fp32", "winograd", {"winograd": True})
 
@@ -41,10 +41,7 @@ def quantized_entries(path: Path, request: Request, threads: int) -> list[Entry]
 
     return [
         Entry(OURS, "int8", ours, first_floating, "QDQ file"),
-        *(
-            Entry(name, "int8", functools.partial(peer, name), lambda outputs: outputs[0], "QDQ file")
-            for name in installed_peers()
-        ),
+        *(Entry(name, "int8", functools.partial(peer, name), lambda outputs: outputs[0], "QDQ file") for name in PEERS),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where each op of MiniLM and ResNet-50 lies under the machine's measured roof.
+"""Where each op of MiniLM, BERT's shape and ResNet-50 lies under the machine's measured roof.
 
 The roof is the lesser of the multiply-add peak and memory bandwidth x intensity, both measured by headrace_bench_peak
 on as many threads. An op's operations are counted from the shapes it really ran on, its bytes are those of its inputs,
@@ -18,13 +18,15 @@ from typing import Any
 from benchmarks.engine import texts
 from benchmarks.engine.candidates import PRECISIONS, Ours
 from benchmarks.engine.convolutions import images
-from benchmarks.engine.shapes import resnet
+from benchmarks.engine.shapes import bert, resnet
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.plots import figure, link, save
 from benchmarks.harness.section import Options, Section
 from benchmarks.harness.tables import markdown, number
 from headrace.errors import HeadraceError
 
+# The models in the plots, with their markers.
+_DRAWN = {"MiniLM 8 x 128": "o", "ResNet-50 batch 1": "s"}
 PEAKS = {"fp32": "fp32_gflops", "bf16": "bf16_gflops", "int8": "int8_gops"}
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 # Operations per element of the output, where it is not a product: rounded counts of what the formula needs.
@@ -98,14 +100,19 @@ def profiled(engine: Any, request: Any, precision: str, rounds: int) -> list[dic
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Peaks, and the ops of both models in every precision that compiles."""
+    """Peaks, and the ops of all models in every precision that compiles."""
     options.progress("measuring peaks")
     result: dict[str, Any] = {"peaks": peaks(options.threads), "models": [], "refused": {}}
     models = {
         "MiniLM 8 x 128": (texts.minilm_path(), texts.rectangle(8, 128)),
         "ResNet-50 batch 1": (resnet.path(), images(1)),
+        "MiniLM 1 x 128": (texts.minilm_path(), texts.rectangle(1, 128)),
+        "MiniLM 32 x 128": (texts.minilm_path(), texts.rectangle(32, 128)),
+        "BERT-base 1 x 128": (bert.path(), texts.rectangle(1, 128)),
+        "BERT-base 8 x 128": (bert.path(), texts.rectangle(8, 128)),
+        "ResNet-50 batch 8": (resnet.path(), images(8)),
     }
-    for name, (path, request) in models.items():
+    for name, (path, request) in list(models.items())[: len(_DRAWN) if options.quick else None]:
         ours = Ours(str(path), options.threads)
         for precision in PRECISIONS:
             options.progress(f"{name} in {precision}")
@@ -162,8 +169,9 @@ def draw(result: dict[str, Any]) -> None:
         drawn, axes = figure()
         at = [2 ** (power / 4) for power in range(-16, 49)]
         axes.plot(at, [roof(found, precision, x) for x in at], color="black", linewidth=1.5, label="measured roof")
-        for model, marker in zip((m for m in result["models"] if m["precision"] == precision), "os", strict=False):
-            _dots(axes, model, marker)
+        for model in result["models"]:
+            if model["precision"] == precision and model["model"] in _DRAWN:
+                _dots(axes, model, _DRAWN[model["model"]])
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xlabel("operations per byte of inputs, weights and outputs")
@@ -200,4 +208,4 @@ def _file(precision: str) -> str:
     return f"roofline-{precision}"
 
 
-SECTIONS = [Section("roofline", "MiniLM's and ResNet-50's ops under the measured roof", run, table, draw)]
+SECTIONS = [Section("roofline", "MiniLM's, BERT's and ResNet-50's ops under the measured roof", run, table, draw)]

@@ -64,7 +64,9 @@ def compile_lowered(
     requests: list[Request] = list(samples or [])
     best = compile_on(backend, model, replace(options, precision="fp32"))
     if not requests:
-        requests = sample_requests(model.signature, best.run_batch)
+        from headrace.graph.index_ranges import index_ranges
+
+        requests = sample_requests(model.signature, best.run_batch, index_ranges(model.graph.graph))
     if not requests:
         raise ParityError(
             f"model {model.name!r} in {options.precision}: got no samples, and it runs none of those made from its "

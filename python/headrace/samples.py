@@ -20,16 +20,22 @@ _SAMPLES_PER_LENGTH = 3
 _FEW_ROWS, _FEW_OTHERS = 3, 16
 
 
-def make_request(signature: Signature, dims: Mapping[str, int] | None = None, seed: int = 0) -> Request:
+def make_request(
+    signature: Signature,
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+    ranges: Mapping[str, int] | None = None,
+) -> Request:
     """A Request of made-up values that fits the signature.
 
     Floats are normal with variance 1. Integers are 0 or 1, which every embedding table and every class index can
-    take; inputs whose name contains "mask" are all ones. Strings are ``"a"``.
+    take, unless `ranges` allows more; inputs whose name contains "mask" are all ones. Strings are ``"a"``.
 
     Args:
         signature: What to fit.
         dims: Length of each symbolic dim; those not named are 1.
         seed: Of the random values.
+        ranges: Below which integers the named inputs stay (`headrace.graph.index_ranges`).
 
     Raises:
         RequestError: `dims` names a symbol the signature does not have.
@@ -39,15 +45,19 @@ def make_request(signature: Signature, dims: Mapping[str, int] | None = None, se
     if unknown := set(dims) - symbols:
         raise RequestError(f"got dims {sorted(unknown)}, expected some of {sorted(symbols)} in {signature}")
     rng = np.random.default_rng(seed)
-    return {spec.name: _array(spec, dims, rng) for spec in signature.inputs}
+    ranges = ranges or {}
+    return {spec.name: _array(spec, dims, rng, ranges.get(spec.name, 2)) for spec in signature.inputs}
 
 
-def sample_requests(signature: Signature, run_batch: Callable[[Sequence[Request]], object]) -> list[Request]:
+def sample_requests(
+    signature: Signature, run_batch: Callable[[Sequence[Request]], object], ranges: Mapping[str, int] | None = None
+) -> list[Request]:
     """Those Requests made from a signature that a Model can run: a CNN, say, needs images of some size.
 
     Args:
         signature: What to fit.
         run_batch: Runs Requests; those it fails at with an error of Headrace's are left out.
+        ranges: As for `make_request`; where a Request with such integers fails, they are 0 and 1.
     """
     symbols = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
     leading = {spec.dims[0] for spec in signature.inputs if spec.dims}
@@ -55,31 +65,47 @@ def sample_requests(signature: Signature, run_batch: Callable[[Sequence[Request]
     for length in _SAMPLE_DIMS:
         dims = {symbol: min(length, _SAMPLE_ROWS_MAX) if symbol in leading else length for symbol in symbols}
         for seed in range(_SAMPLES_PER_LENGTH):
-            request = make_request(signature, dims, seed)
-            try:
-                run_batch([request])
-            except HeadraceError:
+            request = _first_that_runs(
+                run_batch, *(make_request(signature, dims, seed, some) for some in (ranges, None))
+            )
+            if request is None:
                 break
             requests.append(request)
     return requests
 
 
-def two_requests(signature: Signature) -> list[Request]:
-    """Two made-up Requests that the reference backend is soon done with: one of least size, one a little larger."""
+def _first_that_runs(run_batch: Callable[[Sequence[Request]], object], *requests: Request) -> Request | None:
+    for request in requests:
+        try:
+            run_batch([request])
+        except HeadraceError:
+            continue
+        return request
+    return None
+
+
+def two_requests(signature: Signature, ranges: Mapping[str, int] | None = None) -> list[Request]:
+    """Two made-up Requests that the reference backend is soon done with: one of least size, one a little larger.
+
+    `ranges` is as for `make_request`.
+    """
     symbols = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
     leading = {spec.dims[0] for spec in signature.inputs if spec.dims}
     larger = {symbol: _FEW_ROWS if symbol in leading else _FEW_OTHERS for symbol in symbols}
-    return [make_request(signature), *([make_request(signature, larger, seed=1)] if larger else [])]
+    larger_ones = [make_request(signature, larger, 1, ranges)] if larger else []
+    return [make_request(signature, ranges=ranges), *larger_ones]
 
 
-def _array(spec: TensorSpec, dims: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
+def _array(spec: TensorSpec, dims: Mapping[str, int], rng: np.random.Generator, below: int) -> np.ndarray:
     shape = [dims.get(dim, 1) if isinstance(dim, str) else dim for dim in spec.dims]
     dtype = spec.numpy_dtype
     if spec.dtype == "string":
         return np.full(shape, "a", dtype=object)
     if "mask" in spec.name.lower():
         return np.ones(shape, dtype=dtype)
-    if dtype.kind in "iub":
+    if dtype.kind in "iu":
+        return rng.integers(0, min(below, np.iinfo(dtype).max), shape).astype(dtype)
+    if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from headrace.model import Model
 
 _ABSENT = -1
+# How an ONNX file begins to name another one that holds a tensor's elements: StringStringEntryProto.key.
+_OTHER_FILE = b"\x0a\x08location"
 
 
 def load_plan(
@@ -41,7 +43,8 @@ def load_plan(
 
     Args:
         folder: The folder it was saved to, or the file ``plan.headrace`` in it.
-        model: The model it must have been made of: a loaded one, or the path of its file. None takes the Plan's word.
+        model: The model it must have been made of: a loaded one, or the path of its file, which is read whole, as are
+            files beside it that hold its weights. None takes the Plan's word.
         verify: Whether to compare a hash of the whole file first, which reads it once (some 0.1 s per GB that is in
             the page cache). Without, only its header, sizes and manifest are checked, and pages are read from disk
             when they are first needed.
@@ -49,6 +52,7 @@ def load_plan(
 
     Raises:
         StalePlan: It was made for another model, ISA, build or other options than these.
+        ConfigError: There is no such option.
         InvalidPlan: There is none, or it is truncated, damaged or something else.
         FileNotFoundError: The model's file does not exist.
     """
@@ -136,10 +140,18 @@ def _check_key(
 ) -> None:
     for key, expected in _made_for(_core.selected_isa()).items():
         _expect(path, key, manifest["made_for"][key], expected)
+    known = manifest["options"]
+    if unknown := sorted(options.keys() - known.keys()):
+        raise ConfigError(f"headrace.load_plan: got options {unknown}, expected some of {sorted(known)}")
     for key, expected in options.items():
-        _expect(path, f"option {key!r}", manifest["options"].get(key), expected)
-    if model is not None:
-        _expect(path, "model sha256", manifest["model"]["sha256"], _sha256_of(model))
+        _expect(path, f"option {key!r}", known[key], expected)
+    if model is None:
+        return
+    _expect(path, "model sha256", manifest["model"]["sha256"], _sha256_of(model))
+    if not isinstance(model, str | os.PathLike):
+        for kind in ("inputs", "outputs"):
+            got = [name for name, _, _ in manifest["signature"][kind]]
+            _expect(path, f"model's {kind}", got, [spec.name for spec in getattr(model.signature, kind)])
 
 
 def _expect(path: Path, what: str, got: Any, expected: Any) -> None:
@@ -148,12 +160,22 @@ def _expect(path: Path, what: str, got: Any, expected: Any) -> None:
 
 
 def _sha256_of(model: str | os.PathLike[str] | Model) -> str:
+    """The digest that a loaded Model has; onnx is imported only where weights seem to lie in other files."""
     if not isinstance(model, str | os.PathLike):
         return model.sha256
     import hashlib
 
+    digest, tail, others = hashlib.sha256(), b"", False
     with open(model, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            others = others or _OTHER_FILE in tail + chunk
+            tail = chunk[1 - len(_OTHER_FILE) :]
+    if not others:
+        return digest.hexdigest()
+    from headrace.graph.onnx_file import sha256_of
+
+    return sha256_of(Path(model))
 
 
 def _engine(manifest: Mapping[str, Any], file: PlanFile) -> Engine:

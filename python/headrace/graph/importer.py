@@ -152,6 +152,8 @@ def _digest(model: ir.Model) -> str:
 
     digest = hashlib.sha256()
     for graph in model.graphs():
+        ends = [value.name for value in graph.inputs], [value.name for value in graph.outputs]
+        digest.update(repr(ends).encode())
         for node in graph:
             parts = (
                 node.domain,

@@ -87,7 +87,7 @@ def read(path: Path) -> tuple[ir.Model, str]:
     """Reads an ONNX file.
 
     Returns:
-        The model, whose large initializers read from the file on demand, and the file's SHA-256 in hex.
+        The model, whose large initializers read from the file on demand, and its digest; see `sha256_of`.
 
     Raises:
         InvalidModel: It is not an ONNX file, or an initializer's bytes do not fit its shape.
@@ -105,8 +105,27 @@ def read(path: Path) -> tuple[ir.Model, str]:
         dtype, shape = tensor.dtype, ir.Shape(static_dims(tensor))
         _check_bytes(str(path), name, dtype, shape, length)
         value.const_value = file_tensor(file, offset, length, dtype, shape, name)
+    others = _locations(model)
     _attach_external_data(model, path)
-    return model, file.sha256()
+    return model, _digest(file, path, others)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of an ONNX file, in hex; where it keeps weights in other files, that of all their SHA-256 and names.
+
+    Raises:
+        InvalidModel: It is not an ONNX file.
+        FileNotFoundError: There is no such file, or not one of those it names.
+    """
+    return _digest(DataFile(path), path, external_files(path))
+
+
+def _digest(file: DataFile, path: Path, others: list[str]) -> str:
+    whole = file.sha256()
+    if not others:
+        return whole
+    parts = [whole, *(f"{name} {DataFile(path.parent / name).sha256()}" for name in others)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def external_files(path: Path) -> list[str]:
@@ -116,7 +135,10 @@ def external_files(path: Path) -> list[str]:
         InvalidModel: It is not an ONNX file.
         FileNotFoundError: There is no such file.
     """
-    model, _ = _graph(DataFile(path), path)
+    return _locations(_graph(DataFile(path), path)[0])
+
+
+def _locations(model: ir.Model) -> list[str]:
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     return sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
