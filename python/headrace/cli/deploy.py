@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import sys
 from collections.abc import Callable
@@ -184,11 +183,15 @@ def _milestone(status: dict[str, Any]) -> object:
         status.get("generation"),
         candidate and (candidate["version"], candidate["state"]),
         status.get("rolled_back"),
+        status.get("stuck"),
     )
 
 
 def _say_json(event: str, value: Any) -> None:
-    click.echo(json.dumps({"event": event, "value": value}))
+    import msgspec
+
+    # A difference without bound becomes null: JSON has no word for it.
+    click.echo(msgspec.json.encode({"event": event, "value": value}).decode())
 
 
 def _say_line(event: str, value: Any) -> None:
@@ -210,4 +213,6 @@ def _rollout_line(status: dict[str, Any]) -> str:
         line += f"; version {candidate['version']} ({candidate['mode']}) is {candidate['state']}"
     if (gone := status.get("rolled_back")) is not None:
         line += f"; version {gone['version']} was rolled back: {gone['reason']}"
+    for version, replicas in status.get("stuck", {}).items():
+        line += f"; version {version} is stuck in a batch in {replicas} of its replicas"
     return line

@@ -33,6 +33,7 @@ from headrace.serving.decode import InferCall
 from headrace.serving.encode import encode, encode_in_steps, is_long
 from headrace.serving.errors import error_text, http_status, retry_after
 from headrace.serving.host import ModelHost, Route, ServedModel
+from headrace.serving.ledger_reader import LedgerReader
 from headrace.serving.repository import decode_repository_request, refuse_overrides
 from headrace.serving.service import OipService
 from headrace.serving.turns import PART_BYTES, in_turns
@@ -89,6 +90,7 @@ class OipApp:
         self._caller_header = service.caller_header.encode("latin-1")
         self._in_flight = service.in_flight
         self._watch = DisconnectWatch()
+        self._ledgers = None if self.host.ledger is None else LedgerReader(self.host.ledger)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request (ASGI 3)."""
@@ -253,8 +255,9 @@ class OipApp:
     async def _statistics(self, name: str | None, version: str | None) -> Answered:
         return 200, _json(await self.service.statistics(name, version)), JSON
 
-    def _ledger(self) -> Answered:
-        return 200, _json(self.host.ledger()), JSON
+    async def _ledger(self) -> Answered:
+        """The books of every process that keeps them in the same folder, or else of this one alone."""
+        return 200, _json(self.host.books() if self._ledgers is None else await self._ledgers.books()), JSON
 
     def _live(self) -> Answered:
         stalled = self.host.stalled()

@@ -276,7 +276,7 @@ class Assignments:
             return None
         follows = standing.generation == now.generation
         standings = self._standings.setdefault(name, Standings())
-        standings.note(replica, group, standing if follows else None, self._now_s, final)
+        standings.note(replica, group, standing, follows, self._now_s, final)
         if follows:
             now = self._decide(name, now, standings)
         return None if standing.generation == now.generation else now
@@ -289,8 +289,8 @@ class Assignments:
         found: dict[str, Any] = {"generation": now.generation, "running": now.running.newest}
         if now.unloaded:
             found["unloaded"] = True
+        standings = self._standings.get(name, Standings())
         if now.candidate is not None:
-            standings = self._standings.get(name, Standings())
             running, candidate = standings.pooled()
             states = [one.state for one in standings.known]
             settings = now.candidate.model.settings.rollout
@@ -305,6 +305,8 @@ class Assignments:
             }
         if now.rolled_back is not None:
             found["rolled_back"] = {"version": now.rolled_back.newest, "reason": now.reason}
+        if stuck := standings.stuck(self._now_s):
+            found["stuck"] = stuck
         return found
 
     def _decide(self, name: str, now: Assignment, standings: Standings) -> Assignment:

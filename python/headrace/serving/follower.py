@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from headrace.config import ModelConfig
 from headrace.errors import ConfigError, ExecutionError
+from headrace.serving.aside import aside
 from headrace.serving.assignment import Assignment, Edition
 from headrace.serving.changing import changes, end_trial, retire, take_over, tried_first
 from headrace.serving.host import ModelHost
@@ -21,6 +23,12 @@ Opened = Mapping[int, ServedModel]
 
 # Compiling and checking a large model takes minutes; what has not opened by then hangs.
 OPEN_S_MAX = 600.0
+# For how long the end of a replica waits for versions that are being closed: less than Serve leaves it
+# (`ray_build.CLOSE_S`), so that what is given up is told.
+CLOSE_S_MAX = 3.0
+
+# What is being opened: the versions, and whether their files lay there still when they had been read.
+Opening = asyncio.Future[tuple[dict[int, ServedModel], bool]]
 
 
 class Follower:
@@ -60,7 +68,7 @@ class Follower:
         self._work: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         # What hangs while it is being opened.
-        self._late: set[asyncio.Task[tuple[dict[int, ServedModel], bool]]] = set()
+        self._late: set[Opening] = set()
 
     def follow(self, assignment: Assignment | None = None) -> None:
         """Begins to follow an assignment, if it is newer than the last one; None for the one it was made with."""
@@ -70,7 +78,10 @@ class Follower:
             self._work = asyncio.create_task(self._reach())
 
     def standing(self) -> Standing:
-        """How far it has come, and what was seen."""
+        """How far it has come, what was seen, and what was left behind."""
+        return replace(self._standing(), stuck=tuple(one.version for one in self._host.stuck()))
+
+    def _standing(self) -> Standing:
         generation = self._assignment.generation
         if self._assignment.candidate is None:
             return Standing(generation)
@@ -86,7 +97,10 @@ class Follower:
         return Standing(generation, "trial", "", trial.elapsed_s, seen["running"].digest(), seen["candidate"].digest())
 
     async def close(self) -> None:
-        """Gives up what has not taken over. What serves is the host's to close."""
+        """Gives up what has not taken over, and waits for what is being closed, but not for ever.
+
+        What serves is the host's to close, and so is what hangs.
+        """
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
@@ -94,7 +108,11 @@ class Follower:
             await self._give_up()
         for late in list(self._late):
             late.cancel()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        if not self._closing:
+            return
+        _, left = await asyncio.wait(self._closing, timeout=CLOSE_S_MAX)
+        if left:
+            log.error("model %s: given up: closing %s", self._name, ", ".join(self._host.closing()))
 
     async def _reach(self) -> None:
         while self._reached != self._assignment.generation:
@@ -156,7 +174,7 @@ class Follower:
             Exception: It cannot be opened.
         """
         before = list(self._host)
-        opening = asyncio.create_task(asyncio.to_thread(self._open, edition))
+        opening: Opening = aside("headrace-open", partial(self._open, edition))
         try:
             done, _ = await asyncio.wait({opening}, timeout=OPEN_S_MAX)
         except asyncio.CancelledError:
@@ -179,7 +197,7 @@ class Follower:
         opened = self._host.prepare(self._adapt(edition.model))
         return opened, edition.is_there
 
-    def _drop(self, before: list[ServedModel], late: asyncio.Task[tuple[dict[int, ServedModel], bool]]) -> None:
+    def _drop(self, before: list[ServedModel], late: Opening) -> None:
         """Closes what was opened in vain, but for what served already when that began, whatever became of it."""
         self._late.discard(late)
         if not late.cancelled() and late.exception() is None:

@@ -22,8 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 from headrace.config import AutoscalingConfig
 from headrace.errors import ExecutionError, NotFound
-from headrace.observe.ledger import Books, totals
-from headrace.observe.ledger import read as read_ledger
+from headrace.observe.ledger import Books
 from headrace.serving import grpc_server
 from headrace.serving.assignment import Assignment, Assignments, Edition
 from headrace.serving.body import BODY_BYTES_MAX
@@ -40,6 +39,7 @@ from headrace.serving.ingress.bridge import Bridge
 from headrace.serving.ingress.door import DoorAddress
 from headrace.serving.ingress.loop_thread import LoopThread
 from headrace.serving.ingress.pool import Pool
+from headrace.serving.ledger_reader import LedgerReader
 from headrace.serving.listener import HttpServer, http_server, listen
 from headrace.serving.ray_build import Making
 from headrace.serving.ray_models import Applications
@@ -109,7 +109,7 @@ class FrontState:
         self.applications = applications
         self.readiness = Readiness(self.pools, _statuses, unloaded=self.unloaded)
         self._where = where
-        self._ledger = ledger
+        self._disk = None if ledger is None else LedgerReader(ledger)
         self._ledgers = ReplicaLedgers()
         self._handles: dict[tuple[str, str], Any] = {}
         self._repository = DeployedRepository(self)
@@ -241,14 +241,11 @@ class FrontState:
         models = [one for one in self._ledgers.models if one not in self.unloaded] if name is None else [name]
         return merged(entry for model in models for replica in self._ledgers.of(model) for entry in replica.statistics)
 
-    def books(self) -> dict[str, Books]:
+    async def books(self) -> dict[str, Books]:
         """The books of each model: exact where there is a ledger on disk, else of what the replicas last reported."""
-        if self._ledger is not None:
-            return totals(read_ledger(self._ledger))
-        return {
-            model: sum((Books.of_stats(replica.stats) for replica in self._ledgers.of(model)), Books())
-            for model in self._ledgers.models
-        }
+        if self._disk is not None:
+            return await self._disk.books()
+        return {model: self._ledgers.books(model) for model in self._ledgers.models}
 
     def latest(self) -> dict[str, list[ReplicaLedger]]:
         """See `Front.ledgers`."""

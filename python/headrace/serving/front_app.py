@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import msgspec
 
@@ -23,7 +23,7 @@ class FrontApp(OipApp):
     """The ASGI application of a deployment.
 
     Args:
-        books: The books of each model.
+        books: Finds the books of each model.
         service: What the server's own routes are answered from.
         pools: The replicas of each deployed model, by its name.
         unloaded: The models that were taken out of service.
@@ -31,7 +31,7 @@ class FrontApp(OipApp):
 
     def __init__(
         self,
-        books: Callable[[], dict[str, Books]],
+        books: Callable[[], Awaitable[dict[str, Books]]],
         service: OipService,
         pools: Mapping[str, Pool],
         unloaded: Collection[str] = (),
@@ -52,8 +52,8 @@ class FrontApp(OipApp):
         else:
             await self.send_error(unknown(name, self._pools, self._unloaded), send)
 
-    def _ledger(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
-        return 200, msgspec.json.encode(self._books()), JSON
+    async def _ledger(self) -> tuple[int, bytes, tuple[bytes, bytes]]:
+        return 200, msgspec.json.encode(await self._books()), JSON
 
     async def _relay(self, pool: Pool, scope: Scope, receive: Receive, send: Send) -> None:
         """Has a replica answer, and passes its answer on as it is."""

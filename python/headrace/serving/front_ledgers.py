@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
+from headrace.observe.ledger import Books
 from headrace.serving.load import UNBOUNDED, Room
 from headrace.serving.retiring import VERSIONS_MAX
 from headrace.serving.standings import Standing
@@ -17,6 +18,9 @@ from headrace.serving.statistics import merged
 GONE_MAX = 64
 # A replica without a last word is gone when it was silent for so long: Serve has ended it long before.
 SILENT_S_MAX = 600.0
+# What a replica without a last word had not answered counts as lost when it was silent for so long, which is twenty
+# reports; until it reports again, should it have been stopped only.
+LOST_S = 10.0
 # What that sum is called, in place of a replica.
 EARLIER = "earlier"
 
@@ -75,6 +79,15 @@ class ReplicaLedgers:
     def of(self, model: str) -> list[ReplicaLedger]:
         """Those of one model, oldest replica first; what is not told apart any more is one, which is final."""
         return [ledger for ledger, _ in self._known.get(model, {}).values()]
+
+    def books(self, model: str) -> Books:
+        """The books of one model: what a replica that is gone had not answered is lost."""
+        silent_since = self._clock() - LOST_S
+        total = Books()
+        for ledger, heard in self._known.get(model, {}).values():
+            books = Books.of_stats(ledger.stats)
+            total += books.closed() if ledger.final or heard < silent_since else books
+        return total
 
     @property
     def models(self) -> tuple[str, ...]:

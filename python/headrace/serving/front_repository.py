@@ -13,7 +13,7 @@ from ray import serve
 from headrace.config import DeployedModel
 from headrace.errors import BackendUnavailable, ExecutionError, ModelError, NotFound
 from headrace.serving.assignment import Assignments, Edition
-from headrace.serving.host import ModelState
+from headrace.serving.model_state import ModelState, stuck_in_replicas, tried_by_replicas
 
 log = logging.getLogger("headrace.serving")
 
@@ -101,10 +101,12 @@ class DeployedRepository:
         found = [ModelState(name, str(version), state, reason) for version in versions]
         status = self._front.assignments.status(name)
         if (candidate := status.get("candidate")) is not None:
-            found.append(ModelState(name, candidate["version"], "LOADING", describe(candidate)))
+            found.append(tried_by_replicas(name, candidate))
+        left = {version: stuck_in_replicas(count) for version, count in status.get("stuck", {}).items()}
         if (gone := status.get("rolled_back")) is not None:
-            found.append(ModelState(name, gone["version"], "UNAVAILABLE", f"was rolled back: {gone['reason']}"))
-        return found
+            why = [f"was rolled back: {gone['reason']}", *filter(None, [left.pop(gone["version"], "")])]
+            found.append(ModelState(name, gone["version"], "UNAVAILABLE", "; ".join(why)))
+        return found + [ModelState(name, version, "UNAVAILABLE", why) for version, why in sorted(left.items())]
 
     def _unloaded_state(self, name: str) -> ModelState:
         if name in self._starting:
@@ -269,11 +271,3 @@ class DeployedRepository:
         application = (await asyncio.to_thread(serve.status)).applications.get(name)
         states = [] if application is None else [one.replica_states for one in application.deployments.values()]
         return sum(sum(state.values()) for state in states)
-
-
-def describe(candidate: dict[str, Any]) -> str:
-    """The candidate of `Assignments.status`, for people."""
-    if candidate["state"] == "loading":
-        return f"is being loaded by {candidate['replicas']} replicas"
-    counts = ", ".join(f"{key} {value:g}" for key, value in candidate["candidate"].items())
-    return f"on trial as a {candidate['mode']} in {candidate['replicas']} replicas: {candidate['decision']} ({counts})"

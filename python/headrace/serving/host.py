@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from headrace.config import ModelConfig, ModelSettings
+from headrace.config import ModelConfig
 from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, NotFound, ParityError
-from headrace.observe.ledger import Books, totals
-from headrace.observe.ledger import create as create_ledger
-from headrace.observe.ledger import read as read_ledger
+from headrace.observe.ledger import Books
+from headrace.serving import model_state
+from headrace.serving.loading import Loader, source_of
+from headrace.serving.model_state import ModelState
 from headrace.serving.opening import OpenBatcher, OpenEngine, open_batcher, open_engine
 from headrace.serving.retiring import Retiring
 from headrace.serving.rollout import Trial
 from headrace.serving.served import Route, ServedModel
 from headrace.serving.statistics import merged, statistics
-from headrace.serving.version_files import version_files
-from headrace.serving.warmup import warmup_request
 
 __all__ = ["ModelHost", "OpenBatcher", "OpenEngine", "Route", "ServedModel", "open_batcher", "open_engine"]
 
 log = logging.getLogger("headrace.serving")
-
-
-class ModelState(NamedTuple):
-    """A version in the repository index: READY, LOADING or UNAVAILABLE, and why."""
-
-    name: str
-    version: str
-    state: str
-    reason: str
 
 
 class ModelHost:
@@ -48,6 +38,9 @@ class ModelHost:
         engine_opener: Makes an Engine of a model file; tests put their own here.
         batcher_opener: Makes a Batcher of an Engine; tests put their own here.
         ledger: Folder of the request ledger on disk; None for books that end with the process.
+
+    Attributes:
+        ledger: As above.
     """
 
     def __init__(
@@ -60,14 +53,15 @@ class ModelHost:
     ) -> None:
         self._models = {config.name: config for config in models}
         self._served: dict[str, dict[int, ServedModel]] = {config.name: {} for config in models}
-        self._engine_opener = engine_opener
-        self._batcher_opener = batcher_opener
-        self._ledger = ledger
+        self._loader = Loader(engine_opener, batcher_opener, ledger)
+        self.ledger = ledger
         self._draining = False
         self._retiring = Retiring()
         # (model, version) -> why it was loaded and yet is not served.
         self._refused: dict[tuple[str, int], str] = {}
         self._trials: dict[str, Trial[ServedModel]] = {}
+        # Model on trial -> every version that was opened for it: more than one may be new.
+        self._on_trial: dict[str, dict[int, ServedModel]] = {}
         self.infer_routes: dict[str, Route] = {}
 
     def load(self, progress: Callable[[str], None] | None = None) -> None:
@@ -91,7 +85,7 @@ class ModelHost:
                 if progress is not None:
                     progress(f"{name} version {version}")
                 try:
-                    served = self._open(config, version)
+                    served = self._loader.open(config, version)
                 except ParityError as error:
                     log.error("model %s version %d is not served: %s", name, version, error)
                     self._refused[name, version] = str(error)
@@ -121,10 +115,10 @@ class ModelHost:
         try:
             for version, path in config.files.items():
                 kept = current.get(version)
-                if kept is not None and kept.source == _source(version, path, config.settings):
+                if kept is not None and kept.source == source_of(version, path, config.settings):
                     opened[version] = kept
                 else:
-                    opened[version] = self._open(config, version)
+                    opened[version] = self._loader.open(config, version)
                 if given_up():
                     raise BackendUnavailable(f"model {config.name!r}: got a load that was given up, expected it wanted")
         except BaseException:
@@ -148,7 +142,7 @@ class ModelHost:
         self._models = {**self._models, name: config}
         leaving = self._retiring.enter(replaced)  # before it leaves what serves: see `_current`
         self._served = {**self._served, name: opened}
-        self._trials = {other: trial for other, trial in self._trials.items() if other != name}
+        self._forget_trial(name)
         self._publish()
         return leaving
 
@@ -166,6 +160,7 @@ class ModelHost:
                 f"{running.version}, expected the same for a {candidate.settings.rollout.mode} (or mode 'replace')"
             )
         trial = Trial(candidate.settings.rollout, running, candidate)
+        self._on_trial = {**self._on_trial, name: opened}
         self._trials = {**self._trials, name: trial}
         self._publish()
         return trial
@@ -174,6 +169,14 @@ class ModelHost:
         """The trial of a model, if there is one."""
         return self._trials.get(name)
 
+    def on_trial(self, name: str) -> dict[int, ServedModel]:
+        """Every version that was opened for a model's trial, if there is one."""
+        return self._on_trial.get(name, {})
+
+    def _forget_trial(self, name: str) -> None:
+        self._trials = {other: trial for other, trial in self._trials.items() if other != name}
+        self._on_trial = {other: opened for other, opened in self._on_trial.items() if other != name}
+
     def give_up(self, name: str, opened: dict[int, ServedModel]) -> list[ServedModel]:
         """Ends a trial, or what would have been one. Call it on the event loop.
 
@@ -181,7 +184,7 @@ class ModelHost:
             What `prepare` made and nobody needs, for `retire`.
         """
         leaving = self.unused(name, opened)
-        self._trials = {other: trial for other, trial in self._trials.items() if other != name}
+        self._forget_trial(name)
         self._publish()
         return leaving
 
@@ -201,13 +204,11 @@ class ModelHost:
         """
         if name not in self._models:
             raise NotFound(f"model: got {name[:128]!r}, expected one of {', '.join(self._models)}")
-        leaving = list(self._served[name].values())
-        if (trial := self._trials.get(name)) is not None:
-            leaving.append(trial.candidate)
+        leaving = _each_once(self._served[name].values(), self.on_trial(name).values())
         self._retiring.enter(leaving)
         self._models = {other: config for other, config in self._models.items() if other != name}
         self._served = {other: loaded for other, loaded in self._served.items() if other != name}
-        self._trials = {other: trial for other, trial in self._trials.items() if other != name}
+        self._forget_trial(name)
         self._publish()
         return leaving
 
@@ -222,29 +223,6 @@ class ModelHost:
             HeadraceError: What closing raised, after all were tried.
         """
         self._retiring.retire(models, wait_s)
-
-    def _open(self, config: ModelConfig, version: int) -> ServedModel:
-        path = config.files[version]
-        source = _source(version, path, config.settings)
-        try:
-            engine = self._engine_opener(path, config.settings)
-        except ParityError:
-            raise  # `find` says which model it is of
-        except HeadraceError as error:
-            error.args = (f"model {config.name!r} version {version} ({path}): {error}", *error.args[1:])
-            raise
-        try:
-            engine.run_batch([warmup_request(engine.signature, path.parent.parent)])
-            if self._ledger is None:
-                batcher = self._batcher_opener(engine, config.settings)
-            else:
-                fd = create_ledger(self._ledger, config.name, str(version))
-                batcher = self._batcher_opener(engine, config.settings, ledger_fd=fd)
-        except BaseException:
-            engine.close()
-            raise
-        log.info("loaded model %s version %d: %s", config.name, version, engine.plan)
-        return ServedModel(config, version, engine, batcher, source)
 
     def _publish(self) -> None:
         """Rebuilds the routes in one assignment, so a request sees the old ones or the new ones."""
@@ -340,29 +318,22 @@ class ModelHost:
                 state = "READY" if version in self._served[name] else "UNAVAILABLE" if reason else "LOADING"
                 found.append(ModelState(name, str(version), state, reason or ""))
             if (trial := self._trials.get(name)) is not None:
-                status = trial.status()
-                reason = _on_trial(status) + (", stuck in a batch" if _hangs(trial.candidate) else "")
-                found.append(ModelState(name, status["candidate"]["version"], "LOADING", reason))
-        stuck = "out of service, and stuck in a batch: what it holds is free when the process ends"
-        found += [ModelState(one.name, one.version, "UNAVAILABLE", stuck) for one in self._retiring if _hangs(one)]
-        return found
+                found.append(model_state.tried(trial))
+        return found + [model_state.stuck(served) for served in self.stuck()]
+
+    def stuck(self) -> list[ServedModel]:
+        """Versions that are out of service and cannot be closed, because a Batch of theirs does not end."""
+        return [served for served in self._retiring if served.hangs]
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """The ledger of every loaded version, by ``NAME/VERSION``."""
-        return {
-            f"{served.name}/{served.version}": {**served.batcher.stats(), "rejected": served.rejected}
-            for served in self
-        }
+        return {str(served): {**served.batcher.stats(), "rejected": served.rejected} for served in self}
 
     def statistics(self) -> list[dict[str, Any]]:
         """The protocol's statistics of every version, with those of versions that it has closed."""
         current = self._current()
         retiring, closed = self._retiring.statistics()
         return merged([*closed, *(statistics(served) for served in _each_once(current, retiring))])
-
-    def ledger(self) -> dict[str, Books]:
-        """The books of each model: of every process that kept them in the same folder, or else of this one alone."""
-        return self.books() if self._ledger is None else totals(read_ledger(self._ledger))
 
     def books(self) -> dict[str, Books]:
         """The books of each model in this process, with those of the versions that it has closed."""
@@ -379,8 +350,8 @@ class ModelHost:
         Versions go from trial to serving to closing, and are entered in the next before they leave the last: read in
         this order, none is missed on whatever thread, though one may be found twice.
         """
-        trials = [trial.candidate for trial in self._trials.values()]
-        return [*trials, *(served for versions in self._served.values() for served in versions.values())]
+        tried = [served for opened in self._on_trial.values() for served in opened.values()]
+        return [*tried, *(served for versions in self._served.values() for served in versions.values())]
 
     def stalled(self) -> list[str]:
         """Versions that callers wait for and whose running Batch has taken longer than their `stall_s`.
@@ -393,11 +364,15 @@ class ModelHost:
         """
         serving = [served for versions in self._served.values() for served in versions.values()]
         leaving = [served for served in self._retiring if served.users]
-        return [_named(served) for served in _each_once(serving, leaving) if _hangs(served)]
+        return [str(served) for served in _each_once(serving, leaving) if served.hangs]
 
     def hanging(self) -> list[str]:
         """Every version with a Batch that has run for longer than its `stall_s`, tried ones included."""
-        return [_named(served) for served in _each_once(self._current(), self._retiring) if _hangs(served)]
+        return [str(served) for served in _each_once(self._current(), self._retiring) if served.hangs]
+
+    def closing(self) -> list[str]:
+        """Every version that answers nobody new and is not closed yet."""
+        return [str(served) for served in self._retiring]
 
     def drain(self) -> None:
         """Makes readiness false, so that whoever routes traffic here stops. Requests are still answered."""
@@ -414,49 +389,21 @@ class ModelHost:
     def close(self) -> None:
         """Unloads everything, and waits for what is being closed already.
 
-        Every error is logged, the first one is raised after all were tried.
+        Every error is logged, the first one is raised after all were tried. What hangs comes last.
         """
         self.drain()
         failure: HeadraceError | None = None
-        for name in list(self._models):
+        leaving = [served for name in list(self._models) for served in self.withdraw(name)]
+        for served in sorted(leaving, key=lambda one: one.hangs):
             try:
-                self.unload(name)
+                self.retire([served])
             except HeadraceError as error:
-                log.error("could not close model %s: %s", name, error)
+                log.error("could not close model %s: %s", served, error)
                 failure = failure or error
         self._retiring.finish()
         if failure is not None:
             raise failure
 
 
-def _on_trial(status: dict[str, Any]) -> str:
-    counts = ", ".join(f"{key} {value:g}" for key, value in status["candidate"].items() if key != "version")
-    return f"on trial as a {status['mode']} with {status['share']:.0%} of the requests: {status['state']} ({counts})"
-
-
-def made_from(config: ModelConfig, opened: Mapping[int, ServedModel]) -> bool:
-    """Whether what was opened is just what lies there now. Blocking."""
-    return config.files.keys() == opened.keys() and all(
-        opened[version].source == _source(version, path, config.settings) for version, path in config.files.items()
-    )
-
-
-def _source(version: int, path: Path, settings: ModelSettings) -> object:
-    """What a version is made from: its settings, and the names, sizes and times of its files."""
-    try:
-        found = [(name, file.stat()) for name, file in version_files(version, path)]
-    except OSError:
-        return object()  # equal to nothing: the opener will say what is wrong
-    return settings, path, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
-
-
 def _each_once(*groups: Iterable[ServedModel]) -> list[ServedModel]:
     return list(dict.fromkeys(chain.from_iterable(groups)))
-
-
-def _named(served: ServedModel) -> str:
-    return f"{served.name}/{served.version}"
-
-
-def _hangs(served: ServedModel) -> bool:
-    return bool(served.batcher.stats().get("running_s", 0.0) > served.settings.stall_s)

@@ -26,6 +26,7 @@ from headrace.errors import ExecutionError
 from headrace.serving.app import OipApp
 from headrace.serving.autoscaling import METRIC_CAPACITY
 from headrace.serving.body import CALLER_HEADER
+from headrace.serving.closing import close_host
 from headrace.serving.follower import Follower
 from headrace.serving.front_ledgers import ReplicaLedger
 from headrace.serving.front_shared import FRONT, FRONT_DEPLOYMENT
@@ -39,6 +40,7 @@ from headrace.serving.load import LoadMeter, Room, queue_delay_s_max, sample
 from headrace.serving.ray_cluster import on_head
 from headrace.serving.ray_store import RayStore
 from headrace.serving.service import OipService
+from headrace.serving.standings import Standing
 from headrace.serving.starting import assigned, load_assigned
 
 log = logging.getLogger("headrace.serving")
@@ -48,6 +50,9 @@ LOOP_S_MAX = 5.0
 # How often a replica tells the front what it counted, and how long it waits to be heard.
 REPORT_S = 0.5
 REPORT_S_MAX = 2.0
+# How long its last words wait for copies of a trial that it has given up: with the report itself this must be less than
+# what Serve leaves it (`ray_build.CLOSE_S`).
+LAST_WORDS_S_MAX = 2.0
 
 
 class ModelReplica:
@@ -149,15 +154,16 @@ class ModelReplica:
             await asyncio.sleep(REPORT_S)
             await self._report(address)
 
-    async def _report(self, address: DoorAddress | None) -> None:
+    async def _report(self, address: DoorAddress | None, standing: Standing | None = None) -> None:
         """Tells the front what was counted, and follows what it answers. Without an answer all stays as it is.
 
         Args:
             address: Where requests are taken; None for the last report, when none are.
+            standing: How far it has followed its assignment; None for as far as it has now.
         """
         assert self._front is not None, "this is a bug: there is no front to report to"
         try:
-            ledger = self._ledger(final=address is None)
+            ledger = self._ledger(standing or self._follower.standing(), final=address is None)
             newer = await asyncio.wait_for(self._front.report.remote(ledger, address), REPORT_S_MAX)
             if newer is not None and address is not None:
                 self._follower.follow(newer)
@@ -166,14 +172,13 @@ class ModelReplica:
                 self._untold.add(type(error))
                 log.warning("model %s: the front was not told: %s: %s", self._name, type(error).__name__, error)
 
-    def _ledger(self, final: bool) -> ReplicaLedger:
+    def _ledger(self, standing: Standing, final: bool) -> ReplicaLedger:
         total: Counter[str] = Counter()
         for stats in self._host.stats().values():
             total.update({key: value for key, value in stats.items() if isinstance(value, int | float)})
         # With those of the versions that were closed.
         stats = dict(total) | vars(self._host.books()[self._name])
         versions = tuple(self._host.statistics())
-        standing = self._follower.standing()
         return ReplicaLedger(
             self._name, self._id, os.getpid(), stats, self._load, final, versions, standing, self._group, self._room()
         )
@@ -203,18 +208,24 @@ class ModelReplica:
 
     async def __del__(self) -> None:
         # Serve calls this once no request of its own is left, or its patience is at an end.
-        await self._thread.run(self._leave())
-        await asyncio.to_thread(self._host.close)
-        await asyncio.to_thread(self._thread.stop)
+        try:
+            await self._thread.run(self._leave())
+            await asyncio.to_thread(close_host, self._host)
+        finally:
+            await asyncio.to_thread(self._thread.stop)
 
     async def _leave(self) -> None:
-        """Answers what was accepted."""
+        """Answers what was accepted, gives up what is on trial, and says last what was counted of both."""
         await self._door.drain(self._leave_s)
         self._host.drain()
         if self._reporting is not None:
             self._reporting.cancel()
-            await self._report(None)
-        await self._follower.close()
+        standing = self._follower.standing()  # what a trial has shown, which ends with it
+        closing = asyncio.create_task(self._follower.close())
+        if self._front is not None:
+            await asyncio.wait({closing}, timeout=LAST_WORDS_S_MAX)
+            await self._report(None, standing)
+        await closing
 
 
 class ReplicaService(OipService):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from functools import partial
@@ -14,11 +15,21 @@ from typing import Any, Protocol
 import msgspec
 
 from headrace.config import ModelConfig, load_model_folder
-from headrace.errors import BackendUnavailable, ConfigError, HeadraceError, MalformedRequest, NotFound, NotOffered
+from headrace.errors import (
+    BackendUnavailable,
+    ConfigError,
+    HeadraceError,
+    MalformedRequest,
+    ModelError,
+    NotFound,
+    NotOffered,
+)
 from headrace.serving.aside import aside
 from headrace.serving.changing import end_trial, retire, take_over, tried_first
 from headrace.serving.decode import check_keys
-from headrace.serving.host import ModelHost, ModelState, ServedModel, made_from
+from headrace.serving.host import ModelHost, ServedModel
+from headrace.serving.loading import made_from
+from headrace.serving.model_state import ModelState
 from headrace.serving.rollout import Trial
 
 log = logging.getLogger("headrace.serving")
@@ -107,8 +118,6 @@ class ModelRepository:
         self._notes: dict[str, str] = {}
         self._loading: str | None = None
         self._preparing: asyncio.Future[tuple[ModelConfig, Opened | None]] | None = None
-        # Model on trial -> what was opened for it.
-        self._on_trial: dict[str, Opened] = {}
         # The loop alone would not keep them.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -131,9 +140,11 @@ class ModelRepository:
 
     def _folders(self) -> list[str]:
         try:
-            return sorted(entry.name for entry in self._root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+            names = [entry.name for entry in self._root.iterdir() if entry.is_dir() and entry.name[0] != "."]
         except OSError:
             return []
+        # As they can be told: none that is no UTF-8 is a model's.
+        return sorted(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
 
     async def load(self, name: str) -> None:
         """Reads a model's folder again, and serves what is there now.
@@ -180,6 +191,8 @@ class ModelRepository:
         async with self._change(name):
             config, opened = await self._open(name)
             if opened is None:
+                if self._host.trial(name) is None:  # it came to an end while its files were looked at
+                    raise ModelError(f"model {name!r}: {self._notes[name]}")
                 self._notes.pop(name, None)
                 return
             failure = None
@@ -205,8 +218,7 @@ class ModelRepository:
                 raise NotFound(f"repository: got model {name[:128]!r}, expected one of {', '.join(self._folders())}")
             self._loading = name
             try:
-                on_trial = self._on_trial.get(name, {}) if self._host.trial(name) else {}
-                self._preparing = aside("headrace-load", partial(self._prepare, name, on_trial))
+                self._preparing = aside("headrace-load", partial(self._prepare, name, self._host.on_trial(name)))
                 return await self._preparing
             except HeadraceError as error:
                 self._note(name, error)
@@ -239,7 +251,7 @@ class ModelRepository:
             leaving = await self._end_trial(name)
             leaving += self._host.swap(config, opened)
         else:
-            trial, before = self._host.trial(name), self._on_trial.get(name, {})
+            trial, before = self._host.trial(name), self._host.on_trial(name)
             self._begin_trial(config, opened)
             leaving = self._host.unused(name, before)
             if trial is not None:
@@ -251,7 +263,6 @@ class ModelRepository:
         """Puts what was opened on trial; raises as `ModelHost.begin_trial` does."""
         name = config.name
         trial = self._host.begin_trial(name, opened)
-        self._on_trial[name] = opened
         log.info("model %s version %s is on trial as a %s", name, trial.candidate.version, trial.settings.mode)
         task = asyncio.create_task(self._conclude(trial, config, opened))
         self._tasks.add(task)
@@ -274,7 +285,6 @@ class ModelRepository:
             return
         log.warning("model %s version %s: %s: %s", name, trial.candidate.version, decision.action, decision.reason)
         if decision.action == "promote":
-            self._on_trial.pop(name)
             leaving = await take_over(self._host, config, opened)
         else:
             self._notes[name] = f"version {trial.candidate.version} was rolled back: {decision.reason}"
@@ -283,7 +293,7 @@ class ModelRepository:
 
     async def _end_trial(self, name: str) -> list[ServedModel]:
         """Gives up the candidate of a model, if it has one; returns it for `retire`."""
-        return await end_trial(self._host, name, self._on_trial.pop(name)) if self._host.trial(name) else []
+        return await end_trial(self._host, name, self._host.on_trial(name)) if self._host.trial(name) else []
 
     def _note(self, name: str, error: HeadraceError) -> None:
         self._notes[name] = f"{type(error).__name__}: {error}"

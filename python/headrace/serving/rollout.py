@@ -7,6 +7,10 @@ decision.
 
 Where a deadline leaves no time for two attempts, because the running version needs more than half of it, the running
 version answers and a canary gets a copy too: it is judged, and no caller pays for it.
+
+One clock judges both. An answer of the running version that took longer than the candidate would have been waited for
+counts against it, though its caller gets it; a request that it is given for the second time, when half of the time is
+gone, counts for nothing. So a busy moment counts against both.
 """
 
 from __future__ import annotations
@@ -104,19 +108,21 @@ class Trial(Generic[V]):
         """
         chosen = self._choose()
         deadline_ms = self._deadline_ms(call, deadline_ms)
-        if not chosen or self.settings.mode == "shadow" or not self._fits_twice(deadline_ms):
-            result = await self._run(call, deadline_ms, caller)
+        twice = self.settings.mode == "canary" and self._fits_twice(deadline_ms)
+        patience_s = self._patience_s(deadline_ms if twice else None)
+        if not chosen or not twice:
+            result = await self._run(call, deadline_ms, caller, patience_s)
             if chosen:
-                self._shadow(call, result)
+                self._shadow(call, deadline_ms, result)
             return self.running, result
         started = perf_counter()
         try:
-            return self.candidate, await self._try(call, deadline_ms, caller)
+            return self.candidate, await self._try(call, deadline_ms, caller, patience_s)
         except Exception as error:
             if outcome(error) == "cancelled":
                 raise
         left_ms = None if deadline_ms is None else deadline_ms - 1e3 * (perf_counter() - started)
-        result = await self._run(call, left_ms, caller)
+        result = await self._run(call, left_ms, caller, None)
         # Only now: what the running version cannot answer either says nothing about the candidate.
         self._failed("candidate")
         return self.running, result
@@ -156,29 +162,42 @@ class Trial(Generic[V]):
         """Whether the running version would still be in time after the candidate's share of the time to a deadline."""
         return deadline_ms is None or self._takes_s <= (1 - CANARY_SHARE_OF_DEADLINE) * deadline_ms / 1e3
 
-    async def _try(self, call: InferCall, deadline_ms: float | None, caller: Hashable) -> Result:
-        """Has the candidate answer, in time for the running version to do so if it does not."""
+    def _patience_s(self, deadline_ms: float | None) -> float:
+        """For how long the candidate is waited for, so that the running version may still be in time for a deadline."""
         patience_s = self.candidate.settings.stall_s
-        if deadline_ms is not None:
-            deadline_ms *= CANARY_SHARE_OF_DEADLINE
-            patience_s = min(patience_s, deadline_ms / 1e3)
+        return patience_s if deadline_ms is None else min(patience_s, CANARY_SHARE_OF_DEADLINE * deadline_ms / 1e3)
+
+    async def _try(self, call: InferCall, deadline_ms: float | None, caller: Hashable, patience_s: float) -> Result:
+        """Has the candidate answer. It queues for the whole deadline, as the running version does."""
         started = perf_counter()
         result = await asyncio.wait_for(self.candidate.infer(call, deadline_ms, caller), patience_s)
         self._answered("candidate", perf_counter() - started)
         return result
 
-    async def _run(self, call: InferCall, deadline_ms: float | None, caller: Hashable) -> Result:
-        """Has the running version answer."""
+    async def _run(
+        self, call: InferCall, deadline_ms: float | None, caller: Hashable, patience_s: float | None
+    ) -> Result:
+        """Has the running version answer.
+
+        Args:
+            call: The request.
+            deadline_ms: Milliseconds to its deadline.
+            caller: Whose it is.
+            patience_s: Seconds after which an answer counts as a failure; None where nothing is counted.
+        """
         started = perf_counter()
         try:
             result = await self.running.infer(call, deadline_ms, caller)
         except Exception as error:
-            if outcome(error) in FAILURES:
+            if patience_s is not None and outcome(error) in FAILURES:
                 self._failed("running")
             raise
         took_s = perf_counter() - started
         self._takes_s = max(took_s, TAKES_DECAY * self._takes_s)
-        self._answered("running", took_s)
+        if patience_s is not None and took_s <= patience_s:
+            self._answered("running", took_s)
+        elif patience_s is not None:
+            self._failed("running")
         return result
 
     def _answered(self, role: str, took_s: float) -> None:
@@ -189,22 +208,20 @@ class Trial(Generic[V]):
         self.evidence[role].requests += 1
         self.evidence[role].failed += 1
 
-    def _shadow(self, call: InferCall, expected: Result) -> None:
+    def _shadow(self, call: InferCall, deadline_ms: float | None, expected: Result) -> None:
         size = _held_bytes(call.inputs) + _held_bytes(expected)
         if len(self._shadows) >= SHADOWS_MAX or self._copied + size > SHADOW_BYTES_MAX:
             self.evidence["candidate"].skipped += 1
             return
         self._copied += size
-        task = asyncio.create_task(self._copy(call, expected, size))
+        task = asyncio.create_task(self._copy(call, deadline_ms, expected, size))
         self._shadows.add(task)
         task.add_done_callback(self._shadows.discard)
 
-    async def _copy(self, call: InferCall, expected: Result, size: int) -> None:
-        """Has the candidate answer what the running version has answered."""
+    async def _copy(self, call: InferCall, deadline_ms: float | None, expected: Result, size: int) -> None:
+        """Has the candidate answer what the running version has answered, in the time that this had."""
         try:
-            started = perf_counter()
-            result = await asyncio.wait_for(self.candidate.infer(call, None, None), self.candidate.settings.stall_s)
-            self._answered("candidate", perf_counter() - started)
+            result = await self._try(call, deadline_ms, None, self._patience_s(None))
             if self.settings.mode == "shadow":
                 await self._compare(result, expected)
         except Exception as error:

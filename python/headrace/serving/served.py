@@ -88,6 +88,14 @@ class ServedModel:
             if config.settings.nonfinite != "allow" and "float" in spec.dtype
         )
 
+    def __str__(self) -> str:
+        return f"{self.name}/{self.version}"
+
+    @property
+    def hangs(self) -> bool:
+        """Whether a Batch of its has run for longer than `stall_s`."""
+        return bool(self.batcher.stats().get("running_s", 0.0) > self.settings.stall_s)
+
     async def infer(self, call: InferCall, deadline_ms: float | None = None, caller: Hashable = None) -> Result:
         """Runs one decoded request through the Batcher and the guards.
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from headrace.extras import needs
 from headrace.serving.app import OipApp
 from headrace.serving.aside import aside
 from headrace.serving.body import BODY_BYTES_MAX, CALLER_HEADER
+from headrace.serving.closing import close_host
 from headrace.serving.heap import settle
 from headrace.serving.host import ModelHost
 from headrace.serving.http.limits import sweep
@@ -26,8 +26,6 @@ from headrace.serving.service import OipService
 
 if TYPE_CHECKING:
     from headrace.serving.grpc_server import GrpcListener
-
-CLOSE_POLL_S = 0.5
 
 
 def run(
@@ -62,7 +60,7 @@ def run(
     Raises:
         ConfigError: The address and a port cannot be listened on.
         BackendUnavailable: gRPC is asked for, and not installed.
-        ExecutionError: A model is stuck in a Batch and could not be closed, or was loading when the second signal came;
+        ExecutionError: A model is stuck in a Batch or could not be closed, or was loading when the second signal came;
             its thread still runs.
         HeadraceError: A model could not be loaded.
     """
@@ -78,31 +76,6 @@ def run(
             _loop_runner(_serve(service, listener, grpc_port, on_ready, progress))
         finally:
             close_host(host)
-
-
-def close_host(host: ModelHost) -> None:
-    """Closes the host, unless a Batch that never ends would make that take for ever.
-
-    Raises:
-        ExecutionError: A model is stuck in a Batch and could not be closed; its thread still runs.
-        HeadraceError: What closing raised.
-    """
-    failures: list[Exception] = []
-
-    def close() -> None:
-        try:
-            host.close()
-        except Exception as error:
-            failures.append(error)
-
-    closing = threading.Thread(target=close, name="headrace-close", daemon=True)
-    closing.start()
-    while closing.is_alive():
-        closing.join(CLOSE_POLL_S)
-        if closing.is_alive() and (stalled := host.hanging()):
-            raise ExecutionError(f"close: got a Batch that does not end in {', '.join(stalled)}, expected it to")
-    if failures:
-        raise failures[0]
 
 
 def _loop_runner(main: object) -> None:

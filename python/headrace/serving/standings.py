@@ -6,6 +6,7 @@ is judged by its own evidence, and a candidate takes over only where no group th
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -38,6 +39,7 @@ class Standing:
         elapsed_s: Seconds since its trial began.
         running: What the running version did during the trial.
         candidate: What the candidate did.
+        stuck: Versions there that are out of service and cannot be closed, because a Batch of theirs does not end.
     """
 
     generation: int
@@ -46,6 +48,7 @@ class Standing:
     elapsed_s: float = 0.0
     running: Digest = field(default_factory=Digest)
     candidate: Digest = field(default_factory=Digest)
+    stuck: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class _Replica:
 
     group: str
     heard_s: float
+    stuck: tuple[str, ...] = ()
     standing: Standing | None = None
     final: bool = False
 
@@ -87,27 +91,28 @@ class Standings:
         """Begins a generation: who is there still is, and nobody has followed it yet."""
         self._asked_s.clear()
         self._replicas = {
-            name: _Replica(one.group, one.heard_s) for name, one in self._replicas.items() if not one.final
+            name: _Replica(one.group, one.heard_s, one.stuck) for name, one in self._replicas.items() if not one.final
         }
 
-    def note(self, replica: str, group: str, standing: Standing | None, now_s: float, final: bool) -> None:
+    def note(self, replica: str, group: str, standing: Standing, follows: bool, now_s: float, final: bool) -> None:
         """Notes what a replica reported; what arrives after its last words was said before them.
 
         Args:
             replica: Which.
             group: Its group's name; "" where there are none.
-            standing: How far it has come; None where it has not heard of the present generation yet.
+            standing: How far it has come.
+            follows: Whether that is of the present generation; it has not heard of that yet otherwise.
             now_s: The time.
             final: Whether these were its last words.
         """
         known = self._replicas.get(replica)
         if known is not None and known.final:
             return
-        if standing is not None and standing.state == "trial":
+        if follows and standing.state == "trial":
             before = None if known is None else known.standing
             if before is None or before.state != "trial" or standing.candidate.requests > before.candidate.requests:
                 self._asked_s[group] = now_s
-        self._replicas[replica] = _Replica(group, now_s, standing, final)
+        self._replicas[replica] = _Replica(group, now_s, standing.stuck, standing if follows else None, final)
 
     def prune(self, now_s: float) -> None:
         """Forgets the replicas that are gone, where there is no candidate to judge by what they saw."""
@@ -117,6 +122,10 @@ class Standings:
     def known(self) -> list[Standing]:
         """Those in the present generation."""
         return [one.standing for one in self._replicas.values() if one.standing is not None]
+
+    def stuck(self, now_s: float) -> dict[str, int]:
+        """Versions that are stuck out of service, and in how many replicas."""
+        return dict(Counter(v for one in self._replicas.values() if one.is_here(now_s) for v in one.stuck))
 
     def pooled(self) -> tuple[Digest, Digest]:
         """What the running version and the candidate did in all groups together, for people: it decides nothing."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -80,6 +82,11 @@ def test_an_update_and_a_look_that_fail_take_nothing_away(monkeypatch: pytest.Mo
     ]
     assert {"event": "replicas", "value": {"tiny": {"RUNNING": 1}}} in events
     assert deployment.stopped
+
+
+def test_a_difference_without_bound_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._say_json("rollout", {"candidate": {"worst": math.inf}})
+    assert msgspec.json.decode(capsys.readouterr().out) == {"event": "rollout", "value": {"candidate": {"worst": None}}}
 
 
 def test_a_ray_that_never_answers_again_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ class Replica:
                 gate.wait(20)
             return opener(path, settings)
 
-        self.host._engine_opener = open_late
+        self.host._loader.engine_opener = open_late
         return gate
 
     async def ask(self) -> str:

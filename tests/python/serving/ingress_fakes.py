@@ -55,6 +55,10 @@ class Replica:
         return len(self.served.engines[0].computed)
 
 
+async def _no_books() -> dict[str, Books]:
+    return {"doubler": Books()}
+
+
 class Deployment:
     """A front, and the replicas that Serve would start when it is asked for one."""
 
@@ -64,7 +68,7 @@ class Deployment:
         self.groups_woken: list[str] = []
         self.pool = Pool("doubler", self.wake)
         self.service = OipService(ModelHost([]), body_bytes_max=8 << 20)
-        self.front = FrontApp(lambda: {"doubler": Books()}, self.service, {"doubler": self.pool})
+        self.front = FrontApp(_no_books, self.service, {"doubler": self.pool})
         self.calls = FrontGrpcApp(self.service, {"doubler": self.pool})
 
     async def wake(self, group: str) -> tuple[str, DoorAddress]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from following_fakes import TRIAL, Cluster, Replica
+from serving_fakes import FakeBatcher
 
+from headrace.observe.ledger import Books
 from headrace.serving import assignment, follower
 from headrace.serving.assignment import Assignments
 from headrace.serving.standings import Standing
@@ -130,7 +137,7 @@ async def test_a_replica_that_cannot_follow_says_so_and_serves_on(tmp_path: Path
     cluster = Cluster(tmp_path, replicas=2)
     # Loads in one replica, which decides it, and not in the other.
     cluster.replicas[1].open = lambda path, settings: 1 / 0  # type: ignore[assignment, method-assign]
-    cluster.replicas[1].host._engine_opener = cluster.replicas[1].open
+    cluster.replicas[1].host._loader.engine_opener = cluster.replicas[1].open
     cluster.put(2)
     cluster.assignments.bring("doubler", cluster.edition())
     lagging = cluster.replicas.pop()
@@ -170,11 +177,14 @@ async def test_a_version_that_hangs_while_it_is_opened_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(follower, "OPEN_S_MAX", 0.2)
+    # It must not take a thread away from what else needs one: one such version after the other would take them all.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     cluster = Cluster(tmp_path, replicas=2)
     gates = [one.hang() for one in cluster.replicas]
     cluster.put(2, "hanging")
     cluster.deploy()
-    await cluster.settle()
+    async with asyncio.timeout(15):
+        await cluster.settle()
     assert "got no end of opening it" in cluster.assignments.status("doubler")["rolled_back"]["reason"]
     assert not any(one.follower.broken for one in cluster.replicas), "what serves goes on"
     cluster.put(2, "a model")
@@ -186,6 +196,58 @@ async def test_a_version_that_hangs_while_it_is_opened_holds_up_no_other(
         gate.set()
     late = lambda: [(len(one.engines), one.open_engines) for one in cluster.replicas]  # noqa: E731
     await cluster.settle(until=lambda: late() == [(3, 1), (3, 1)] and cluster.quiet())
+    await cluster.close()
+
+
+async def test_a_version_that_does_not_close_does_not_keep_a_replica_from_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(follower, "CLOSE_S_MAX", 0.1)
+    cluster = Cluster(tmp_path, replicas=1)
+    (one,) = cluster.replicas
+    hanging, may = one.engines[0], threading.Event()
+    monkeypatch.setattr(hanging, "close", may.wait)
+    cluster.put(2)
+    cluster.deploy()
+    await cluster.settle(until=lambda: cluster.serving == ["2"])
+    async with asyncio.timeout(10):
+        await one.follower.close()
+    assert "given up: closing doubler/1" in caplog.text
+    assert one.host.closing() == ["doubler/1"]
+    hanging.closed = True
+    may.set()
+    await cluster.close()
+
+
+async def test_a_candidate_that_hangs_is_shown_until_it_is_let_go(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, replicas=3)
+    cluster.put(2, mode="canary", share=0.5, **TRIAL | {"min_requests": 10**6})
+    cluster.deploy()
+    await cluster.settle(1, lambda: all(one.host.trial("doubler") for one in cluster.replicas))
+    ends = []
+    for one in cluster.replicas[:2]:
+        trial, may = one.host.trial("doubler"), threading.Event()
+        assert trial is not None
+        assert isinstance(trial.candidate.batcher, FakeBatcher)
+        trial.candidate.batcher.running_s = 100.0
+        trial.candidate.batcher.close = may.wait  # type: ignore[method-assign]
+        ends.append(may)
+    cluster.assignments.bring("doubler", cluster.assignments.get("doubler").running)  # type: ignore[union-attr]
+
+    def stuck() -> object:
+        return cluster.assignments.status("doubler").get("stuck")
+
+    await cluster.settle(0, lambda: stuck() == {"2": 2})
+    cluster.put(3, mode="replace")
+    cluster.deploy()
+    await cluster.settle(0, lambda: cluster.serving == ["3"] * 3)
+    assert stuck() == {"2": 2}, "what came after it changes nothing"
+    gone = cluster.replicas[1]
+    cluster.assignments.report("doubler", gone.name, gone.follower.standing(), final=True)
+    assert stuck() == {"2": 1}
+    for may in ends:
+        may.set()
+    await cluster.settle(0, lambda: not stuck())
     await cluster.close()
 
 
@@ -201,6 +263,58 @@ async def test_only_settings_or_only_contents_are_a_change_too(tmp_path: Path) -
     cluster.deploy()
     await cluster.settle()
     assert [one.host.find("doubler").settings.max_queue for one in cluster.replicas] == [7] * 3
+    await cluster.close()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_the_last_words_of_a_replica_count_the_copies_that_it_gave_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    pytest.importorskip("ray", reason="the Ray extra is not installed")
+    from headrace.serving import ray_app
+
+    monkeypatch.setattr(ray_app, "LAST_WORDS_S_MAX", 0.2 if hangs else 10.0)
+    cluster = Cluster(tmp_path, replicas=1)
+    cluster.put(2, mode="shadow", share=1.0, **TRIAL | {"min_requests": 10**6})
+    cluster.deploy()
+    await cluster.settle(0, lambda: cluster.replicas[0].host.trial("doubler") is not None)
+    (one,) = cluster.replicas
+    gate = one.engines[1].gate
+    gate.clear()
+    for _ in range(5):
+        await one.ask()
+    await asyncio.sleep(0.02)
+    assert one.host.books()["doubler"].queued == 5
+    told: list[Any] = []
+
+    async def report(ledger: Any, address: Any) -> None:
+        told.append(ledger)
+
+    class Leaving(ray_app.ModelReplica):
+        __init__ = object.__init__  # type: ignore[assignment]
+        __del__ = None  # type: ignore[assignment]
+
+    replica: Any = Leaving()
+    replica._name, replica._id, replica._group, replica._leave_s = "doubler", "0", "", 0.0
+    replica._load, replica._untold, replica._host, replica._follower = {}, set(), one.host, one.follower
+    replica._front = SimpleNamespace(report=SimpleNamespace(remote=report))
+    replica._reporting = asyncio.create_task(asyncio.sleep(60))
+    replica._door = SimpleNamespace(drain=lambda seconds: asyncio.sleep(0))
+    if not hangs:
+        asyncio.get_running_loop().call_later(0.1, gate.set)
+    leaving = asyncio.create_task(replica._leave())
+    async with asyncio.timeout(5):
+        while not told:
+            await asyncio.sleep(0.01)
+        (last,) = told
+        assert last.final
+        assert last.standing.state == "trial", "what the trial has shown is told, though it is over"
+        books = Books.of_stats(last.stats)
+        assert books.accepted == 10
+        assert books.balanced
+        assert books.queued == 0 or hangs, "nobody will count what ends later"
+        gate.set()
+        await leaving
     await cluster.close()
 
 

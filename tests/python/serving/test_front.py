@@ -13,9 +13,10 @@ from msgspec.structs import replace
 from serving_fakes import acall, make_served, rows
 
 from headrace.config import ModelConfig, ModelSettings
+from headrace.observe.ledger import Books
 from headrace.serving.assignment import Edition
 from headrace.serving.front_grpc import FrontGrpcApp
-from headrace.serving.front_ledgers import EARLIER, GONE_MAX, ReplicaLedger, ReplicaLedgers
+from headrace.serving.front_ledgers import EARLIER, GONE_MAX, LOST_S, ReplicaLedger, ReplicaLedgers
 from headrace.serving.front_ready import FRESH_S, Readiness
 from headrace.serving.grpc_app import CallInfo, Refusal
 from headrace.serving.ingress.pool import Pool
@@ -124,9 +125,29 @@ async def test_reports_that_fail_are_logged_once_for_each_kind(caplog: Any) -> N
     replica: Any = ModelReplica.__new__(ModelReplica)
     replica._name, replica._front, replica._untold = "doubler", object(), set()
     for error in (KeyError("one"), KeyError("two"), OSError("three")):
-        replica._ledger = lambda final, error=error: (_ for _ in ()).throw(error)
-        await replica._report(None)
+        replica._ledger = lambda standing, final, error=error: (_ for _ in ()).throw(error)
+        await replica._report(None, Standing(1))
     assert [record.getMessage().split(": ", 2)[2] for record in caplog.records] == ["KeyError: 'one'", "OSError: three"]
+
+
+async def test_the_books_of_replicas_that_are_gone_close() -> None:
+    seconds = 0.0
+    ledgers = ReplicaLedgers(lambda: seconds)
+    none = dict.fromkeys(("refused", "failed", "expired", "cancelled"), 0)
+    for name in ("killed", "stopped", "alive"):
+        ledgers.note(ReplicaLedger("m", name, 1, {"accepted": 5, "ok": 3, "queued": 2, **none}, {}, False))
+    ledgers.note(ReplicaLedger("m", "left", 1, {"accepted": 2, "ok": 1, "queued": 1, **none}, {}, True))
+    assert ledgers.books("m") == Books(accepted=17, ok=10, queued=6, lost=1)
+    seconds = LOST_S + 0.1
+    ledgers.note(ReplicaLedger("m", "alive", 1, {"accepted": 6, "ok": 4, "queued": 2, **none}, {}, False))
+    assert ledgers.books("m") == Books(accepted=18, ok=11, queued=2, lost=5)
+    ledgers.note(ReplicaLedger("m", "stopped", 1, {"accepted": 5, "ok": 5, "queued": 0, **none}, {}, False))
+    assert ledgers.books("m") == Books(accepted=18, ok=13, queued=2, lost=3), "it was only stopped"
+    for number in range(GONE_MAX + 5):
+        seconds += LOST_S * 2
+        ledgers.note(ReplicaLedger("m", str(number), 1, {"accepted": 1, "ok": 1, "queued": 0, **none}, {}, True))
+    assert EARLIER in [one.replica for one in ledgers.of("m")]
+    assert ledgers.books("m") == Books(accepted=87, ok=82, lost=5)
 
 
 async def test_what_many_gone_replicas_counted_is_kept_in_one_sum() -> None:

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("ray", reason="the Ray extra is not installed")
 
 from ingress_fakes import INFER, Replica, front_state
+from msgspec.structs import replace
 from serving_fakes import acall, rows
 
 from headrace.config import AutoscalingConfig, DeployedModel, ModelSource, load_source
@@ -27,6 +28,7 @@ from headrace.serving.front_ledgers import ReplicaLedger
 from headrace.serving.grpc_app import CallInfo, Refusal
 from headrace.serving.ingress.door import DoorAddress
 from headrace.serving.messages import RPCS
+from headrace.serving.standings import Standing
 
 TOKEN = "a-token-for-tests-only"
 SCALING = AutoscalingConfig(min_replicas=2, max_replicas=7, leave_s=3.0)
@@ -157,7 +159,7 @@ async def test_an_unload_answers_what_was_accepted_and_a_load_starts_anew(
     assert (await unloading).status == 200
 
     assert not deployment.serve.running
-    (books,) = deployment.front.books().values()
+    (books,) = (await deployment.front.books()).values()
     assert books.balanced
     assert (books.accepted, books.ok, books.queued) == (2, 2, 0)
     assert await deployment.index() == [("", "UNAVAILABLE", "unloaded")]
@@ -263,6 +265,26 @@ async def test_a_load_that_meets_an_unload_leaves_the_model_as_the_store_says(
     assert not deployment.serve.running
     assert Assignment.decode(deployment.store["doubler"]).unloaded
     assert await deployment.index() == [("", "UNAVAILABLE", "unloaded")]
+    await deployment.front.stop()
+
+
+async def test_the_index_shows_what_is_stuck_out_of_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment = Deployment(tmp_path, monkeypatch)
+    await deployment.start_front()
+    assignments = deployment.front.assignments
+    first = assignments.get("doubler").running
+    standing = Standing(assignments.bring("doubler", replace(first, contents="changed")).generation, "failed", "bad")
+    assignments.report("doubler", "0", standing)
+    assert assignments.status("doubler")["rolled_back"]["reason"] == "bad"
+    later = assignments.get("doubler").generation
+    assignments.report("doubler", "0", Standing(later, stuck=("1", "7")))
+    assignments.report("doubler", "1", Standing(later, stuck=("7",)))
+    stuck = "out of service, and stuck in a batch in {}: what it holds there is free when the replica ends"
+    assert await deployment.index() == [
+        ("1", "READY", ""),
+        ("1", "UNAVAILABLE", f"was rolled back: bad; {stuck.format('1 replica')}"),
+        ("7", "UNAVAILABLE", stuck.format("2 replicas")),
+    ]
     await deployment.front.stop()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from onnx import TensorProto, helper
 from serving_fakes import DOUBLER, MIRROR, FakeBatcher, FakeEngine, make_config, make_served
 
 import headrace
-from headrace.config import ModelSettings, load_repository
+from headrace.config import ModelSettings, RolloutSettings, load_repository
 from headrace.engine import Engine
 from headrace.errors import BackendUnavailable, ConfigError, ExecutionError, NotFound, StalePlan
+from headrace.serving.closing import close_host
 from headrace.serving.host import ModelHost, open_engine
 from headrace.serving.warmup import warmup_request
 
@@ -97,6 +99,29 @@ def test_unload_takes_the_model_away_and_closes_it() -> None:
         served.host.find("doubler")
     with pytest.raises(NotFound):
         served.host.unload("doubler")
+
+
+def test_every_version_that_was_opened_for_a_trial_is_closed_with_the_host() -> None:
+    served = make_served(make_config())
+    # Version 2 lies between what runs and what is tried; the file of version 1 was replaced in its place, too.
+    config = make_config(versions=(1, 2, 3), rollout=RolloutSettings(mode="canary"))
+    served.host.begin_trial("doubler", served.host.prepare(config))
+    assert len(served.engines) == 4
+    served.host.close()
+    assert all(engine.closed for engine in served.engines)
+
+
+def test_a_version_that_hangs_is_closed_after_all_others() -> None:
+    served = make_served(make_config("hanging"), make_config())
+    ended = threading.Event()
+    served.batchers[0].close = ended.wait  # type: ignore[method-assign]
+    served.batchers[0].running_s = 100.0
+    try:
+        with pytest.raises(ExecutionError, match="got a Batch that does not end in hanging/1"):
+            close_host(served.host)
+        assert [engine.closed for engine in served.engines] == [False, True]
+    finally:
+        ended.set()
 
 
 def test_the_warm_up_request_fits_the_signature() -> None:

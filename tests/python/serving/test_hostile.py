@@ -151,6 +151,7 @@ PATHS = {
     "broken UTF-8": "/v2/models/%ff%fe/infer",
     "half an escape": "/v2/models/credit%/infer",
     "another alphabet": "/v2/models/" + "%D1%81redit/infer",
+    "an escaped slash": "/v2/models/credit%2Fversions%2F1/infer",
     "8000 letters": "/v2/models/" + "a" * 8000 + "/infer",
     "a version that is none": "/v2/models/credit/versions/-1/infer",
     "a version of 5000 digits": "/v2/models/credit/versions/" + "9" * 5000 + "/infer",

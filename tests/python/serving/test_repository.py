@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc.aio as triton
 from serving_fakes import DOUBLER, MIRROR, Answer, Served, acall, make_config, make_served, rows
 
-from headrace.config import ModelSettings, load_repository
+from headrace.config import ModelConfig, ModelSettings, load_repository
 from headrace.errors import ConfigError
 from headrace.serving import grpc_server, repository
 from headrace.serving.grpc_app import GrpcApp
@@ -347,13 +347,13 @@ async def test_a_canary_that_fails_is_rolled_back_and_nobody_notices(tmp_path: P
 @contextlib.asynccontextmanager
 async def load_under_way(root: Path, served: Served, name: str) -> AsyncIterator[None]:
     """Another load that does not end meanwhile."""
-    go, opener = threading.Event(), served.host._engine_opener
+    go, opener = threading.Event(), served.host._loader.engine_opener
 
     def slow(path: Path, settings: ModelSettings) -> Any:
         go.wait(20)
         return opener(path, settings)
 
-    served.host._engine_opener = slow
+    served.host._loader.engine_opener = slow
     put(root, name, 3)
     loading = asyncio.create_task(post(served, f"models/{name}/load"))
     await asyncio.sleep(0.05)
@@ -361,7 +361,7 @@ async def load_under_way(root: Path, served: Served, name: str) -> AsyncIterator
         yield
         assert not loading.done()
     finally:
-        served.host._engine_opener = opener
+        served.host._loader.engine_opener = opener
         go.set()
         await loading
 
@@ -422,6 +422,27 @@ async def test_what_is_on_trial_is_not_tried_anew_when_it_is_loaded_again(tmp_pa
     (tmp_path / "doubler/2/weights/w.bin").write_bytes(b"new")
     assert (await post(served, "models/doubler/load")).status == 200
     assert served.host.trial("doubler") is not trial
+
+
+async def test_a_candidate_that_is_rolled_back_while_it_is_loaded_again_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await begin_trial(tmp_path, 'mode = "canary"\nshare = 0.5')
+    go, compare = threading.Event(), repository.made_from
+
+    def slow(config: ModelConfig, opened: Any) -> bool:
+        go.wait(20)
+        return compare(config, opened)
+
+    monkeypatch.setattr(repository, "made_from", slow)
+    loading = asyncio.create_task(post(served, "models/doubler/load"))
+    await asyncio.sleep(0.05)
+    served.engines[1].broken = True
+    assert "version 2 was rolled back" in await until(served, "rolled back")
+    go.set()
+    answer = await loading
+    assert (answer.status, "version 2 was rolled back: failures" in answer.error) == (400, True)
+    assert "version 2 was rolled back" in (await post(served, "index")).json[0]["reason"], "it must not be forgotten"
 
 
 @pytest.mark.parametrize("mode", ["canary", "shadow"])

@@ -21,6 +21,7 @@ from headrace.serving.rollout import SHADOW_BYTES_MAX, SHADOWS_MAX, Trial
 
 CALL = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=0)
 SOON = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=40_000)
+LATER = InferCall(inputs={}, outputs=(), id=None, priority=0, timeout_us=200_000)
 
 
 class FakeVersion:
@@ -101,7 +102,7 @@ def test_what_neither_version_can_answer_says_nothing_about_the_candidate() -> N
             with pytest.raises(ExecutionError):
                 await on.infer(CALL)
         assert on.evidence["candidate"].failed == 0
-        assert on.evidence["running"].failed == 8
+        assert on.evidence["running"].failed == 4
         assert on.judge().action == "wait"
 
     asyncio.run(main())
@@ -138,6 +139,47 @@ def test_a_canary_is_given_copies_where_a_deadline_leaves_no_time_for_two_attemp
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("call", [CALL, LATER], ids=["no deadline", "deadline"])
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_what_is_late_in_a_busy_moment_counts_against_both_versions(call: InferCall, share: float) -> None:
+    async def burst(on: Trial, *busy: FakeVersion) -> list[str]:
+        for one in busy:
+            one.gate.clear()
+        asked = [asyncio.create_task(on.infer(call)) for _ in range(40)]
+        await asyncio.sleep(0.15)  # longer than the 0.05 s that a candidate has
+        for one in busy:
+            one.gate.set()
+        answered = [(await one)[0].version for one in asked]
+        await settle(on)
+        return answered
+
+    async def main() -> None:
+        on, running, candidate = trial(mode="canary", share=share)
+        await burst(on, running, candidate)
+        assert on.judge().action == "wait", "they are the same"
+        while not on._fits_twice(200.0):  # until it is forgotten how long that took
+            await on.infer(call)
+        for one in on.evidence.values():
+            one.requests = one.failed = 0
+        assert set(await burst(on, candidate)) == {"1"}
+        assert on.judge().action == "rollback", "now it is the candidate alone"
+
+    asyncio.run(main())
+
+
+def test_a_copy_has_the_time_that_the_running_version_had() -> None:
+    async def main() -> None:
+        on, running, candidate = trial(mode="shadow", share=1)
+        await on.infer(CALL, 70.0)
+        await on.infer(SOON, 70.0)
+        running.settings = ModelSettings(slo_ms=90.0)
+        await on.infer(CALL)
+        await settle(on)
+        assert candidate.seen == running.seen == [70.0, 40.0, 90.0]
+
+    asyncio.run(main())
+
+
 def test_a_canary_that_hangs_holds_no_request_for_long() -> None:
     async def main() -> None:
         on, _, candidate = trial(mode="canary", share=0.5)
@@ -156,7 +198,7 @@ def test_both_attempts_together_have_the_time_of_one() -> None:
         await on.infer(CALL)
         await on.infer(SOON, 1000.0)
         first, second = candidate.seen[0], running.seen[1]
-        assert first == 20.0
+        assert first == 40.0, "it queues as the running version does, and is given up at half of that"
         assert second is not None
         assert second <= 20.0
 
@@ -233,6 +275,17 @@ def test_copies_for_a_shadow_hold_a_bounded_amount_of_memory(part: str) -> None:
     asyncio.run(main())
 
 
+def test_a_moment_without_a_core_makes_no_candidate_slow() -> None:
+    settings = RolloutSettings(mode="shadow", min_requests=20, min_s=0)
+    for slow, action in ((2, "promote"), (3, "rollback")):
+        candidate = evidence(20 - slow)
+        candidate.latencies_s.extend([0.1] * slow)
+        candidate.requests = 20
+        for seen in (candidate, candidate.digest()):
+            decision = judge(settings, evidence(100), seen, 1)
+            assert decision.action == action, (slow, decision)
+
+
 def evidence(
     requests: int = 0, failed: int = 0, latency_s: float = 0.01, compared: int = 0, divergent: int = 0
 ) -> Evidence:
@@ -276,6 +329,35 @@ def test_a_candidate_may_fail_as_often_as_the_running_version() -> None:
     running = evidence(1000, failed=100)
     assert judge(RolloutSettings(), running, evidence(200, failed=20), 10).action == "promote"
     assert judge(RolloutSettings(), running, evidence(200, failed=60), 10).action == "rollback"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("failing", [0.0, 0.3, 0.9])
+def test_chance_does_not_end_a_candidate_that_is_the_same(share: float, failing: float) -> None:
+    def ends(candidate_failing: float, seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        running, candidate = Evidence(), Evidence()
+        for drawn, bad in zip(rng.random(1000), rng.random(1000), strict=True):
+            seen = candidate if drawn < share else running
+            seen.requests += 1
+            seen.failed += int(bad < (candidate_failing if seen is candidate else failing))
+            if judge(RolloutSettings(min_requests=10**6), running, candidate, 0.0).action == "rollback":
+                return True
+        return False
+
+    assert sum(ends(failing, seed) for seed in range(40)) <= 2
+    if failing < 0.9:
+        assert all(ends(failing + 0.4, seed) for seed in range(10))
+
+
+def test_a_suspect_waits_for_evidence() -> None:
+    settings = RolloutSettings(mode="canary", share=0.5)
+    decision = judge(settings, evidence(100), evidence(100, failed=6), 11)
+    assert (decision.action, decision.reason) == ("wait", "100 of 100 requests, 6 failed, 11.0 of 10 s")
+    assert judge(settings, evidence(400), evidence(400, failed=24), 11).action == "rollback"
+    assert judge(settings, evidence(400, failed=8), evidence(400, failed=10), 11).action == "promote"
+    late = judge(settings, evidence(100), evidence(100, failed=6), 1e4)
+    assert (late.action, late.reason) == ("rollback", "no verdict: got 100 requests, 6 failed in 10000 s")
 
 
 def test_a_candidate_that_repairs_what_answers_nothing_takes_over() -> None:

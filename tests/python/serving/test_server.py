@@ -18,7 +18,9 @@ import pytest
 from serving_fakes import make_served, rows
 
 from headrace.errors import ConfigError, ExecutionError
-from headrace.serving.server import close_host, run
+from headrace.serving import closing
+from headrace.serving.closing import close_host
+from headrace.serving.server import run
 
 HERE = Path(__file__).parent
 INFER = "/v2/models/doubler/infer"
@@ -271,6 +273,18 @@ def test_a_stuck_batch_does_not_keep_the_server_from_ending() -> None:
     served.batchers[0].running_s = 60.0
     try:
         with pytest.raises(ExecutionError, match="got a Batch that does not end in doubler/1"):
+            close_host(served.host)
+    finally:
+        ended.set()
+
+
+def test_an_engine_that_does_not_close_does_not_keep_the_server_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "CLOSE_S_MAX", 0.1)
+    served = make_served()
+    ended = threading.Event()
+    served.engines[0].close = ended.wait  # type: ignore[method-assign]
+    try:
+        with pytest.raises(ExecutionError, match=r"got no end of closing doubler/1 in 0\.1 s"):
             close_host(served.host)
     finally:
         ended.set()

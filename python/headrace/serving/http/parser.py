@@ -158,7 +158,7 @@ class RequestParser:
             "http_version": version,
             "method": parser.get_method().decode("ascii"),
             "scheme": "http",
-            "path": unquote(path) if "%" in path else path,
+            "path": _unescaped(path) if "%" in path else path,
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
@@ -213,3 +213,8 @@ def split(target: bytes) -> tuple[bytes, bytes]:
     if target.startswith(b"/") or not rest:
         return target, query
     return b"/" + rest.partition(b"/")[2], query
+
+
+def _unescaped(path: str) -> str:
+    """A path without escapes, but for slashes: one that is escaped separates nothing (RFC 3986, section 2.2)."""
+    return unquote(path.replace("%2F", "%252F").replace("%2f", "%252f"))

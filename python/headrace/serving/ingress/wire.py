@@ -21,7 +21,7 @@ from headrace.serving.body import BODY_BYTES_MAX
 
 # Of all that goes between a front and its replicas, the reports included. A front takes no deployment of another number
 # beside it, so count it up with every change of what is said or of what it means.
-WIRE = 1
+WIRE = 2
 
 PREFIX = struct.Struct("<II")
 # The ingress has bounded heads and bodies already; this only keeps a broken peer from being believed.
