@@ -65,35 +65,50 @@ def sample_requests(
     for length in _SAMPLE_DIMS:
         dims = {symbol: min(length, _SAMPLE_ROWS_MAX) if symbol in leading else length for symbol in symbols}
         for seed in range(_SAMPLES_PER_LENGTH):
-            request = _first_that_runs(
-                run_batch, *(make_request(signature, dims, seed, some) for some in (ranges, None))
-            )
+            request = _that_runs(run_batch, signature, dims, seed, ranges)
             if request is None:
                 break
             requests.append(request)
     return requests
 
 
-def _first_that_runs(run_batch: Callable[[Sequence[Request]], object], *requests: Request) -> Request | None:
-    for request in requests:
+def two_requests(
+    signature: Signature,
+    run_batch: Callable[[Sequence[Request]], object] | None = None,
+    ranges: Mapping[str, int] | None = None,
+) -> list[Request]:
+    """Two made-up Requests that the reference backend is soon done with: one of least size, one a little larger.
+
+    Args:
+        signature: What to fit.
+        run_batch: Tells whether integers of these ranges fail, where there are any.
+        ranges: As for `sample_requests`.
+    """
+    symbols = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
+    leading = {spec.dims[0] for spec in signature.inputs if spec.dims}
+    larger = {symbol: _FEW_ROWS if symbol in leading else _FEW_OTHERS for symbol in symbols}
+    requests = []
+    for seed, dims in enumerate([{}, larger] if larger else [{}]):
+        found = _that_runs(run_batch, signature, dims, seed, ranges) if run_batch and ranges else None
+        requests.append(found or make_request(signature, dims, seed))
+    return requests
+
+
+def _that_runs(
+    run_batch: Callable[[Sequence[Request]], object],
+    signature: Signature,
+    dims: Mapping[str, int],
+    seed: int,
+    ranges: Mapping[str, int] | None,
+) -> Request | None:
+    for some in (ranges, None) if ranges else (None,):
+        request = make_request(signature, dims, seed, some)
         try:
             run_batch([request])
         except HeadraceError:
             continue
         return request
     return None
-
-
-def two_requests(signature: Signature, ranges: Mapping[str, int] | None = None) -> list[Request]:
-    """Two made-up Requests that the reference backend is soon done with: one of least size, one a little larger.
-
-    `ranges` is as for `make_request`.
-    """
-    symbols = {dim for spec in signature.inputs for dim in spec.dims if isinstance(dim, str)}
-    leading = {spec.dims[0] for spec in signature.inputs if spec.dims}
-    larger = {symbol: _FEW_ROWS if symbol in leading else _FEW_OTHERS for symbol in symbols}
-    larger_ones = [make_request(signature, larger, 1, ranges)] if larger else []
-    return [make_request(signature, ranges=ranges), *larger_ones]
 
 
 def _array(spec: TensorSpec, dims: Mapping[str, int], rng: np.random.Generator, below: int) -> np.ndarray:

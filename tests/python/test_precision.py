@@ -10,7 +10,9 @@ from onnx.reference import ReferenceEvaluator
 import headrace as hr
 from headrace import parity
 from headrace.errors import ConfigError, ParityError, RequestError
+from headrace.graph.index_ranges import index_ranges
 from headrace.graph.precision import PRECISIONS, assign
+from headrace.samples import sample_requests, two_requests
 
 
 def perceptron(inputs: int = 96, hidden: int = 256, outputs: int = 8, seed: int = 0) -> onnx.ModelProto:
@@ -216,6 +218,53 @@ def test_auto_needs_samples_where_none_can_be_made():
         model.compile(backend="native", precision="auto")
     request = {"x": np.ones((7, 11), np.float32)}
     assert model.compile(backend="native", precision="auto", samples=[request]).plan.precision == "fp32"
+
+
+def embedding() -> onnx.ModelProto:
+    """Ids that look up a table; in all rows but the first two an outlier that says nothing crushes the rest in int8."""
+    rng = np.random.default_rng(5)
+    table = rng.standard_normal((50, 64)).astype(np.float32)
+    weight = rng.standard_normal((64, 8)).astype(np.float32)
+    table[2:, 0], weight[0] = 1e4, 0
+    nodes = [
+        onnx.helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        onnx.helper.make_node("MatMul", ["rows", "weight"], ["y"]),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "embedding",
+        [info("ids", onnx.TensorProto.INT64, ["n"])],
+        [info("y", onnx.TensorProto.FLOAT, ["n", 8])],
+        [onnx.numpy_helper.from_array(table, "table"), onnx.numpy_helper.from_array(weight, "weight")],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_auto_tries_ids_of_the_whole_table(monkeypatch):
+    from headrace import precision
+
+    model = hr.load(embedding())
+    assert index_ranges(model.graph.graph) == {"ids": 50}
+    speeds = {"fp32": 1.0, "bf16": 1.0, "int8": 0.1}
+    monkeypatch.setattr(precision, "_times", lambda both, _: [speeds[one.plan.precision] for one in both])
+    assert model.compile(backend="native", precision="auto", samples=[{"ids": np.arange(2)}]).plan.precision == "int8"
+    plan = model.compile(backend="native", precision="auto").plan
+    assert plan.precision == "fp32"
+    assert any(reason.startswith("not int8: error") for reason in plan.reasons)
+
+
+def test_ids_beyond_what_a_model_takes_are_tried_no_more():
+    def run_batch(requests):
+        if any((request["ids"] > 1).any() for request in requests):
+            raise RequestError("ids")
+
+    signature = hr.load(embedding()).signature
+    for made in (sample_requests(signature, run_batch, {"ids": 50}), two_requests(signature, run_batch, {"ids": 50})):
+        assert made
+        assert max(request["ids"].max() for request in made) == 1
+    for made in (sample_requests(signature, print, {"ids": 50}), two_requests(signature, print, {"ids": 50})):
+        assert 2 < max(request["ids"].max() for request in made) < 50
 
 
 def test_auto_measures_nothing_where_the_backend_has_one_precision(model, monkeypatch):

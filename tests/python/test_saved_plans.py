@@ -14,6 +14,7 @@ from typing import Any
 
 import lightgbm
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from sklearn.neural_network import MLPClassifier
 
 import headrace as hr
 from headrace import _core
-from headrace.errors import InvalidPlan, PlanError, StalePlan
+from headrace.errors import ConfigError, InvalidPlan, PlanError, StalePlan
 from headrace.plan_file import FORMAT_VERSION, PLAN_FILE
 from headrace.samples import make_request
 
@@ -373,6 +374,40 @@ def test_a_plan_of_another_model_or_other_options_is_refused(saved: Path, tmp_pa
     path.write_bytes(lone_batch_norm().SerializeToString())
     with pytest.raises(StalePlan, match="model sha256: got "):
         hr.load_plan(tmp_path, model=path)
+
+
+def test_weights_in_another_file_are_part_of_the_model(tmp_path: Path) -> None:
+    path, beside = tmp_path / "model.onnx", tmp_path / "weights.bin"
+    model = mlp()
+    onnx.save(model, path, save_as_external_data=True, location=beside.name, size_threshold=0)
+    loaded = hr.load(path)
+    loaded.compile(backend="native").save(tmp_path)
+    assert hr.load_plan(tmp_path, model=path)(request := {"x": floats(3, 12)})["y"].shape == (3, 7)
+    data = bytearray(beside.read_bytes())
+    data[2:4] = data[6:8]  # the upper half of a float: another weight in the same graph
+    beside.write_bytes(data)
+    assert hr.load(path).sha256 != loaded.sha256
+    assert not same_bits(hr.load(path).compile(backend="native")(request), hr.load_plan(tmp_path)(request))
+    for other in (path, hr.load(path)):
+        with pytest.raises(StalePlan, match="model sha256: got "):
+            hr.load_plan(tmp_path, model=other)
+
+
+def test_a_plan_of_a_model_with_other_names_or_another_order_is_refused(tmp_path: Path) -> None:
+    def halves(*outputs: str, x: str = "x") -> hr.Model:
+        nodes = [helper.make_node("Neg", [x], ["y"]), helper.make_node("Abs", [x], ["z"])]
+        return hr.load(proto(nodes, {x: (F32, ["n", 2])}, {name: (F32, ["n", 2]) for name in outputs}, {}))
+
+    halves("y", "z").compile(backend="native").save(tmp_path)
+    assert list(hr.load_plan(tmp_path, model=halves("y", "z"))({"x": floats(1, 2)})) == ["y", "z"]
+    for other in (halves("z", "y"), halves("y", "z", x="w"), halves("y")):
+        with pytest.raises(StalePlan, match="model"):
+            hr.load_plan(tmp_path, model=other)
+
+
+def test_an_option_that_does_not_exist_is_named(saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"got options \['thread'\], expected some of \[.*'threads'"):
+        hr.load_plan(saved, thread=2)
 
 
 def test_a_plan_with_options_this_version_lacks_is_refused(saved: Path, tmp_path: Path) -> None:

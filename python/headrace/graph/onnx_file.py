@@ -105,9 +105,9 @@ def read(path: Path) -> tuple[ir.Model, str]:
         dtype, shape = tensor.dtype, ir.Shape(static_dims(tensor))
         _check_bytes(str(path), name, dtype, shape, length)
         value.const_value = file_tensor(file, offset, length, dtype, shape, name)
-    others = _locations(model)
+    files = _locations(model)
     _attach_external_data(model, path)
-    return model, _digest(file, path, others)
+    return model, _digest(file, path, files)
 
 
 def sha256_of(path: Path) -> str:

@@ -166,7 +166,11 @@ def _parity(path: Path, plan: Path | None, model: Model | None, engine: Engine, 
         import headrace
 
         model = headrace.load(str(path))
-    verdict = check_parity(model, engine, settings, parity_requests(engine.signature, path.parent.parent))
+    from headrace.graph.index_ranges import index_ranges
+
+    ranges = index_ranges(model.graph.graph)
+    requests = parity_requests(engine.signature, path.parent.parent, engine.run_batch, ranges)
+    verdict = check_parity(model, engine, settings, requests)
     if plan is not None and verdict.compared:
         with contextlib.suppress(OSError):  # a read-only repository is checked each time
             replace_text(note, f"{key}\n{verdict}\n")

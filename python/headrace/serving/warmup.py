@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from headrace.backend import Request
@@ -30,7 +31,12 @@ def warmup_request(signature: Signature, folder: Path | None = None) -> Request:
     return make_request(signature)
 
 
-def parity_requests(signature: Signature, folder: Path | None = None) -> list[Request]:
+def parity_requests(
+    signature: Signature,
+    folder: Path | None,
+    run_batch: Callable[[Sequence[Request]], object],
+    ranges: Mapping[str, int],
+) -> list[Request]:
     """The Requests to compare a model with the reference backend on, the most important first.
 
     Where the folder has ``warmup.npz`` or a folder ``samples`` with more of its kind, those: recorded Requests show
@@ -39,6 +45,8 @@ def parity_requests(signature: Signature, folder: Path | None = None) -> list[Re
     Args:
         signature: The model's signature.
         folder: The model's folder in its repository.
+        run_batch: Runs Requests; see `headrace.samples.two_requests`.
+        ranges: Below which the integers of its inputs stay; see `headrace.graph.index_ranges`.
 
     Raises:
         ConfigError: One of the files cannot be read.
@@ -47,7 +55,7 @@ def parity_requests(signature: Signature, folder: Path | None = None) -> list[Re
         given = [path for path in (folder / WARMUP_FILE, *sorted((folder / SAMPLES).glob("*.npz"))) if path.is_file()]
         if given:
             return [_read(path, signature) for path in given]
-    return two_requests(signature)
+    return two_requests(signature, run_batch, ranges)
 
 
 def _read(path: Path, signature: Signature) -> Request:
