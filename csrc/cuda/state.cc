@@ -167,7 +167,7 @@ void DeviceState::run_on_host(const Step& step) {
       ValueId id = step.outputs[o];
       outputs[o] = id == kAbsent ? Segments() : segments(id, memory(id).host);
     }
-    OpRun run(requests_.size(), inputs, outputs, *pool_, 1, arena_);
+    OpRun run(requests_.size(), inputs, outputs, *pool_, 1, arena_, false);
     step.kernel->run(run);
     run.release_scratch();
   }

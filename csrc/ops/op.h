@@ -15,6 +15,7 @@
 #include <variant>
 #include <vector>
 
+#include "core/copy.h"
 #include "core/cpu.h"
 #include "core/tensor.h"
 #include "core/thread_pool.h"
@@ -86,17 +87,23 @@ struct Segments {
   }
 };
 
+// True if a value is so large that it had better be stored past the caches (core/copy.h).
+inline bool is_streamed(const Segments& segments) {
+  return segments.present() && segments.elements() * size_of(segments.dtype) >= kStreamBytes;
+}
+
 // One op's run over one Batch.
 class OpRun {
  public:
   OpRun(size_t requests, std::span<const Segments> inputs, std::span<const Segments> outputs,
-        ThreadPool& pool, int threads, Arena& arena)
+        ThreadPool& pool, int threads, Arena& arena, bool past_caches)
       : requests_(requests),
         inputs_(inputs),
         outputs_(outputs),
         pool_(pool),
         threads_(threads),
-        arena_(arena) {}
+        arena_(arena),
+        past_caches_(past_caches) {}
 
   size_t requests() const { return requests_; }
   size_t inputs() const { return inputs_.size(); }
@@ -122,6 +129,10 @@ class OpRun {
   // outputs are large enough to pay for waking them.
   void parallel_requests(FunctionRef<void(size_t request)> one) const;
 
+  // True if output 0, of which this run may write a part, is so large that its elements had better
+  // be stored past the caches; unless it lies where an input does.
+  bool stores_past_caches() const { return past_caches_; }
+
   // Memory that lives until the op's run ends; 64-byte aligned. Only outside tasks.
   std::byte* scratch(int64_t bytes) const;
   template <class T>
@@ -139,6 +150,7 @@ class OpRun {
   ThreadPool& pool_;
   int threads_;
   Arena& arena_;
+  bool past_caches_;
   mutable std::byte* scratch_[kMaxScratch] = {};
   mutable int scratches_ = 0;
 };
@@ -177,6 +189,10 @@ class Op {
   // is made from that slice of input 0, the same slice of the other inputs that are not constants,
   // and constants, all of them for every slice. Such an op may be run on some of the slices.
   virtual bool image_wise() const { return false; }
+
+  // True if every element of output 0 is made from the elements that broadcasting puts in its place
+  // and nothing else. Such an op may be run on some of the elements, as a matrix.
+  virtual bool element_wise() const { return false; }
 
   // True if the op has packed what it needs from this constant input. Plans drop constants that
   // nobody keeps; such an input is absent in infer() and run(). Saved Plans do not hold it either:

@@ -11,14 +11,25 @@ int64_t width_of(const Segments& segments) {
   return shape.rank() > 0 ? shape[shape.rank() - 1] : 1;
 }
 
-// The step may be in a chain: it has one output, made of an input 0 that is no constant.
+bool makes_one_value(const Step& step) {
+  return !step.aliases && !step.outputs.empty() && step.outputs[0] != kAbsent &&
+         std::all_of(step.outputs.begin() + 1, step.outputs.end(),
+                     [](ValueId id) { return id == kAbsent; });
+}
+
+bool varies(const Program& program, ValueId id) {
+  return id != kAbsent && !program.values[static_cast<size_t>(id)].constant;
+}
+
+// The step may be in a chain of rows or images: it makes one value, of an input 0 that is no
+// constant.
 bool is_link(const Program& program, const Step& step) {
-  auto constant = [&](ValueId id) { return program.values[static_cast<size_t>(id)].constant; };
-  bool one_output = !step.outputs.empty() && step.outputs[0] != kAbsent &&
-                    std::all_of(step.outputs.begin() + 1, step.outputs.end(),
-                                [](ValueId id) { return id == kAbsent; });
-  return one_output && !step.aliases && !step.inputs.empty() && step.inputs[0] != kAbsent &&
-         !constant(step.inputs[0]);
+  return makes_one_value(step) && !step.inputs.empty() && varies(program, step.inputs[0]);
+}
+
+bool is_element_wise(const Program& program, const Step& step) {
+  return makes_one_value(step) && step.kernel->element_wise() &&
+         std::ranges::any_of(step.inputs, [&](ValueId id) { return varies(program, id); });
 }
 
 bool is_row_wise(const Program& program, const Step& step) {
@@ -47,9 +58,12 @@ void plan_chains(Program& program) {
     first = std::max(end, first + 1);
   }
   int images = 0;
+  int elements = 0;
   for (size_t s = steps.size(); s-- > 0;) {
     images = is_link(program, steps[s]) && steps[s].kernel->image_wise() ? images + 1 : 0;
+    elements = is_element_wise(program, steps[s]) ? elements + 1 : 0;
     steps[s].images = images;
+    steps[s].elements = elements;
   }
 }
 
@@ -87,7 +101,8 @@ void ChainWorkspace::cut(const Segments& whole, const ChainPart& part, Slice& to
       add(shape, whole.offsets[r] + shape.elements(1, shape.rank()) * begin);
     }
   } else {
-    add({part.end - part.begin, width_of(whole)}, part.begin * width_of(whole));
+    int64_t width = part.width > 0 ? part.width : width_of(whole);
+    add({part.end - part.begin, width}, part.begin * width);
   }
   to.segments = {.dtype = whole.dtype,
                  .data = whole.data ? whole.data + first * size_of(whole.dtype) : nullptr,
@@ -135,11 +150,13 @@ void ChainWorkspace::run_step(const Step& step, std::span<const Segments> values
   cut(values[made], part, slices_.back());
   Segments& output = outputs_[0];
   output = slices_.back().segments;
-  if (output.data == nullptr) {
+  const bool own = output.data == nullptr;
+  if (own) {
     own_[made] = room_for(step, output);
     output.data = own_[made];
   }
-  OpRun run(output.shapes.size(), inputs, outputs_, pool, 1, arena_);
+  OpRun run(output.shapes.size(), inputs, outputs_, pool, 1, arena_,
+            !own && is_streamed(values[made]));
   try {
     step.kernel->run(run);
   } catch (...) {

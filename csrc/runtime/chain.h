@@ -4,7 +4,8 @@
 // rows through all of it before it takes the next: what the ops hand each other stays in its cache
 // and is never a tensor of the whole Batch, and the threads meet once per chain instead of once per
 // op. Image by image: convolutions are chained likewise, as many images at a time as leave their
-// maps in the caches.
+// maps in the caches. Element by element: so are sums, casts, activations and the like, where every
+// value has the same elements.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +23,7 @@ namespace headrace {
 struct ChainPart {
   bool images;
   int64_t begin, end;
+  int64_t width = 0;  // elements of a row; 0: the last dim of each value
 };
 
 // What one thread works in.
@@ -58,7 +60,7 @@ class ChainWorkspace {
   std::vector<Segments> outputs_;
 };
 
-// Sets Step::chain and Step::images throughout.
+// Sets Step::chain, Step::images and Step::elements throughout.
 void plan_chains(Program& program);
 
 // The rows of a value: elements of all but the last dim, over all Requests.

@@ -45,6 +45,7 @@ struct Step {
   std::vector<ValueId> dead{};     // roots that nobody reads after this step
   int chain = 1;                   // steps of the row-wise chain that begins here (chain.h)
   int images = 0;                  // image-wise steps from here on, one after the other
+  int elements = 0;                // element-wise steps likewise
 };
 
 struct Program {

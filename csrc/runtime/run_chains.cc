@@ -20,6 +20,12 @@ constexpr int64_t kMinChainPixels = 112;
 // Where threads do not share the images evenly, each should have as many as this.
 constexpr int64_t kUnevenImages = 4;
 
+// Elements that a chain takes through at a time: few enough for some values of them to fit a core's
+// second cache, many enough to outweigh what each step does first.
+constexpr int64_t kChainElements = 16384;
+// Values of fewer elements stay in the caches from one op to the next anyway.
+constexpr int64_t kMinChainElements = 65536;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -31,6 +37,17 @@ void RunState::infer_link(const Step& step) {
     infer(step);
   } catch (const Error& error) {
     rethrow_at(step, error);
+  }
+}
+
+// Memory of the Batch for what steps behind the chain, or the caller, will read.
+void RunState::place_outliving(std::span<const Step> chain) {
+  for (size_t s = 0; s < chain.size(); ++s) {
+    ValueId made = chain[s].outputs[0];
+    bool dies = std::ranges::any_of(chain.subspan(s), [&](const Step& step) {
+      return std::ranges::count(step.dead, made) > 0;
+    });
+    if (!dies) place(chain[s]);
   }
 }
 
@@ -110,13 +127,7 @@ size_t RunState::execute_images(std::span<const Step> steps, ThreadPool& pool, i
     chain = chain.first(chain.size() - 1);
   }
   if (chain.size() < 2) return 0;
-  for (size_t s = 0; s < chain.size(); ++s) {
-    ValueId made = chain[s].outputs[0];
-    bool dies = std::ranges::any_of(chain.subspan(s), [&](const Step& step) {
-      return std::ranges::count(step.dead, made) > 0;
-    });
-    if (!dies) place(chain[s]);
-  }
+  place_outliving(chain);
   make_workspaces(threads);
   const int64_t parts = std::min(ceil_div(ceil_div(images, together), threads) * threads, images);
   auto run_part = [&](int64_t i, int thread) {
@@ -124,6 +135,67 @@ size_t RunState::execute_images(std::span<const Step> steps, ThreadPool& pool, i
     workspaces_[static_cast<size_t>(thread)]->run(chain, values_, part, pool);
   };
   pool.run(parts, run_part, threads);
+  for (const Step& step : chain) {
+    for (ValueId root : step.dead) release(root);
+  }
+  return chain.size();
+}
+
+// True if a step that makes value `as` reads, for each of its elements, this value's at the same
+// place, or a constant that is one number or one row for all. The row then is the `width`.
+bool RunState::same_elements(ValueId id, ValueId as, int64_t& width) {
+  if (id == kAbsent || !value(id).present()) return true;
+  if (!value(id).shared) return std::ranges::equal(offsets_of(id), offsets_of(as));
+  const Shape& shape = value(id).shape(0);
+  const int64_t elements = shape.elements();
+  if (elements == 1) return true;
+  if (shape[shape.rank() - 1] != elements || elements > kChainElements) return false;
+  if (width != 1 && width != elements) return false;
+  width = elements;
+  return std::ranges::all_of(shapes_of(as), [&](const Shape& full) {
+    return full.rank() > 0 && full[full.rank() - 1] == elements;
+  });
+}
+
+// Infers the first of `steps` whose values have the same elements, and returns them. Rows of
+// `width` elements tell them where they are.
+std::span<const Step> RunState::infer_elements(std::span<const Step> steps, int64_t& width) {
+  ValueId first = steps.front().outputs[0];
+  size_t count = 0;
+  for (const Step& step : steps) {
+    infer_link(step);
+    ValueId made = step.outputs[0];
+    int64_t row = width;
+    if (!std::ranges::equal(offsets_of(made), offsets_of(first)) ||
+        !std::ranges::all_of(step.inputs,
+                             [&](ValueId id) { return same_elements(id, made, row); })) {
+      break;
+    }
+    width = row;
+    ++count;
+  }
+  return steps.first(count);
+}
+
+// Each thread takes some elements at a time through some of the first of `steps`. Returns how many;
+// 0, and nothing done, where that is not worth it.
+size_t RunState::execute_elements(std::span<const Step> steps, ThreadPool& pool, int threads) {
+  bool large = std::ranges::any_of(steps.front().inputs, [&](ValueId id) {
+    return id != kAbsent && value(id).present() && value(id).elements() >= kMinChainElements;
+  });
+  if (!large) return 0;
+  int64_t width = 1;
+  std::span<const Step> chain = infer_elements(steps, width);
+  if (chain.size() < 2) return 0;
+  place_outliving(chain);
+  make_workspaces(threads);
+  const int64_t rows = value(chain.front().outputs[0]).elements() / width;
+  const int64_t together = std::max<int64_t>(kChainElements / width, 1);
+  auto run_part = [&](int64_t i, int thread) {
+    ChainPart part{false, together * i, std::min(together * (i + 1), rows), width};
+    workspaces_[static_cast<size_t>(thread)]->run(chain, values_, part, pool);
+  };
+  pool.run(ceil_div(rows, together), run_part, threads);
   for (const Step& step : chain) {
     for (ValueId root : step.dead) release(root);
   }

@@ -174,7 +174,8 @@ void RunState::run_step(const Step& step, ThreadPool& pool, int threads) {
   for (size_t o = 0; o < outputs.size(); ++o) {
     outputs[o] = step.outputs[o] != kAbsent ? value(step.outputs[o]) : Segments();
   }
-  OpRun run(requests_, inputs, outputs, pool, threads, arena_);
+  OpRun run(requests_, inputs, outputs, pool, threads, arena_,
+            !outputs.empty() && is_streamed(outputs[0]));
   try {
     step.kernel->run(run);
   } catch (...) {
@@ -231,6 +232,13 @@ void RunState::execute(std::span<const RequestInputs> requests, ThreadPool& pool
     if (profile == nullptr && step.images > 1) {
       auto candidates = rest.first(static_cast<size_t>(step.images));
       if (size_t done = execute_images(candidates, pool, threads); done > 0) {
+        rest = rest.subspan(done);
+        continue;
+      }
+    }
+    if (profile == nullptr && step.elements > 1) {
+      auto candidates = rest.first(static_cast<size_t>(step.elements));
+      if (size_t done = execute_elements(candidates, pool, threads); done > 0) {
         rest = rest.subspan(done);
         continue;
       }

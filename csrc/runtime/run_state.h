@@ -42,10 +42,14 @@ class RunState {
   void run_step(const Step& step, ThreadPool& pool, int threads);
   bool execute_chain(std::span<const Step> steps, ThreadPool& pool, int threads);
   size_t execute_images(std::span<const Step> steps, ThreadPool& pool, int threads);
+  size_t execute_elements(std::span<const Step> steps, ThreadPool& pool, int threads);
   void infer_link(const Step& step);
   std::span<const Step> infer_images(std::span<const Step> steps, int threads);
+  std::span<const Step> infer_elements(std::span<const Step> steps, int64_t& width);
   bool same_images(ValueId id, ValueId as);
+  bool same_elements(ValueId id, ValueId as, int64_t& width);
   int64_t map_bytes(const Step& step);
+  void place_outliving(std::span<const Step> chain);
   void make_workspaces(int threads);
   void copy_constant(const Step& step);
   void release(ValueId root);

@@ -71,7 +71,7 @@ inline std::vector<Tensors> run_op(const Op& op, const std::vector<DType>& outpu
   ThreadPool pool(threads);
   Arena arena;
   OpRun run(n, {segments.data(), n_inputs}, {segments.data() + n_inputs, n_outputs}, pool, threads,
-            arena);
+            arena, n_outputs > 0 && is_streamed(segments[n_inputs]));
   op.run(run);
   run.release_scratch();
   std::vector<Tensors> results(n);

@@ -1,6 +1,7 @@
 // The error bounds that ops/simd/math.h states, on every ISA, through the activation kernels.
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 #include <vector>
@@ -91,7 +92,10 @@ void check_bound(const Function& function, Isa isa) {
   std::vector<float> x = arguments(function);
   std::vector<float> y(x.size());
   UnaryKernel kernel = HEADRACE_KERNELS(isa, activation_kernels).*function.kernel;
-  kernel(x.data(), y.data(), static_cast<int64_t>(x.size()), 1.0f, 0.0f);
+  kernel(x.data(), y.data(), static_cast<int64_t>(x.size()), 1.0f, 0.0f, false);
+  std::vector<float> streamed(x.size());
+  kernel(x.data(), streamed.data(), static_cast<int64_t>(x.size()), 1.0f, 0.0f, true);
+  HR_CHECK(std::memcmp(y.data(), streamed.data(), y.size() * sizeof(float)) == 0);
   double slack = isa == Isa::kReference ? 2.0 : 0.0;
   for (size_t i = 0; i < x.size(); ++i) {
     double exact = function.exact(x[i]);
@@ -117,7 +121,7 @@ HR_TEST(math_keeps_its_error_bounds) {
 
 float value_at(Isa isa, UnaryKernel ActivationKernels::* kernel, float x) {
   float y = 0;
-  (HEADRACE_KERNELS(isa, activation_kernels).*kernel)(&x, &y, 1, 1.0f, 0.0f);
+  (HEADRACE_KERNELS(isa, activation_kernels).*kernel)(&x, &y, 1, 1.0f, 0.0f, false);
   return y;
 }
 

@@ -163,23 +163,27 @@ class UnaryOp : public Op {
     outputs[0] = inputs[0].shape;
   }
   bool can_overwrite(size_t input) const override { return input == 0; }
+  bool element_wise() const override { return true; }
 
   void run(const OpRun& run) const override {
     const Segments& x = run.input(0);
     const Segments& y = run.output(0);
-    if (!x.shared) return apply_all(run, x.data, y.data, y.elements());
+    const bool streams = run.stores_past_caches() && x.data != y.data;
+    if (!x.shared) return apply_all(run, x.data, y.data, y.elements(), streams);
     for (size_t r = 0; r < run.requests(); ++r) {
-      apply_all(run, x.data, y.data + y.offsets[r] * size_, x.elements());
+      apply_all(run, x.data, y.data + y.offsets[r] * size_, x.elements(), streams);
     }
   }
 
  protected:
-  virtual void apply(const std::byte* x, std::byte* y, int64_t n) const = 0;
+  // `streams`: y is large and not x, store past the caches.
+  virtual void apply(const std::byte* x, std::byte* y, int64_t n, bool streams) const = 0;
 
  private:
-  void apply_all(const OpRun& run, const std::byte* x, std::byte* y, int64_t n) const {
+  void apply_all(const OpRun& run, const std::byte* x, std::byte* y, int64_t n,
+                 bool streams) const {
     run.parallel_ranges(n, min_elements_, [&](int64_t begin, int64_t end, int) {
-      apply(x + begin * size_, y + begin * size_, end - begin);
+      apply(x + begin * size_, y + begin * size_, end - begin, streams);
     });
   }
 
@@ -193,8 +197,9 @@ class VectorUnary final : public UnaryOp {
       : UnaryOp(DType::kF32, kMinElementsPerThread), kernel_(kernel), alpha_(alpha), beta_(beta) {}
 
  private:
-  void apply(const std::byte* x, std::byte* y, int64_t n) const override {
-    kernel_(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), n, alpha_, beta_);
+  void apply(const std::byte* x, std::byte* y, int64_t n, bool streams) const override {
+    kernel_(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), n, alpha_, beta_,
+            streams);
   }
 
   UnaryKernel kernel_;
@@ -212,7 +217,7 @@ class ScalarUnary final : public UnaryOp {
         beta_(beta) {}
 
  private:
-  void apply(const std::byte* x, std::byte* y, int64_t n) const override {
+  void apply(const std::byte* x, std::byte* y, int64_t n, bool /*streams*/) const override {
     const T* in = reinterpret_cast<const T*>(x);
     T* out = reinterpret_cast<T*>(y);
     for (int64_t i = 0; i < n; ++i) {
@@ -235,7 +240,7 @@ class IntUnary final : public UnaryOp {
       : UnaryOp(kDTypeOf<T>, kMinElementsPerThread), function_(function) {}
 
  private:
-  void apply(const std::byte* x, std::byte* y, int64_t n) const override {
+  void apply(const std::byte* x, std::byte* y, int64_t n, bool /*streams*/) const override {
     using Unsigned = std::make_unsigned_t<T>;
     const T* in = reinterpret_cast<const T*>(x);
     T* out = reinterpret_cast<T*>(y);

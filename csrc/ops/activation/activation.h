@@ -8,8 +8,9 @@
 namespace headrace {
 
 // y[i] = f(x[i]) for n elements; x and y may be the same. `alpha` and `beta` are the op's
-// attributes, if it has any.
-using UnaryKernel = void (*)(const float* x, float* y, int64_t n, float alpha, float beta);
+// attributes, if it has any. `streams`: y is large and not x, store past the caches.
+using UnaryKernel = void (*)(const float* x, float* y, int64_t n, float alpha, float beta,
+                             bool streams);
 
 struct ActivationKernels {
   UnaryKernel relu, leaky_relu, elu, selu, celu, thresholded_relu, shrink;

@@ -1,4 +1,3 @@
-#include "core/copy.h"
 #include "ops/activation/activation.h"
 #include "ops/simd/math.h"
 
@@ -6,21 +5,21 @@ namespace headrace::HEADRACE_ISA_NS {
 namespace {
 
 template <class F>
-HR_INLINE void map(const float* x, float* y, int64_t n, F f) {
-  bool streams = x != y && n * static_cast<int64_t>(sizeof(float)) >= kStreamBytes;
+HR_INLINE void map(const float* x, float* y, int64_t n, bool streams, F f) {
   fill_vectors(y, n, streams, [=](int64_t i, int64_t lanes) __attribute__((always_inline)) {
     return f(load_some(x + i, lanes));
   });
 }
 
 // A kernel from an expression of the vector x and the attributes a and b, splatted.
-#define HR_UNARY(name, expression)                                                      \
-  void name##_kernel(const float* in, float* out, int64_t n, float alpha, float beta) { \
-    [[maybe_unused]] const Vf a = splat(alpha);                                         \
-    [[maybe_unused]] const Vf b = splat(beta);                                          \
-    [[maybe_unused]] const Vf zero = splat(0.0f);                                       \
-    [[maybe_unused]] const Vf one = splat(1.0f);                                        \
-    map(in, out, n, [=](Vf x) __attribute__((always_inline)) { return expression; });   \
+#define HR_UNARY(name, expression)                                                             \
+  void name##_kernel(const float* in, float* out, int64_t n, float alpha, float beta,          \
+                     bool streams) {                                                           \
+    [[maybe_unused]] const Vf a = splat(alpha);                                                \
+    [[maybe_unused]] const Vf b = splat(beta);                                                 \
+    [[maybe_unused]] const Vf zero = splat(0.0f);                                              \
+    [[maybe_unused]] const Vf one = splat(1.0f);                                               \
+    map(in, out, n, streams, [=](Vf x) __attribute__((always_inline)) { return expression; }); \
   }
 
 HR_INLINE Vf floor_of(Vf x) {

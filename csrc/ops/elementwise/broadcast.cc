@@ -147,7 +147,7 @@ void run_broadcast(const OpRun& run, std::span<const Segments> inputs, const Seg
   size_t requests = run.requests();
   if (output.elements() == 0) return;
   Operands op{inputs, output, {}, size_of(output.dtype), loop, params, false};
-  op.streams = output.elements() * op.output_size >= kStreamBytes;
+  op.streams = run.stores_past_caches();
   for (const Segments& input : inputs) op.streams = op.streams && input.data != output.data;
   Reach reach[LoopArgs::kMaxInputs] = {};
   int64_t row = -1;

@@ -102,6 +102,7 @@ class CastOp : public Op {
     run_broadcast(run, {&run.input(0), 1}, run.output(0), loop_);
   }
   int alias() const override { return loop_ == nullptr ? 0 : -1; }
+  bool element_wise() const override { return true; }
 
  private:
   ElementLoop loop_;

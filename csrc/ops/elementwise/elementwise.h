@@ -42,6 +42,7 @@ class ElementwiseOp : public Op {
   void infer(InputViews inputs, std::span<Shape> outputs) const override;
   void run(const OpRun& run) const override;
   bool can_overwrite(size_t input) const override { return (overwrites_ >> input & 1) != 0; }
+  bool element_wise() const override { return true; }
 
  private:
   ElementLoop loop_;

@@ -107,6 +107,7 @@ class Clip : public Op {
   }
 
   bool can_overwrite(size_t input) const override { return input == 0; }
+  bool element_wise() const override { return true; }
 
  private:
   ElementLoop loop_;

@@ -54,6 +54,7 @@ class VariadicOp : public Op {
 
   // The first input is read before anything is written. A later one may be read after.
   bool can_overwrite(size_t input) const override { return input == 0; }
+  bool element_wise() const override { return true; }
 
  private:
   Loops loops_;
