@@ -181,6 +181,22 @@ def cases() -> list[Case]:
             lambda: np.tanh(x * np.float32(0.5) + row) * other,
         ),
         Case(
+            "chain of 8",
+            [
+                ("Mul", ["x", "s"], "a", {}),
+                ("Add", ["a", "o"], "b", {}),
+                ("Relu", ["b"], "c", {}),
+                ("Mul", ["c", "x"], "d", {}),
+                ("Sub", ["d", "o"], "e", {}),
+                ("Add", ["e", "s"], "f", {}),
+                ("Max", ["f", "o"], "g", {}),
+                ("Mul", ["g", "s"], "y", {}),
+            ],
+            {"x": x, "o": other},
+            {"s": np.array(0.5, np.float32)},
+            None,
+        ),
+        Case(
             "normalise image",
             [
                 ("Sub", ["x", "m"], "a", {}),

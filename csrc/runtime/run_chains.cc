@@ -151,10 +151,8 @@ bool RunState::same_elements(ValueId id, ValueId as, int64_t& width) {
   if (elements == 1) return true;
   if (shape[shape.rank() - 1] != elements || elements > kChainElements) return false;
   if (width != 1 && width != elements) return false;
-  width = elements;
-  return std::ranges::all_of(shapes_of(as), [&](const Shape& full) {
-    return full.rank() > 0 && full[full.rank() - 1] == elements;
-  });
+  width = elements;  // and the last dim of `as`, or nothing could have been inferred
+  return true;
 }
 
 // Infers the first of `steps` whose values have the same elements, and returns them. Rows of

@@ -108,6 +108,24 @@ HR_TEST(element_chain_gives_the_bits_of_its_ops_one_by_one) {
   check_same_bits(make, make_batch({{22000, kWidth}, {7, kWidth}}));  // stored past the caches
 }
 
+// As many elements in rows of another width, which no part of the chain may be cut into.
+HR_TEST(element_chain_ends_where_rows_have_another_width) {
+  Constants constants;
+  std::vector<int64_t> narrow = {-1, kWidth / 2};
+  auto make = [&] {
+    Builder builder;
+    ValueId x = builder.add_input(rows("x"));
+    ValueId shape = builder.add_constant("c", {DType::kI64, {2}, narrow.data()}, nullptr);
+    ValueId halves = builder.add(node("Reshape"), {x, shape});
+    ValueId a = builder.add(node("Add"), {x, builder.constant(constants.row, {kWidth})});
+    ValueId b = builder.add(node("Mul"), {halves, builder.constant(constants.row, {kWidth / 2})});
+    builder.add_output(rows("y"), builder.add(node("Neg"), {a}));
+    builder.add_output(rows("z", kWidth / 2), builder.add(node("Neg"), {b}));
+    return builder.finish();
+  };
+  check_same_bits(make, make_batch({{1001, kWidth}, {37, kWidth}}));
+}
+
 // Requests whose values have other widths, columns, rows of several widths, numbers.
 HR_TEST(element_chain_gives_the_bits_of_random_ops_one_by_one) {
   Constants constants;

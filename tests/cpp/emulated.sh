@@ -33,9 +33,10 @@ if ! have_tools; then
   exit
 fi
 
-# The files about what loops over vectors, but for Winograd's, whose tests compute the most.
-files='activation|attention|conv|depthwise|elementwise|linear|low_precision|low_precision_attention|norm'
-files+='|onnx_attention|quantize|reduce|shape|simd_math|softmax|static_int8|trees'
+# The files about what loops over vectors, and about chains of such ops.
+files='activation|attention|conv|depthwise|element_chain|elementwise|image_chain|linear|low_precision'
+files+='|low_precision_attention|norm|onnx_attention|quantize|reduce|row_chain|shape|simd_math|softmax'
+files+='|static_int8|trees|winograd'
 cmake -S . -B "$build" -G Ninja -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$arch \
   -DCMAKE_CXX_COMPILER=$compiler -DCMAKE_BUILD_TYPE=Emulated -DHEADRACE_PYTHON=OFF -DHEADRACE_TESTS=ON \
   "-DHEADRACE_TEST_FILES=main|heap|($files)_test" > /dev/null
