@@ -14,12 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import headrace as hr
+from headrace import _core
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MINILM = EXAMPLES.parent / "build" / "models" / "minilm.onnx"
 MODELS = ("minilm", "credit_trees", "credit_pipeline", "digits")
 POOL = 12
 THREADS = (1, 2, 3, 4)
+# Precisions and options that a float model may be compiled with.
+CHOICES = ({"precision": "fp32"}, {"precision": "bf16"}, {"precision": "int8"}, {"winograd": True})
 
 
 def example(folder: str, script: str = "run") -> ModuleType:
@@ -105,3 +108,18 @@ def test_any_batch_gives_each_request_the_bits_it_gets_alone(name: str, members:
     for member, result in zip(members, results, strict=True):
         for output, expected in alone(name)[member].items():
             assert bits(result[output]) == bits(expected), f"request {member} of batch {members}, {threads} threads"
+
+
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_every_isa_and_precision_gives_the_bits_it_gives_alone(
+    name: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_ISA", isa)
+    model, pool = model_and_pool(name)
+    requests = [pool[member] for member in (4, 0, 6, 2)]  # MiniLM's reference kernels take long for more
+    for choice in CHOICES:
+        one = model.compile(backend="native", threads=1, **choice)
+        results = model.compile(backend="native", threads=2, **choice).run_batch(requests)
+        for request, result in zip(requests, results, strict=True):
+            for output, expected in one(request).items():
+                assert bits(result[output]) == bits(expected), f"{choice} on {isa}"
