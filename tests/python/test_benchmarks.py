@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import __main__ as command
+from benchmarks.autoscaling import validation
 from benchmarks.engine import roofline, texts
 from benchmarks.harness import tables
 from benchmarks.harness.cases import Case, Effort, Entry, compared, measure
@@ -15,6 +16,7 @@ from benchmarks.harness.section import Section
 from onnx import TensorProto, helper, numpy_helper
 
 import headrace as hr
+from headrace.simulate import Service
 
 TINY = Effort(rounds=2, block_s=0.001)
 REFERENCE = np.array([[3.0, 4.0], [1.0, 0.0]])
@@ -165,3 +167,23 @@ def test_ragged_texts_are_padded_with_masked_tokens() -> None:
     longest = max(request["input_ids"].shape[1] for request in requests)
     assert together["input_ids"].shape == together["attention_mask"].shape == (4, longest)
     assert together["attention_mask"].sum() == sum(request["input_ids"].size for request in requests)
+
+
+def test_what_the_batches_of_a_run_took_is_seen_in_its_answers() -> None:
+    rng = np.random.default_rng(3)
+    arrivals_s = np.cumsum(rng.exponential(0.012, 400))
+    done_s = np.full(400, np.nan)
+    slowness, end_s, at = [], 0.0, 0
+    while at < 400:
+        if at % 7 == 3:  # refused
+            at += 1
+            continue
+        start_s = max(end_s, arrivals_s[at])
+        batch = [place for place in range(at, 400) if arrivals_s[place] <= start_s and place % 7 != 3]
+        slowness.append(rng.uniform(0.9, 2.0))
+        end_s = start_s + slowness[-1] * (0.001 + 0.01 * len(batch))
+        done_s[batch] = end_s + 2e-6 * np.arange(len(batch))
+        at = batch[-1] + 1
+    found = validation.as_run(arrivals_s, done_s, Service(0.001, 0.01, (1.0,), wake_s=0.002))
+    np.testing.assert_allclose(found.ratios, slowness, rtol=0.01)
+    assert found.wake_s == 0
