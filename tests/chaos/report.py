@@ -57,13 +57,15 @@ class Report:
         """
         changes, outcomes = changes or {}, sum((tally.outcomes for tally in tallies), Counter[str]())
         entries = [entry for entry in read(ledger) if entry.owner.model == NAME]
-        change = {entry.owner.version: changes.get(int(entry.owner.version)) for entry in entries}
+        # What earlier files were folded into is of all versions together: only the sum of everything counts it.
+        told = [entry for entry in entries if entry.owner.version]
+        change = {entry.owner.version: changes.get(int(entry.owner.version)) for entry in told}
         books, missing = _sum(entries), sum(outcomes[outcome] for outcome in unheard)
         # A shadow's requests are copies: those of the others are the clients' own. What a canary does not answer with a
         # result, another version computes again.
-        own = _sum(one for one in entries if (its := change[one.owner.version]) is None or its.mode != "shadow")
-        once = _sum(one for one in entries if (its := change[one.owner.version]) is None or its.mode == "replace")
-        sound = _sum(one for one in entries if (its := change[one.owner.version]) is None or not its.broken)
+        own = _sum(one for one in told if (its := change[one.owner.version]) is None or its.mode != "shadow")
+        once = _sum(one for one in told if (its := change[one.owner.version]) is None or its.mode == "replace")
+        sound = _sum(one for one in told if (its := change[one.owner.version]) is None or not its.broken)
         self.facts |= {f"ledger {name}": count for name, count in vars(books).items()}
         self.promises["the ledger balances"] = all(one.books.balanced and one.books.queued == 0 for one in entries)
         self.promises["the ledger knows of every answer"] = outcomes["ok"] <= books.ok

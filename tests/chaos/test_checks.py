@@ -46,6 +46,17 @@ def test_the_books_of_the_same_requests_balance(tmp_path: Path) -> None:
     assert broken(tmp_path, ok=10, expired=1, refused=3, broken=2) == []
 
 
+def test_the_books_balance_where_earlier_ones_were_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "GONE_KEPT", 1)
+    write(tmp_path, accepted=13, ok=13)
+    write(tmp_path, "2", accepted=7, ok=7)
+    write(tmp_path, accepted=3, ok=3)
+    ledger._fold_locked(tmp_path)
+    assert sorted(entry.owner.version for entry in ledger.read(tmp_path)) == ["", "1"]
+    assert broken(tmp_path, ok=16) == []
+    assert broken(tmp_path, ok=24) == ["the ledger knows of every answer"]
+
+
 @pytest.mark.parametrize(
     ("counts", "outcomes", "promise"),
     [
